@@ -18,8 +18,8 @@ from ...data.frames.peaks import pixels_around
 from ..merging.observations import OVERLAPPED, SATURATED
 
 # %% auto #0
-__all__ = ['HIGH', 'BRIGHT', 'FEWEST_BRIGHT', 'integrate_spots', 'integrate_frame', 'second_moments', 'width_of_moment',
-           'learn_profile']
+__all__ = ['HIGH', 'INSEPARABLE', 'BRIGHT', 'FEWEST_BRIGHT', 'fit_together', 'integrate_spots', 'integrate_frame',
+           'second_moments', 'width_of_moment', 'learn_profile']
 
 # %% ../../../nbs/physics/indexing/integration.ipynb #35b7b6bd
 HIGH = 3.5  # s_b: pixels of the ring this far above its plane are of something else
@@ -42,6 +42,52 @@ class _Plane:
     def __call__(self, dx: np.ndarray, dy: np.ndarray) -> np.ndarray:
         """The planes at points (n, m)."""
         return self.at[:, :1] + self.at[:, 1:2] * dx + self.at[:, 2:] * dy
+
+# %% ../../../nbs/physics/indexing/integration.ipynb #d41e7a02
+INSEPARABLE = (
+    10.0  # times the variance that a spot would have alone: more, and it is not told apart from its neighbours
+)
+
+
+def fit_together(
+    at: np.ndarray,
+    shape: np.ndarray,
+    net: np.ndarray,
+    floor: np.ndarray,
+    spread: np.ndarray,
+    gain: float,
+    start: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Intensities (n,) of spots that may have pixels in common, and their variances (n,); NaN for those that are not told apart.
+
+    at: flat index of the pixels of each spot (n, m). shape: its profile there, 0 where a pixel is not its own (n, m).
+    net: the pixels less its background (n, m). floor: variance of a pixel of the background (n,), spread: of its mean (n,).
+    gain: units per photon. start: intensities (n,) to begin with.
+    """
+    count = len(at)
+    rows, column = np.nonzero((shape > 0) & np.isfinite(net) & np.isfinite(floor)[:, None])
+    pixel, place = np.unique(at[rows, column], return_inverse=True)
+    P, x, I = shape[rows, column], net[rows, column], np.nan_to_num(start)  # noqa: E741
+    flat = np.bincount(place, floor[rows]) / np.bincount(place)
+
+    def matrix(values: np.ndarray) -> scipy.sparse.csr_array:
+        return scipy.sparse.csr_array((values, (rows, place)), shape=(count, len(pixel)))
+
+    profiles = matrix(P)
+    for _ in range(4):
+        w = P / (flat + gain * np.maximum(profiles.T @ I, 0))[place]
+        H = matrix(w) @ profiles.T
+        H += scipy.sparse.diags_array(np.where(H.diagonal() > 0, 1e-6 * H.diagonal(), 1))  # two at one place
+        I = scipy.sparse.linalg.spsolve(H.tocsc(), np.bincount(rows, w * x, count))  # noqa: E741
+    alone, level = 1 / H.diagonal(), np.bincount(rows, w, count)
+    variance = alone + (alone * level) ** 2 * spread
+    parts, part = scipy.sparse.csgraph.connected_components(H)
+    for own in np.split(np.argsort(part, kind="stable"), np.cumsum(np.bincount(part))[:-1]):
+        if len(own) > 1:
+            C = np.linalg.inv(H[own][:, own].toarray())
+            variance[own] = np.diag(C) + (C @ level[own]) ** 2 * spread[own]
+            variance[own] = np.where(np.diag(C) > INSEPARABLE * alone[own], np.nan, variance[own])
+    return np.where(np.isfinite(variance), I, np.nan), variance
 
 # %% ../../../nbs/physics/indexing/integration.ipynb #b0882c9c
 def integrate_spots(
@@ -91,13 +137,11 @@ def integrate_spots(
         intensity = net.sum(1)
         variance = gain * np.maximum(here.sum(1), 0) + size * noise**2 + size**2 * spread
         if profile is not None:
-            shape = np.where(inside, np.exp(-0.5 * np.where(inside, d2, 0) / profile**2), 0) / (2 * np.pi * profile**2)
-            floor = np.maximum(plane.variance, 1e-6 * gain**2)[:, None]
-            for _ in range(4):
-                w = shape / (floor + gain * np.maximum(intensity, 0)[:, None] * shape)
-                weight = (w * shape).sum(1)
-                intensity = (w * net).sum(1) / weight
-            variance = 1 / weight + (w.sum(1) / weight) ** 2 * spread
+            floor = np.maximum(plane.variance, 1e-6 * gain**2)
+            near &= (rd2 < ring[0] ** 2) & valid[around] & (discs[around] > 0)
+            shape = np.where(near, np.exp(-0.5 * np.where(near, rd2, 0) / profile**2), 0) / (2 * np.pi * profile**2)
+            net = np.where(near, values - plane(dx, dy), 0)
+            intensity, variance = fit_together(around, shape, net, floor, spread, gain, intensity)
     out = pd.DataFrame({"intensity": intensity, "sigma": np.sqrt(variance)}, index=spots.index)
     out = out.assign(peak=np.where(inside, pixels[at], -np.inf).max(1, initial=-np.inf), background=plane.at[:, 0])
     out.loc[~complete | (plane.count < 10)] = np.nan
