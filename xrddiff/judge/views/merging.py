@@ -103,7 +103,7 @@ def merging_report(found: MergeResult) -> Report:
     report.add("Errors", text, table=chi)
     if found.merged.scaling.width is not None:
         a, b = found.merged.scaling.width
-        turn = np.degrees(np.sqrt((found.merged.scaling.turn**2).mean()))
+        turn = np.degrees(np.sqrt((found.merged.scaling.moved[:, :3] ** 2).mean()))
         report.add(
             "Partiality",
             f"Reflections have the width R = {a:.2e} + {b:.2e}/d in 1/Å; crystals were turned by {turn:.3f}° (rms about each axis).",

@@ -28,7 +28,7 @@ class Observations:
     hkl: unique reflections (m, 3). which: place in it of each observation (n,).
     value, sigma: intensities without polarisation (n,). d: Å (n,). isym: (n,).
     excitation: 1/Å (n,); 0 where it is not known.
-    lever: change of the excitation error with a rotation of the crystal (n, 3), 1/Å per rad.
+    lever: change of the excitation error with a rotation of the crystal, 1/Å per rad, and with a stretch of g, 1/Å (n, 4).
     """
 
     crystals: np.ndarray
@@ -93,9 +93,10 @@ def group_reflections(reflections: pd.DataFrame) -> Observations:
 
 
 def _lever(table: pd.DataFrame) -> np.ndarray:
-    """Of each observation (n, 3): a rotation φ moves g by φ × g, and so the excitation error by u·(φ × g) = φ·(g × u)."""
+    """Of each observation (n, 4): a rotation φ and a stretch δ move g by φ × g + δ g, and so the excitation error by φ·(g × u) + δ g·u."""
     if "gx" not in table or "wavelength" not in table:
-        return np.zeros((len(table), 3))
+        return np.zeros((len(table), 4))
     g = table[["gx", "gy", "gz"]].to_numpy(float)
     ray = g + np.outer(1 / table["wavelength"].to_numpy(float), [0, 0, 1])
-    return np.cross(g, ray / np.linalg.norm(ray, axis=1, keepdims=True))
+    u = ray / np.linalg.norm(ray, axis=1, keepdims=True)
+    return np.column_stack([np.cross(g, u), (g * u).sum(1)])
