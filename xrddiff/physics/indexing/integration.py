@@ -34,10 +34,12 @@ class _Plane:
     def __init__(self, values: np.ndarray, dx: np.ndarray, dy: np.ndarray, used: np.ndarray):
         axes = np.stack([np.ones_like(dx), dx, dy], -1) * used[..., None]
         H = np.einsum("npi,npj->nij", axes, axes) + 1e-9 * np.eye(3)
-        self.at = np.linalg.solve(H, np.einsum("npi,np->ni", axes, values)[..., None])[..., 0]
+        H = np.linalg.inv(H)
+        self.at = np.einsum("nij,npj,np->ni", H, axes, values, optimize=True)
         self.count = used.sum(1)
         self.off = values - self(dx, dy)
         self.variance = np.where(used, self.off**2, 0).sum(1) / np.maximum(self.count - 3, 1)
+        self.spread = self.variance * H[:, 0, 0]
 
     def __call__(self, dx: np.ndarray, dy: np.ndarray) -> np.ndarray:
         """The planes at points (n, m)."""
@@ -133,7 +135,7 @@ def integrate_spots(
         plane = plane if level else _Plane(values, dx, dy, free & (plane.off <= most))
         here = np.where(inside, pixels[at], 0)
         net = np.where(inside, here - plane(x - fs[:, None], y - ss[:, None]), 0)
-        size, spread = inside.sum(1), plane.variance / plane.count
+        size, spread = inside.sum(1), plane.spread
         intensity = net.sum(1)
         variance = gain * np.maximum(here.sum(1), 0) + size * noise**2 + size**2 * spread
         if profile is not None:
