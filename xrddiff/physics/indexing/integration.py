@@ -59,8 +59,9 @@ def fit_together(
     spread: np.ndarray,
     gain: float,
     start: np.ndarray,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Intensities (n,) of spots that may have pixels in common, and their variances (n,); NaN for those that are not told apart.
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Intensities (n,) of spots that may have pixels in common, their variances (n,), and how these grow with them (n,); NaN for those
+    that are not told apart.
 
     at: flat index of the pixels of each spot (n, m). shape: its profile there, 0 where a pixel is not its own (n, m).
     net: the pixels less its background (n, m). floor: variance of a pixel of the background (n,), spread: of its mean (n,).
@@ -89,7 +90,7 @@ def fit_together(
             C = np.linalg.inv(H[own][:, own].toarray())
             variance[own] = np.diag(C) + (C @ level[own]) ** 2 * spread[own]
             variance[own] = np.where(np.diag(C) > INSEPARABLE * alone[own], np.nan, variance[own])
-    return np.where(np.isfinite(variance), I, np.nan), variance
+    return np.where(np.isfinite(variance), I, np.nan), variance, gain * alone**2 * np.bincount(rows, w**2 * P, count)
 
 # %% ../../../nbs/physics/indexing/integration.ipynb #b0882c9c
 def integrate_spots(
@@ -105,8 +106,8 @@ def integrate_spots(
     saturation: float = np.inf,
     level: bool = False,
 ) -> pd.DataFrame:
-    """`intensity`, its `sigma`, `peak` (largest value), `background` (per pixel) and `flag` of spots, in the units of the image; NaN
-    where pixels are missing.
+    """`intensity`, its `sigma`, `peak` (largest value), `background` (per pixel), `gain` (by how much σ² grows with the intensity)
+    and `flag` of spots, in the units of the image; NaN where pixels are missing.
 
     image: (y, x) or (panel, ss, fs). spots: a table with `fs`, `ss` in px (`panel` for stacks).
     mask: bool, True = valid. radius: of the disc, px. ring: inner and outer radius, px.
@@ -138,13 +139,14 @@ def integrate_spots(
         size, spread = inside.sum(1), plane.spread
         intensity = net.sum(1)
         variance = gain * np.maximum(here.sum(1), 0) + size * noise**2 + size**2 * spread
+        grows = np.full(len(spots), gain)
         if profile is not None:
             floor = np.maximum(plane.variance, 1e-6 * gain**2)
             near &= (rd2 < ring[0] ** 2) & valid[around] & (discs[around] > 0)
             shape = np.where(near, np.exp(-0.5 * np.where(near, rd2, 0) / profile**2), 0) / (2 * np.pi * profile**2)
             net = np.where(near, values - plane(dx, dy), 0)
-            intensity, variance = fit_together(around, shape, net, floor, spread, gain, intensity)
-    out = pd.DataFrame({"intensity": intensity, "sigma": np.sqrt(variance)}, index=spots.index)
+            intensity, variance, grows = fit_together(around, shape, net, floor, spread, gain, intensity)
+    out = pd.DataFrame({"intensity": intensity, "sigma": np.sqrt(variance), "gain": grows}, index=spots.index)
     out = out.assign(peak=np.where(inside, pixels[at], -np.inf).max(1, initial=-np.inf), background=plane.at[:, 0])
     out.loc[~complete | (plane.count < 10)] = np.nan
     full, shared = (here >= saturation).any(1), (np.where(inside, discs[at], 0) > 1).any(1)

@@ -29,6 +29,7 @@ class Observations:
     value, sigma: intensities without polarisation (n,). d: Å (n,). isym: (n,).
     excitation: 1/Å (n,); 0 where it is not known.
     lever: change of the excitation error with a rotation of the crystal, 1/Å per rad, and with a stretch of g, 1/Å (n, 4).
+    gain: by how much σ² grows with the intensity (n,); 0: σ is taken as it is.
     """
 
     crystals: np.ndarray
@@ -41,6 +42,12 @@ class Observations:
     isym: np.ndarray
     excitation: np.ndarray
     lever: np.ndarray
+    gain: np.ndarray | float = 0.0
+
+    def variance(self, expected: np.ndarray) -> np.ndarray:
+        """σ² (n,) if the intensities were those `expected` (n,): what is too bright by chance is not less sure for it."""
+        own = self.sigma**2
+        return np.maximum(own + self.gain * (np.maximum(expected, 0) - self.value), 0.05 * own)
 
     def sums(self, values: np.ndarray | None = None) -> np.ndarray:
         """Sum of `values` (n,) for each unique reflection (m,); None counts observations."""
@@ -86,10 +93,11 @@ def group_reflections(reflections: pd.DataFrame) -> Observations:
     zero = np.zeros(len(table))
     factor = table["polarization"].to_numpy(float) if "polarization" in table else zero + 1
     value, sigma = (table[name].to_numpy(float) / factor for name in ("intensity", "sigma"))
+    gain = table["gain"].to_numpy(float) / factor if "gain" in table else zero
     excitation = table["excitation"].to_numpy(float) if "excitation" in table else zero
     isym = isym_of(table)
     d = table["d"].to_numpy(float)
-    return Observations(crystals, crystal, hkl, which, value, sigma, d, isym, excitation, _lever(table))
+    return Observations(crystals, crystal, hkl, which, value, sigma, d, isym, excitation, _lever(table), gain)
 
 
 def _lever(table: pd.DataFrame) -> np.ndarray:

@@ -104,12 +104,13 @@ class _Others:
 def _others(seen: Observations, now: Scaling, intensity: np.ndarray, shell: np.ndarray, trust: np.ndarray) -> _Others:
     """Each observation beside what the other ones, each with its `trust` (n,), and the mean of the `shell` (m,) expect of it."""
     G = now.factor(seen)
-    w = trust / (seen.sigma**2 + (now.error * G * intensity[seen.which]) ** 2)
+    m = G * intensity[seen.which]
+    w = trust / (seen.variance(m) + (now.error * m) ** 2)
     own, mu = w * G**2, shell[seen.which]
     rest = seen.sums(own)[seen.which] - own + mu**-2
     value = (seen.sums(w * G * seen.value)[seen.which] - w * G * seen.value + 1 / mu) / rest
     expected = G * value
-    variance = seen.sigma**2 + (now.error * expected) ** 2 + G**2 / rest
+    variance = seen.variance(expected) + (now.error * expected) ** 2 + G**2 / rest
     return _Others(G, value, expected, variance, (seen.value - expected) / np.sqrt(variance))
 
 
@@ -187,7 +188,8 @@ def weighted_mean(
 ) -> np.ndarray:
     """The intensities (m,) of this scaling; `intensity` (m,): those of before, for the weights. trust: of observations (n,)."""
     G = now.factor(seen)
-    w = trust / (seen.sigma**2 + (now.error * G * intensity[seen.which]) ** 2)
+    m = G * intensity[seen.which]
+    w = trust / (seen.variance(m) + (now.error * m) ** 2)
     return seen.sums(w * G * seen.value) / np.maximum(seen.sums(w * G**2), 1e-30)
 
 # %% ../../../nbs/physics/merging/scaling.ipynb #e17f047d

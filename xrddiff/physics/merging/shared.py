@@ -44,11 +44,12 @@ class SharedNoise:
 
 @dataclass(frozen=True, eq=False)
 class _Evidence:
-    """Observations in the order of their reflections: G, I, σ², |ε|/R² and the variance of ln G (n,), which reflection (n,); and of the reflections μ (m,) and whether they are centric (m,)."""
+    """Observations in the order of their reflections: G, I, σ² and its growth with I, |ε|/R² and the variance of ln G (n,), which reflection (n,); and of the reflections μ (m,) and whether they are centric (m,)."""
 
     factor: np.ndarray
     value: np.ndarray
     variance: np.ndarray
+    gain: np.ndarray
     slope: np.ndarray
     doubt: np.ndarray
     which: np.ndarray
@@ -69,7 +70,7 @@ class _Evidence:
     def only(self, chosen: np.ndarray) -> _Evidence:
         """That of the `chosen` (m,) reflections."""
         at = chosen[self.which]
-        columns = (v[at] for v in (self.factor, self.value, self.variance, self.slope, self.doubt))
+        columns = (v[at] for v in (self.factor, self.value, self.variance, self.gain, self.slope, self.doubt))
         return _Evidence(*columns, (np.cumsum(chosen) - 1)[self.which[at]], self.mean[chosen], self.centric[chosen])
 
     def parts(self) -> Iterator[tuple[np.ndarray, _Evidence]]:
@@ -89,7 +90,9 @@ def _log_posterior(data: _Evidence, noise: SharedNoise, amplitude: np.ndarray) -
     """ln of likelihood and prior (m, K) at amplitudes (m, K)."""
     nu = noise.tails
     m = data.factor[:, None] * (data.mean[:, None] * amplitude**2)[data.which]
-    V = noise.scale**2 * (data.variance[:, None] + (noise.relative * m) ** 2)
+    own = data.variance[:, None]
+    V = np.maximum(own + data.gain[:, None] * (m - data.value[:, None]), 0.05 * own)
+    V = noise.scale**2 * (V + (noise.relative * m) ** 2)
     V += ((noise.shift * data.slope) ** 2 + data.doubt)[:, None] * m**2
     log_p = -0.5 * np.log(V) - (nu + 1) / 2 * np.log1p((data.value[:, None] - m) ** 2 / (nu * V))
     log_p += gammaln((nu + 1) / 2) - gammaln(nu / 2) - 0.5 * np.log(nu * np.pi)
@@ -186,7 +189,8 @@ def _evidence_of(seen: Observations, scaling: Scaling, group: gemmi.SpaceGroup |
     slope = np.zeros(len(at))
     if scaling.width is not None:
         slope = abs(scaling.excitation(seen)[at]) / (scaling.width[0] + scaling.width[1] / seen.d[at]) ** 2
-    columns = scaling.factor(seen)[at], seen.value[at], seen.sigma[at] ** 2, slope, scaling.doubt(seen)[at], which
+    gain = np.broadcast_to(seen.gain, seen.value.shape)[at]
+    columns = scaling.factor(seen)[at], seen.value[at], seen.sigma[at] ** 2, gain, slope, scaling.doubt(seen)[at], which
     return _Evidence(*columns, np.ones(len(own)), centric), own, epsilon
 
 
