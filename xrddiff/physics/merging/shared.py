@@ -93,7 +93,8 @@ def _log_posterior(data: _Evidence, noise: SharedNoise, amplitude: np.ndarray) -
     own = data.variance[:, None]
     V = np.maximum(own + data.gain[:, None] * (m - data.value[:, None]), 0.05 * own)
     V = noise.scale**2 * (V + (noise.relative * m) ** 2)
-    V += ((noise.shift * data.slope) ** 2 + data.doubt)[:, None] * m**2
+    V += (noise.shift * data.slope[:, None] * m) ** 2
+    V = np.maximum(V + data.doubt[:, None] * m**2, 0.2 * V)
     log_p = -0.5 * np.log(V) - (nu + 1) / 2 * np.log1p((data.value[:, None] - m) ** 2 / (nu * V))
     log_p += gammaln((nu + 1) / 2) - gammaln(nu / 2) - 0.5 * np.log(nu * np.pi)
     return np.add.reduceat(log_p, data.starts, axis=0) + wilson_prior(amplitude, data.centric)
@@ -159,7 +160,7 @@ def _fit_noise(data: _Evidence, noise: SharedNoise, rng: np.random.Generator, fi
     chosen = np.zeros(len(data.mean), bool)
     chosen[order[np.cumsum(count[order]) - count[order] < ASKED]] = True
     some = data.only(chosen)
-    some = replace(some, doubt=0 * some.doubt)  # residuals do not have it: crystals were fitted to them
+    some = replace(some, doubt=-some.doubt)  # crystals were fitted to these observations, and so are nearer to them
     A, _ = _grid(some, noise, depth=25.0)
     width, middle = A[:, 1] - A[:, 0], np.log([SharedNoise.shift, SharedNoise.tails])
 
