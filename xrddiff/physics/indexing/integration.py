@@ -18,11 +18,12 @@ from ...data.frames.peaks import pixels_around
 from ..merging.observations import OVERLAPPED, SATURATED
 
 # %% auto #0
-__all__ = ['HIGH', 'INSEPARABLE', 'BRIGHT', 'FEWEST_BRIGHT', 'fit_together', 'integrate_spots', 'integrate_frame',
+__all__ = ['HIGH', 'FEWEST_FREE', 'INSEPARABLE', 'BRIGHT', 'FEWEST_BRIGHT', 'fit_together', 'integrate_spots', 'integrate_frame',
            'second_moments', 'width_of_moment', 'learn_profile']
 
 # %% ../../../nbs/physics/indexing/integration.ipynb #35b7b6bd
 HIGH = 3.5  # s_b: pixels of the ring this far above its plane are of something else
+FEWEST_FREE = 10  # pixels of the ring: with fewer there is no plane
 
 
 class _Plane:
@@ -88,7 +89,9 @@ def fit_together(
     for own in np.split(np.argsort(part, kind="stable"), np.cumsum(np.bincount(part))[:-1]):
         if len(own) > 1:
             C = np.linalg.inv(H[own][:, own].toarray())
-            variance[own] = np.diag(C) + (C @ level[own]) ** 2 * spread[own]
+            variance[own] = (
+                np.diag(C) + (C @ (level * spread**0.5)[own]) ** 2
+            )  # neighbours have much of their rings in common
             variance[own] = np.where(np.diag(C) > INSEPARABLE * alone[own], np.nan, variance[own])
     return np.where(np.isfinite(variance), I, np.nan), variance, gain * alone**2 * np.bincount(rows, w**2 * P, count)
 
@@ -141,14 +144,19 @@ def integrate_spots(
         variance = gain * np.maximum(here.sum(1), 0) + size * noise**2 + size**2 * spread
         grows = np.full(len(spots), gain)
         if profile is not None:
-            floor = np.maximum(plane.variance, 1e-6 * gain**2)
+            known = (
+                plane.count >= FEWEST_FREE
+            )  # the others are fitted too, or their photons would be those of neighbours
+            usual = np.median(np.column_stack([plane.at[:, 0], plane.variance])[known], axis=0)
+            floor = np.maximum(np.where(known, plane.variance, usual[1]), 1e-6 * gain**2)
             near &= (rd2 < ring[0] ** 2) & valid[around] & (discs[around] > 0)
             shape = np.where(near, np.exp(-0.5 * np.where(near, rd2, 0) / profile**2), 0) / (2 * np.pi * profile**2)
-            net = np.where(near, values - plane(dx, dy), 0)
+            net = np.where(near, values - np.where(known[:, None], plane(dx, dy), usual[0]), 0)
+            spread = np.where(known, spread, usual[1])
             intensity, variance, grows = fit_together(around, shape, net, floor, spread, gain, intensity)
     out = pd.DataFrame({"intensity": intensity, "sigma": np.sqrt(variance), "gain": grows}, index=spots.index)
     out = out.assign(peak=np.where(inside, pixels[at], -np.inf).max(1, initial=-np.inf), background=plane.at[:, 0])
-    out.loc[~complete | (plane.count < 10)] = np.nan
+    out.loc[~complete | (plane.count < FEWEST_FREE)] = np.nan
     full, shared = (here >= saturation).any(1), (np.where(inside, discs[at], 0) > 1).any(1)
     return out.assign(flag=SATURATED * full + OVERLAPPED * shared)
 
