@@ -18,8 +18,8 @@ from ...data.frames.peaks import pixels_around
 from ..merging.observations import OVERLAPPED, SATURATED
 
 # %% auto #0
-__all__ = ['HIGH', 'FEWEST_FREE', 'INSEPARABLE', 'BRIGHT', 'FEWEST_BRIGHT', 'fit_together', 'integrate_spots', 'integrate_frame',
-           'second_moments', 'width_of_moment', 'learn_profile']
+__all__ = ['HIGH', 'FEWEST_FREE', 'INSEPARABLE', 'BRIGHT', 'FEWEST_BRIGHT', 'inverse_diagonal', 'fit_together', 'integrate_spots',
+           'integrate_frame', 'second_moments', 'width_of_moment', 'learn_profile']
 
 # %% ../../../nbs/physics/indexing/integration.ipynb #35b7b6bd
 HIGH = 3.5  # s_b: pixels of the ring this far above its plane are of something else
@@ -52,6 +52,18 @@ INSEPARABLE = (
 )
 
 
+def inverse_diagonal(H: scipy.sparse.csr_array) -> np.ndarray:
+    """The diagonal (n,) of the inverse of a symmetric matrix, of which most rows have few others or none."""
+    out, part = 1 / H.diagonal(), scipy.sparse.csgraph.connected_components(H)[1]
+    for own in np.split(np.argsort(part, kind="stable"), np.cumsum(np.bincount(part))[:-1]):
+        if len(own) > 1:
+            solve = scipy.sparse.linalg.splu(H[own][:, own].tocsc()).solve
+            for at in np.array_split(np.arange(len(own)), len(own) // 256 + 1):
+                one = (np.arange(len(own))[:, None] == at).astype(float)
+                out[own[at]] = solve(one)[at, np.arange(len(at))]
+    return out
+
+
 def fit_together(
     at: np.ndarray,
     shape: np.ndarray,
@@ -82,18 +94,15 @@ def fit_together(
         w = P / (flat + gain * np.maximum(profiles.T @ I, 0))[place]
         H = matrix(w) @ profiles.T
         H += scipy.sparse.diags_array(np.where(H.diagonal() > 0, 1e-6 * H.diagonal(), 1))  # two at one place
-        I = scipy.sparse.linalg.spsolve(H.tocsc(), np.bincount(rows, w * x, count))  # noqa: E741
-    alone, level = 1 / H.diagonal(), np.bincount(rows, w, count)
-    variance = alone + (alone * level) ** 2 * spread
-    parts, part = scipy.sparse.csgraph.connected_components(H)
-    for own in np.split(np.argsort(part, kind="stable"), np.cumsum(np.bincount(part))[:-1]):
-        if len(own) > 1:
-            C = np.linalg.inv(H[own][:, own].toarray())
-            variance[own] = (
-                np.diag(C) + (C @ (level * spread**0.5)[own]) ** 2
-            )  # neighbours have much of their rings in common
-            variance[own] = np.where(np.diag(C) > INSEPARABLE * alone[own], np.nan, variance[own])
-    return np.where(np.isfinite(variance), I, np.nan), variance, gain * alone**2 * np.bincount(rows, w**2 * P, count)
+        solve = scipy.sparse.linalg.splu(H.tocsc()).solve
+        I = solve(np.bincount(rows, w * x, count))  # noqa: E741
+    alone, own = 1 / H.diagonal(), inverse_diagonal(H)
+    variance = (
+        own + solve(np.bincount(rows, w, count) * spread**0.5) ** 2
+    )  # neighbours have much of their rings in common
+    variance[own > INSEPARABLE * alone] = np.nan
+    grows = gain * alone**2 * np.bincount(rows, w**2 * P, count)
+    return np.where(np.isfinite(variance), I, np.nan), variance, grows
 
 # %% ../../../nbs/physics/indexing/integration.ipynb #b0882c9c
 def integrate_spots(

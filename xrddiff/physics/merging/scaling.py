@@ -203,7 +203,7 @@ def made_up_observations(
     stretched: float = 1e-3,
     seed: int = 0,
 ) -> tuple[Observations, dict[str, np.ndarray]]:
-    """Observations of `n` crystals by the model, for examples and tests, and the truth: `intensity` (m,), `log_scale`, `b` (n,).
+    """Observations of `n` crystals by the model, for examples and tests, and the truth: `intensity` (m,), `log_scale`, `b`, `stretch` (n,), and G of each observation, `factor`.
 
     wrong: degrees by which the orientations are off. stretched: by how much the lattices differ, relative.
     """
@@ -220,8 +220,10 @@ def made_up_observations(
     lever = np.column_stack([lever, 1 / (2 * d[which] ** 2)])  # λ = 1 Å
     moved = np.column_stack([np.radians(rng.normal(0, wrong, (n, 3))), rng.normal(0, stretched, n)])
     told = excitation - (lever * moved[crystal]).sum(1)
+    truth["stretch"] = moved[:, 3]
     mean = np.exp(truth["log_scale"][crystal] - truth["b"][crystal] / (2 * d[which] ** 2)) * truth["intensity"][which]
     mean = mean * partiality_of(excitation, d[which], (width, 0.0))
+    truth["factor"] = mean / truth["intensity"][which]
     sigma = np.sqrt(mean + 25.0)
     hkl = np.column_stack([np.arange(reflections), np.zeros((reflections, 2), int)])
     crystals = np.column_stack([np.arange(n), np.zeros(n, int)])
