@@ -12,14 +12,17 @@ import pytest
 from xrddiff.app.cli.main import main
 from xrddiff.core.errors import BadInput
 from xrddiff.data.formats.store import save_frames
+from xrddiff.data.frames.frames import frame_peaks
 from xrddiff.judge.inference.merges import MergePlan, merge_data
 from xrddiff.physics.indexing.expected_intensities import merged_intensities
 from xrddiff.physics.indexing.indexer import index_frames
+from xrddiff.physics.indexing.known_lattices import known_lattices
 from xrddiff.physics.indexing.reflections import reflection_table
 from xrddiff.physics.indexing.series import index_series
 from xrddiff.physics.indexing.stream import write_stream
 from xrddiff.physics.merging.files import read_unmerged_mtz
 from xrddiff.physics.merging.merged import merge_reflections
+from xrddiff.physics.merging.observations import OVERLAPPED
 from xrddiff.physics.merging.symmetry import asymmetric_unit, space_group
 from xrddiff.physics.simulation.crystal import reflections
 from xrddiff.physics.simulation.experiments import find_experiment
@@ -58,6 +61,26 @@ def test_expected_intensities_have_the_centring_of_the_frames(stills):
     merged = merged_intensities(stills.assign_attrs(space_group="C 2 2 21"), limit=6)
     assert merged.cell.centring == "C"
     assert not (merged.hkl[:, 0] + merged.hkl[:, 1] & 1).any()
+
+
+def test_spots_that_touch_have_their_own_photons():
+    """On frames of 128 pixels half of the spots touch another one."""
+    frames = simulate("sim128", range(40), seed=3)
+    none = pd.DataFrame({name: np.zeros(0) for name in ("frame", "fs", "ss")})
+    table = reflection_table(frames, known_lattices(frames, peaks=none))
+    rows = []
+    for i, own in table.groupby("frame"):
+        peaks = frame_peaks(frames, int(i))
+        away = np.hypot(*(own[n].to_numpy()[:, None] - peaks[n].to_numpy() for n in ("fs", "ss")))
+        nearest = away.argmin(1)
+        found = own.assign(true=peaks["intensity"].to_numpy()[nearest])
+        rows.append(found[(away.min(1) < 0.1) & (abs(own["d"] / peaks["d"].to_numpy()[nearest] - 1) < 2e-3)])
+    known = pd.concat(rows)
+    pull = (known["intensity"] - known["true"]) / known["sigma"]
+    for flag in (0, OVERLAPPED):
+        own = pull[known["flag"] == flag]
+        spread = 1.4826 * (own - own.median()).abs().median()
+        assert len(own) > 500 and abs(own.mean()) < 0.25 and 0.95 < spread < 1.15, flag
 
 
 def test_partialities_come_nearer_to_the_truth_than_means(table, truth):

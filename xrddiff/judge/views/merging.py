@@ -107,10 +107,11 @@ def merging_report(found: MergeResult) -> Report:
     report.add("Errors", text, table=chi)
     if found.merged.scaling.width is not None:
         a, b = found.merged.scaling.width
-        turn = np.degrees(np.sqrt((found.merged.scaling.turn**2).mean()))
+        moved = found.merged.scaling.moved
+        turn, stretch = np.degrees(np.sqrt((moved[:, :3] ** 2).mean())), np.sqrt((moved[:, 3] ** 2).mean())
         report.add(
             "Partiality",
-            f"Reflections have the width R = {a:.2e} + {b:.2e}/d in 1/Å; crystals were turned by {turn:.3f}° (rms about each axis).",
+            f"Reflections have the width R = {a:.2e} + {b:.2e}/d in 1/Å; crystals were turned by {turn:.3f}° (rms about each axis), and their lattices stretched by {100 * stretch:.2f}% (rms).",
         )
     report.add("Notes", "", lines=[("note", note) for note in found.notes])
     return report

@@ -18,11 +18,12 @@ from ...data.frames.peaks import pixels_around
 from ..merging.observations import OVERLAPPED, SATURATED
 
 # %% auto #0
-__all__ = ['HIGH', 'BRIGHT', 'FEWEST_BRIGHT', 'integrate_spots', 'integrate_frame', 'second_moments', 'width_of_moment',
-           'learn_profile']
+__all__ = ['HIGH', 'FEWEST_FREE', 'INSEPARABLE', 'BRIGHT', 'FEWEST_BRIGHT', 'inverse_diagonal', 'fit_together', 'integrate_spots',
+           'integrate_frame', 'second_moments', 'width_of_moment', 'learn_profile']
 
 # %% ../../../nbs/physics/indexing/integration.ipynb #35b7b6bd
 HIGH = 3.5  # s_b: pixels of the ring this far above its plane are of something else
+FEWEST_FREE = 10  # pixels of the ring: with fewer there is no plane
 
 
 class _Plane:
@@ -34,14 +35,74 @@ class _Plane:
     def __init__(self, values: np.ndarray, dx: np.ndarray, dy: np.ndarray, used: np.ndarray):
         axes = np.stack([np.ones_like(dx), dx, dy], -1) * used[..., None]
         H = np.einsum("npi,npj->nij", axes, axes) + 1e-9 * np.eye(3)
-        self.at = np.linalg.solve(H, np.einsum("npi,np->ni", axes, values)[..., None])[..., 0]
+        H = np.linalg.inv(H)
+        self.at = np.einsum("nij,npj,np->ni", H, axes, values, optimize=True)
         self.count = used.sum(1)
         self.off = values - self(dx, dy)
         self.variance = np.where(used, self.off**2, 0).sum(1) / np.maximum(self.count - 3, 1)
+        self.spread = self.variance * H[:, 0, 0]
 
     def __call__(self, dx: np.ndarray, dy: np.ndarray) -> np.ndarray:
         """The planes at points (n, m)."""
         return self.at[:, :1] + self.at[:, 1:2] * dx + self.at[:, 2:] * dy
+
+# %% ../../../nbs/physics/indexing/integration.ipynb #d41e7a02
+INSEPARABLE = (
+    10.0  # times the variance that a spot would have alone: more, and it is not told apart from its neighbours
+)
+
+
+def inverse_diagonal(H: scipy.sparse.csr_array) -> np.ndarray:
+    """The diagonal (n,) of the inverse of a symmetric matrix, of which most rows have few others or none."""
+    out, part = 1 / H.diagonal(), scipy.sparse.csgraph.connected_components(H)[1]
+    for own in np.split(np.argsort(part, kind="stable"), np.cumsum(np.bincount(part))[:-1]):
+        if len(own) > 1:
+            solve = scipy.sparse.linalg.splu(H[own][:, own].tocsc()).solve
+            for at in np.array_split(np.arange(len(own)), len(own) // 256 + 1):
+                one = (np.arange(len(own))[:, None] == at).astype(float)
+                out[own[at]] = solve(one)[at, np.arange(len(at))]
+    return out
+
+
+def fit_together(
+    at: np.ndarray,
+    shape: np.ndarray,
+    net: np.ndarray,
+    floor: np.ndarray,
+    spread: np.ndarray,
+    gain: float,
+    start: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Intensities (n,) of spots that may have pixels in common, their variances (n,), and how these grow with them (n,); NaN for those
+    that are not told apart.
+
+    at: flat index of the pixels of each spot (n, m). shape: its profile there, 0 where a pixel is not its own (n, m).
+    net: the pixels less its background (n, m). floor: variance of a pixel of the background (n,), spread: of its mean (n,).
+    gain: units per photon. start: intensities (n,) to begin with.
+    """
+    count = len(at)
+    rows, column = np.nonzero((shape > 0) & np.isfinite(net) & np.isfinite(floor)[:, None])
+    pixel, place = np.unique(at[rows, column], return_inverse=True)
+    P, x, I = shape[rows, column], net[rows, column], np.nan_to_num(start)  # noqa: E741
+    flat = np.bincount(place, floor[rows]) / np.bincount(place)
+
+    def matrix(values: np.ndarray) -> scipy.sparse.csr_array:
+        return scipy.sparse.csr_array((values, (rows, place)), shape=(count, len(pixel)))
+
+    profiles = matrix(P)
+    for _ in range(4):
+        w = P / (flat + gain * np.maximum(profiles.T @ I, 0))[place]
+        H = matrix(w) @ profiles.T
+        H += scipy.sparse.diags_array(np.where(H.diagonal() > 0, 1e-6 * H.diagonal(), 1))  # two at one place
+        solve = scipy.sparse.linalg.splu(H.tocsc()).solve
+        I = solve(np.bincount(rows, w * x, count))  # noqa: E741
+    alone, own = 1 / H.diagonal(), inverse_diagonal(H)
+    variance = (
+        own + solve(np.bincount(rows, w, count) * spread**0.5) ** 2
+    )  # neighbours have much of their rings in common
+    variance[own > INSEPARABLE * alone] = np.nan
+    grows = gain * alone**2 * np.bincount(rows, w**2 * P, count)
+    return np.where(np.isfinite(variance), I, np.nan), variance, grows
 
 # %% ../../../nbs/physics/indexing/integration.ipynb #b0882c9c
 def integrate_spots(
@@ -57,8 +118,8 @@ def integrate_spots(
     saturation: float = np.inf,
     level: bool = False,
 ) -> pd.DataFrame:
-    """`intensity`, its `sigma`, `peak` (largest value), `background` (per pixel) and `flag` of spots, in the units of the image; NaN
-    where pixels are missing.
+    """`intensity`, its `sigma`, `peak` (largest value), `background` (per pixel), `gain` (by how much σ² grows with the intensity)
+    and `flag` of spots, in the units of the image; NaN where pixels are missing.
 
     image: (y, x) or (panel, ss, fs). spots: a table with `fs`, `ss` in px (`panel` for stacks).
     mask: bool, True = valid. radius: of the disc, px. ring: inner and outer radius, px.
@@ -87,20 +148,24 @@ def integrate_spots(
         plane = plane if level else _Plane(values, dx, dy, free & (plane.off <= most))
         here = np.where(inside, pixels[at], 0)
         net = np.where(inside, here - plane(x - fs[:, None], y - ss[:, None]), 0)
-        size, spread = inside.sum(1), plane.variance / plane.count
+        size, spread = inside.sum(1), plane.spread
         intensity = net.sum(1)
         variance = gain * np.maximum(here.sum(1), 0) + size * noise**2 + size**2 * spread
+        grows = np.full(len(spots), gain)
         if profile is not None:
-            shape = np.where(inside, np.exp(-0.5 * np.where(inside, d2, 0) / profile**2), 0) / (2 * np.pi * profile**2)
-            floor = np.maximum(plane.variance, 1e-6 * gain**2)[:, None]
-            for _ in range(4):
-                w = shape / (floor + gain * np.maximum(intensity, 0)[:, None] * shape)
-                weight = (w * shape).sum(1)
-                intensity = (w * net).sum(1) / weight
-            variance = 1 / weight + (w.sum(1) / weight) ** 2 * spread
-    out = pd.DataFrame({"intensity": intensity, "sigma": np.sqrt(variance)}, index=spots.index)
+            known = (
+                plane.count >= FEWEST_FREE
+            )  # the others are fitted too, or their photons would be those of neighbours
+            usual = np.median(np.column_stack([plane.at[:, 0], plane.variance])[known], axis=0)
+            floor = np.maximum(np.where(known, plane.variance, usual[1]), 1e-6 * gain**2)
+            near &= (rd2 < ring[0] ** 2) & valid[around] & (discs[around] > 0)
+            shape = np.where(near, np.exp(-0.5 * np.where(near, rd2, 0) / profile**2), 0) / (2 * np.pi * profile**2)
+            net = np.where(near, values - np.where(known[:, None], plane(dx, dy), usual[0]), 0)
+            spread = np.where(known, spread, usual[1])
+            intensity, variance, grows = fit_together(around, shape, net, floor, spread, gain, intensity)
+    out = pd.DataFrame({"intensity": intensity, "sigma": np.sqrt(variance), "gain": grows}, index=spots.index)
     out = out.assign(peak=np.where(inside, pixels[at], -np.inf).max(1, initial=-np.inf), background=plane.at[:, 0])
-    out.loc[~complete | (plane.count < 10)] = np.nan
+    out.loc[~complete | (plane.count < FEWEST_FREE)] = np.nan
     full, shared = (here >= saturation).any(1), (np.where(inside, discs[at], 0) > 1).any(1)
     return out.assign(flag=SATURATED * full + OVERLAPPED * shared)
 

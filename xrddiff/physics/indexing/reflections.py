@@ -29,7 +29,7 @@ __all__ = ['COLUMNS', 'reflection_table', 'integrated_reflections', 'stream_refl
 # %% ../../../nbs/physics/indexing/reflections.ipynb #b49f513a
 COLUMNS = (
     "frame", "crystal", "h", "k", "l", "isym", "d", "excitation", "gx", "gy", "gz", "wavelength", "intensity", "sigma", "peak",
-    "background", "polarization", "panel", "fs", "ss", "flag",
+    "background", "gain", "polarization", "panel", "fs", "ss", "flag",
 )  # fmt: skip
 
 
@@ -124,6 +124,6 @@ def stream_reflections(
     asu = asymmetric_unit(hkl.astype(np.int64) @ change.T, found)
     table = table.assign(
         h=asu.hkl[:, 0], k=asu.hkl[:, 1], l=asu.hkl[:, 2], isym=asu.isym, d=np.linalg.norm(g, axis=1) ** -1.0,
-        excitation=excitation_error(g, k), gx=g[:, 0], gy=g[:, 1], gz=g[:, 2], wavelength=1 / k, polarization=1.0, flag=0, panel=0,
+        excitation=excitation_error(g, k), gx=g[:, 0], gy=g[:, 1], gz=g[:, 2], wavelength=1 / k, gain=0.0, polarization=1.0, flag=0, panel=0,
     )  # fmt: skip
     return table[list(COLUMNS)], cell

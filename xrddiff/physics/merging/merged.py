@@ -113,7 +113,7 @@ def merge_reflections(
     errors, outlier = ErrorModel(c=scaling.error), np.zeros(len(seen.d), bool)
     expected = factor * np.maximum(_start(seen, factor, usable), 0)[seen.which]
     for number in range(ROUNDS):
-        weight = np.where(usable & ~outlier, 1 / errors.variance(seen.sigma, expected), 0.0)
+        weight = np.where(usable & ~outlier, 1 / errors.variance(seen.variance(expected) ** 0.5, expected), 0.0)
         merged = Merged(pd.DataFrame(), method, seen, scaling, errors, factor, weight, half, int(outlier.sum()))
         expected, share = _expected(merged)
         residual, kept = seen.value - expected, weight > 0
@@ -121,7 +121,8 @@ def merge_reflections(
         if number == ROUNDS - 1 or (number > 2 and not new.any()):
             break
         outlier, kept = outlier | new, kept & ~new
-        errors = fit_errors(seen.sigma[kept], expected[kept], residual[kept], share[kept])
+        sigma = seen.variance(expected)[kept] ** 0.5
+        errors = fit_errors(sigma, expected[kept], residual[kept], share[kept])
     merged = _with_table(merged)
     if method != "posterior":
         return merged

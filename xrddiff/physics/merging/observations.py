@@ -28,7 +28,8 @@ class Observations:
     hkl: unique reflections (m, 3). which: place in it of each observation (n,).
     value, sigma: intensities without polarisation (n,). d: Å (n,). isym: (n,).
     excitation: 1/Å (n,); 0 where it is not known.
-    lever: change of the excitation error with a rotation of the crystal (n, 3), 1/Å per rad.
+    lever: change of the excitation error with a rotation of the crystal, 1/Å per rad, and with a stretch of g, 1/Å (n, 4).
+    gain: by how much σ² grows with the intensity (n,); 0: σ is taken as it is.
     """
 
     crystals: np.ndarray
@@ -41,6 +42,12 @@ class Observations:
     isym: np.ndarray
     excitation: np.ndarray
     lever: np.ndarray
+    gain: np.ndarray | float = 0.0
+
+    def variance(self, expected: np.ndarray) -> np.ndarray:
+        """σ² (n,) if the intensities were those `expected` (n,): what is too bright by chance is not less sure for it."""
+        own = self.sigma**2
+        return np.maximum(own + self.gain * (np.maximum(expected, 0) - self.value), 0.05 * own)
 
     def sums(self, values: np.ndarray | None = None) -> np.ndarray:
         """Sum of `values` (n,) for each unique reflection (m,); None counts observations."""
@@ -86,16 +93,18 @@ def group_reflections(reflections: pd.DataFrame) -> Observations:
     zero = np.zeros(len(table))
     factor = table["polarization"].to_numpy(float) if "polarization" in table else zero + 1
     value, sigma = (table[name].to_numpy(float) / factor for name in ("intensity", "sigma"))
+    gain = table["gain"].to_numpy(float) / factor if "gain" in table else zero
     excitation = table["excitation"].to_numpy(float) if "excitation" in table else zero
     isym = isym_of(table)
     d = table["d"].to_numpy(float)
-    return Observations(crystals, crystal, hkl, which, value, sigma, d, isym, excitation, _lever(table))
+    return Observations(crystals, crystal, hkl, which, value, sigma, d, isym, excitation, _lever(table), gain)
 
 
 def _lever(table: pd.DataFrame) -> np.ndarray:
-    """Of each observation (n, 3): a rotation φ moves g by φ × g, and so the excitation error by u·(φ × g) = φ·(g × u)."""
+    """Of each observation (n, 4): a rotation φ and a stretch δ move g by φ × g + δ g, and so the excitation error by φ·(g × u) + δ g·u."""
     if "gx" not in table or "wavelength" not in table:
-        return np.zeros((len(table), 3))
+        return np.zeros((len(table), 4))
     g = table[["gx", "gy", "gz"]].to_numpy(float)
     ray = g + np.outer(1 / table["wavelength"].to_numpy(float), [0, 0, 1])
-    return np.cross(g, ray / np.linalg.norm(ray, axis=1, keepdims=True))
+    u = ray / np.linalg.norm(ray, axis=1, keepdims=True)
+    return np.column_stack([np.cross(g, u), (g * u).sum(1)])

@@ -30,19 +30,21 @@ def partiality_of(excitation: np.ndarray, d: np.ndarray, width: tuple[float, flo
 class Scaling:
     """The model of what crystals record.
 
-    log_scale: ln g (F,). b: Å² (F,). turn: rotations φ (F, 3), rad.
+    log_scale: ln g (F,). b: Å² (F,). moved: rotations φ and stretches δ (F, 4), rad and relative.
     width: R₀ in 1/Å and R₁; None without partialities. error: of the model, relative.
+    covariance: of ln g, B and, where they were fitted, φ and δ of each crystal (F, 2 or 6, the same); None: not known.
     """
 
     log_scale: np.ndarray
     b: np.ndarray
-    turn: np.ndarray
+    moved: np.ndarray
     width: tuple[float, float] | None = None
     error: float = 0.5
+    covariance: np.ndarray | None = None
 
     def excitation(self, seen: Observations) -> np.ndarray:
-        """Excitation errors (n,) after the rotations, 1/Å."""
-        return seen.excitation + (seen.lever * self.turn[seen.crystal]).sum(1)
+        """Excitation errors (n,) after rotations and stretches, 1/Å."""
+        return seen.excitation + (seen.lever * self.moved[seen.crystal]).sum(1)
 
     def part(self, seen: Observations) -> np.ndarray:
         """p (n,)."""
@@ -56,10 +58,25 @@ class Scaling:
         """G (n,)."""
         return self.strength(seen) * self.part(seen)
 
+    def levers(self, seen: Observations, moves: bool) -> np.ndarray:
+        """Derivatives of ln G (n, 2 or 6) by ln g, B and, with `moves`, φ and δ."""
+        columns = [np.ones(len(seen.d)), -1 / (2 * seen.d**2)]
+        if moves and self.width is not None:
+            R = self.width[0] + self.width[1] / seen.d
+            columns += list((-(self.excitation(seen) / R**2)[:, None] * seen.lever).T)
+        return np.stack(columns, 1)
+
+    def doubt(self, seen: Observations) -> np.ndarray:
+        """Variance of ln G (n,) that the fits of crystals leave."""
+        if self.covariance is None:
+            return np.zeros(len(seen.d))
+        lever = self.levers(seen, self.covariance.shape[1] > 2)
+        return np.einsum("ni,nij,nj->n", lever, self.covariance[seen.crystal], lever)
+
 # %% ../../../nbs/physics/merging/scaling.ipynb #b9292840
 WIDTHS = [(a, b) for a in (2e-4, 4e-4, 6e-4, 9e-4, 1.3e-3, 2e-3) for b in (0.0, 6e-4, 1.2e-3, 2.4e-3)]  # R₀ and R₁
 ERRORS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.8)
-PRIORS = np.array([1.0, 10.0, *[np.radians(0.1)] * 3])  # of ln g, B in Å², and the rotation in rad
+PRIORS = np.array([1.0, 10.0, *[np.radians(0.1)] * 3, 2e-3])  # of ln g, B in Å², the rotation in rad, and the stretch
 TAILS = 4.0  # ν of the residuals
 
 
@@ -87,12 +104,13 @@ class _Others:
 def _others(seen: Observations, now: Scaling, intensity: np.ndarray, shell: np.ndarray, trust: np.ndarray) -> _Others:
     """Each observation beside what the other ones, each with its `trust` (n,), and the mean of the `shell` (m,) expect of it."""
     G = now.factor(seen)
-    w = trust / (seen.sigma**2 + (now.error * G * intensity[seen.which]) ** 2)
+    m = G * intensity[seen.which]
+    w = trust / (seen.variance(m) + (now.error * m) ** 2)
     own, mu = w * G**2, shell[seen.which]
     rest = seen.sums(own)[seen.which] - own + mu**-2
     value = (seen.sums(w * G * seen.value)[seen.which] - w * G * seen.value + 1 / mu) / rest
     expected = G * value
-    variance = seen.sigma**2 + (now.error * expected) ** 2 + G**2 / rest
+    variance = seen.variance(expected) + (now.error * expected) ** 2 + G**2 / rest
     return _Others(G, value, expected, variance, (seen.value - expected) / np.sqrt(variance))
 
 
@@ -113,32 +131,29 @@ def _neighbours(now: Scaling) -> list[Scaling]:
     return out
 
 
-def _step(seen: Observations, now: Scaling, others: _Others, turns: bool) -> Scaling:
+def _step(seen: Observations, now: Scaling, others: _Others, moves: bool) -> Scaling:
     """One step of Gauss and Newton for every crystal."""
-    columns = [others.expected, -others.expected / (2 * seen.d**2)]
-    if turns:
-        R = now.width[0] + now.width[1] / seen.d
-        slope = -others.expected * now.excitation(seen) / R**2
-        columns += list((slope[:, None] * seen.lever).T)
+    columns = list((others.expected[:, None] * now.levers(seen, moves)).T)
     weight = others.trust / others.variance
     n = len(columns)
-    at = np.column_stack([np.zeros_like(now.b), now.b, now.turn])[:, :n]  # a step in ln g is free, up to its size
+    at = np.column_stack([np.zeros_like(now.b), now.b, now.moved])[:, :n]  # a step in ln g is free, up to its size
     H, right = np.empty((len(at), n, n)), -at / PRIORS[:n] ** 2
     for i in range(n):
         right[:, i] += seen.of_crystals(weight * columns[i] * (seen.value - others.expected))
         for j in range(n):
             H[:, i, j] = seen.of_crystals(weight * columns[i] * columns[j])
-    step = np.linalg.solve(H + np.diag(PRIORS[:n] ** -2), right[..., None])[..., 0]
+    covariance = np.linalg.inv(H + np.diag(PRIORS[:n] ** -2))
+    step = np.einsum("fij,fj->fi", covariance, right)
     step = np.clip(step, -2 * PRIORS[:n], 2 * PRIORS[:n])
-    turn = now.turn + step[:, 2:] if turns else now.turn
+    moved = now.moved + step[:, 2:] if moves else now.moved
     log_scale, b = now.log_scale + step[:, 0], now.b + step[:, 1]
-    return replace(now, log_scale=log_scale - log_scale.mean(), b=b - b.mean(), turn=turn)
+    return replace(now, log_scale=log_scale - log_scale.mean(), b=b - b.mean(), moved=moved, covariance=covariance)
 
 # %% ../../../nbs/physics/merging/scaling.ipynb #53fab777
-def fit_scaling(seen: Observations, method: str = "mean", rounds: int = 8, *, turns: bool = True) -> Scaling:
-    """Scales, falloffs and, for the method "partial", rotations and the width of reflections. The geometric mean of the scales is 1, the mean of B is 0.
+def fit_scaling(seen: Observations, method: str = "mean", rounds: int = 8, *, moves: bool = True) -> Scaling:
+    """Scales, falloffs and, for the method "partial", rotations, stretches and the width of reflections. The geometric mean of the scales is 1, the mean of B is 0.
 
-    turns: refine the rotations, where observations have their levers. Raises `BadInput` for an unknown method, or no excitation errors.
+    moves: refine rotations and stretches, where observations have their levers. Raises `BadInput` for an unknown method, or no excitation errors.
     """
     if method not in METHODS:
         raise BadInput(f"method {method!r} is unknown; expected one of {', '.join(METHODS)}")
@@ -149,7 +164,7 @@ def fit_scaling(seen: Observations, method: str = "mean", rounds: int = 8, *, tu
         )
     strength = np.maximum(seen.of_crystals(np.maximum(seen.value, 0)) / np.maximum(seen.of_crystals(), 1), 1e-9)
     start = np.log(strength) - np.log(strength).mean()
-    now = Scaling(start, np.zeros(F), np.zeros((F, 3)), WIDTHS[13] if partial else None)
+    now = Scaling(start, np.zeros(F), np.zeros((F, 4)), WIDTHS[13] if partial else None)
     d, trust = seen.table()["d"].to_numpy(), np.ones(len(seen.d))
     floor, G = np.median(seen.sigma), now.factor(seen)
     w = 1 / np.maximum(seen.sigma, floor) ** 2
@@ -162,7 +177,7 @@ def fit_scaling(seen: Observations, method: str = "mean", rounds: int = 8, *, tu
             tried = _neighbours(now)
         found = [_others(seen, x, positive, shell, trust) for x in tried]
         best = int(np.argmin([x.surprise for x in found])) if number else 0
-        now = _step(seen, tried[best], found[best], partial and turns and number > 0 and bool(seen.lever.any()))
+        now = _step(seen, tried[best], found[best], partial and moves and number > 0 and bool(seen.lever.any()))
         trust = found[best].trust if number else trust
         intensity = weighted_mean(seen, now, positive, trust)
     return now
@@ -173,7 +188,8 @@ def weighted_mean(
 ) -> np.ndarray:
     """The intensities (m,) of this scaling; `intensity` (m,): those of before, for the weights. trust: of observations (n,)."""
     G = now.factor(seen)
-    w = trust / (seen.sigma**2 + (now.error * G * intensity[seen.which]) ** 2)
+    m = G * intensity[seen.which]
+    w = trust / (seen.variance(m) + (now.error * m) ** 2)
     return seen.sums(w * G * seen.value) / np.maximum(seen.sums(w * G**2), 1e-30)
 
 # %% ../../../nbs/physics/merging/scaling.ipynb #e17f047d
@@ -184,11 +200,12 @@ def made_up_observations(
     seen_by_each: int = 150,
     width: float = 9e-4,
     wrong: float = 0.05,
+    stretched: float = 1e-3,
     seed: int = 0,
 ) -> tuple[Observations, dict[str, np.ndarray]]:
-    """Observations of `n` crystals by the model, for examples and tests, and the truth: `intensity` (m,), `log_scale`, `b` (n,).
+    """Observations of `n` crystals by the model, for examples and tests, and the truth: `intensity` (m,), `log_scale`, `b`, `stretch` (n,), and G of each observation, `factor`.
 
-    wrong: degrees by which the orientations are off.
+    wrong: degrees by which the orientations are off. stretched: by how much the lattices differ, relative.
     """
     rng = np.random.default_rng(seed)
     d = rng.uniform(1.8, 12, reflections)
@@ -200,9 +217,13 @@ def made_up_observations(
     which = np.concatenate([rng.permutation(reflections)[:seen_by_each] for _ in range(n)])
     excitation = rng.uniform(-2 * width, 2 * width, len(which))
     lever = rng.normal(size=(len(which), 3)) / d[which][:, None] / 3**0.5
-    told = excitation - (lever * np.radians(rng.normal(0, wrong, (n, 3)))[crystal]).sum(1)
+    lever = np.column_stack([lever, 1 / (2 * d[which] ** 2)])  # λ = 1 Å
+    moved = np.column_stack([np.radians(rng.normal(0, wrong, (n, 3))), rng.normal(0, stretched, n)])
+    told = excitation - (lever * moved[crystal]).sum(1)
+    truth["stretch"] = moved[:, 3]
     mean = np.exp(truth["log_scale"][crystal] - truth["b"][crystal] / (2 * d[which] ** 2)) * truth["intensity"][which]
     mean = mean * partiality_of(excitation, d[which], (width, 0.0))
+    truth["factor"] = mean / truth["intensity"][which]
     sigma = np.sqrt(mean + 25.0)
     hkl = np.column_stack([np.arange(reflections), np.zeros((reflections, 2), int)])
     crystals = np.column_stack([np.arange(n), np.zeros(n, int)])

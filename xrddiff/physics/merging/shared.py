@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import gemmi
 import numpy as np
@@ -44,12 +44,14 @@ class SharedNoise:
 
 @dataclass(frozen=True, eq=False)
 class _Evidence:
-    """Observations in the order of their reflections: G, I, σ² and |ε|/R² (n,), which reflection (n,); and of the reflections μ (m,) and whether they are centric (m,)."""
+    """Observations in the order of their reflections: G, I, σ² and its growth with I, |ε|/R² and the variance of ln G (n,), which reflection (n,); and of the reflections μ (m,) and whether they are centric (m,)."""
 
     factor: np.ndarray
     value: np.ndarray
     variance: np.ndarray
+    gain: np.ndarray
     slope: np.ndarray
+    doubt: np.ndarray
     which: np.ndarray
     mean: np.ndarray
     centric: np.ndarray
@@ -68,7 +70,7 @@ class _Evidence:
     def only(self, chosen: np.ndarray) -> _Evidence:
         """That of the `chosen` (m,) reflections."""
         at = chosen[self.which]
-        columns = (v[at] for v in (self.factor, self.value, self.variance, self.slope))
+        columns = (v[at] for v in (self.factor, self.value, self.variance, self.gain, self.slope, self.doubt))
         return _Evidence(*columns, (np.cumsum(chosen) - 1)[self.which[at]], self.mean[chosen], self.centric[chosen])
 
     def parts(self) -> Iterator[tuple[np.ndarray, _Evidence]]:
@@ -88,8 +90,11 @@ def _log_posterior(data: _Evidence, noise: SharedNoise, amplitude: np.ndarray) -
     """ln of likelihood and prior (m, K) at amplitudes (m, K)."""
     nu = noise.tails
     m = data.factor[:, None] * (data.mean[:, None] * amplitude**2)[data.which]
-    V = noise.scale**2 * (data.variance[:, None] + (noise.relative * m) ** 2)
+    own = data.variance[:, None]
+    V = np.maximum(own + data.gain[:, None] * (m - data.value[:, None]), 0.05 * own)
+    V = noise.scale**2 * (V + (noise.relative * m) ** 2)
     V += (noise.shift * data.slope[:, None] * m) ** 2
+    V = np.maximum(V + data.doubt[:, None] * m**2, 0.2 * V)
     log_p = -0.5 * np.log(V) - (nu + 1) / 2 * np.log1p((data.value[:, None] - m) ** 2 / (nu * V))
     log_p += gammaln((nu + 1) / 2) - gammaln(nu / 2) - 0.5 * np.log(nu * np.pi)
     return np.add.reduceat(log_p, data.starts, axis=0) + wilson_prior(amplitude, data.centric)
@@ -155,6 +160,7 @@ def _fit_noise(data: _Evidence, noise: SharedNoise, rng: np.random.Generator, fi
     chosen = np.zeros(len(data.mean), bool)
     chosen[order[np.cumsum(count[order]) - count[order] < ASKED]] = True
     some = data.only(chosen)
+    some = replace(some, doubt=-some.doubt)  # crystals were fitted to these observations, and so are nearer to them
     A, _ = _grid(some, noise, depth=25.0)
     width, middle = A[:, 1] - A[:, 0], np.log([SharedNoise.shift, SharedNoise.tails])
 
@@ -184,7 +190,8 @@ def _evidence_of(seen: Observations, scaling: Scaling, group: gemmi.SpaceGroup |
     slope = np.zeros(len(at))
     if scaling.width is not None:
         slope = abs(scaling.excitation(seen)[at]) / (scaling.width[0] + scaling.width[1] / seen.d[at]) ** 2
-    columns = scaling.factor(seen)[at], seen.value[at], seen.sigma[at] ** 2, slope, which
+    gain = np.broadcast_to(seen.gain, seen.value.shape)[at]
+    columns = scaling.factor(seen)[at], seen.value[at], seen.sigma[at] ** 2, gain, slope, scaling.doubt(seen)[at], which
     return _Evidence(*columns, np.ones(len(own)), centric), own, epsilon
 
 
@@ -200,7 +207,7 @@ def shared_intensities(
     level_of, noise = np.maximum(data.rough(), 0), SharedNoise(relative=scaling.error)
     for number in range(TURNS):
         mean = epsilon * _shell_line(d, level_of / epsilon)
-        data = _Evidence(data.factor, data.value, data.variance, data.slope, data.which, mean, data.centric)
+        data = replace(data, mean=mean)
         noise = _fit_noise(data, noise, rng, first=number == 0)
         tables = [pd.DataFrame(_summary(*_grid(part, noise), part.mean, level)) for _, part in data.parts()]
         found = pd.concat(tables, ignore_index=True)
