@@ -149,7 +149,7 @@ def test_bad_input_is_refused_with_a_sentence():
     frames = simulate("sim128", [0], seed=1)
     for cell, sentence in (
         ((10, 10, 10, 90, 90, 180), "parallelepiped"),
-        ("none.cif", "none.cif cannot be read"),
+        ("none.cif", "there is no none.cif"),
         ("P4", "expected a,b,c"),
     ):
         with pytest.raises(BadInput, match=re.escape(sentence)):
@@ -300,7 +300,7 @@ def test_the_command_writes_a_table_a_picture_and_a_stream(tmp_path, monkeypatch
     ("words", "sentence"),
     [
         (["shots.h5", "--cell", "10,10,10,90,90,180"], "no parallelepiped has these edges"),
-        (["shots.h5", "--cell", "lysozyme.pdb"], "lysozyme.pdb cannot be read"),
+        (["shots.h5", "--cell", "lysozyme.pdb"], "there is no lysozyme.pdb"),
         (["shots.h5", "--frames", "7:9"], "has 2 frames, numbers 0 to 1"),
         (["shots.h5", "--frames", "all"], "expected a frame number or START:STOP"),
         (["gone.h5"], "gone.h5"),
