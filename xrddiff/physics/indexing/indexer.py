@@ -5,8 +5,9 @@
 # %% ../../../nbs/physics/indexing/indexer.ipynb #baae4a82
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache, partial
 from typing import Any
 
 import gemmi
@@ -20,16 +21,18 @@ from ...data.frames.frames import frame_count
 from ...data.frames.geometry import Geometry, PanelGeometry, geometry_of
 from ...data.frames.peaks import MakeFinder, peaks_of_frames
 from .cells import CENTRINGS, Cell, orientation_error, read_cell
-from .chance import Chance, shuffled, stray_share
+from .chance import Chance, both, shuffled, stray_share
 from .lattice_search import common_cell, find_lattice
 from .orientations import OrientationSearch, count_reflections, indexed_peaks
+from .pixel_evidence import FramePixels, frame_pixels, pixel_chance, pixel_ratio
 from .rays import as_panels, miller_sphere, predict_spots, scattering_vectors
 from .refinement import Restraints, refine_lattice
 from .series_refinement import RefinedSeries
 
 # %% auto #0
-__all__ = ['INDEXED', 'STRAY', 'SAME', 'CONTROLS', 'FEWEST_PEAKS', 'FAR', 'Lattice', 'mark_found', 'Indexer', 'Indexing',
-           'frame_tables', 'frame_row', 'cell_of_frames', 'make_indexer', 'index_frames']
+__all__ = ['INDEXED', 'STRAY', 'SAME', 'CONTROLS', 'FEWEST_PEAKS', 'FEWEST_WITH_PIXELS', 'FEW_PEAKS', 'WIDTH', 'GetPixels', 'FAR',
+           'Lattice', 'mark_found', 'Indexer', 'Indexing', 'frame_tables', 'frame_row', 'cell_of_frames',
+           'make_indexer', 'index_frames']
 
 # %% ../../../nbs/physics/indexing/indexer.ipynb #57ab3ee5
 @dataclass(frozen=True, eq=False)
@@ -39,7 +42,8 @@ class Lattice:
     cell: refined. U: orientation (3, 3). shift: of the detector (3,), m.
     hkl: Miller indices (N, 3) of the frame's peaks; indexed: bool (N,), which of them belong to it.
     error: of the indexed peaks, px from their predictions; excitation: of the same, 1/Å.
-    p: probability that chance indexes as many peaks; 1 if too many are `stray`.
+    p: probability that chance indexes as many peaks, and, where the pixels between few peaks were asked, that these say
+        as much; 1 if too many are `stray`.
     stray: share of the indexed peaks that are no nearer to their spots than by chance.
     spots: the predicted spots, as `predict_spots` has them, and `found` (bool).
     """
@@ -82,6 +86,10 @@ STRAY = 0.4  # and if at most this share of its peaks are no nearer to its spots
 SAME = 2.0  # degrees: two lattices closer than this are one crystal
 CONTROLS = 4000  # peaks without a lattice, to which those of a lattice are compared
 FEWEST_PEAKS = 6  # an orientation has three degrees of freedom; fewer peaks than twice that prove nothing
+FEWEST_WITH_PIXELS = 4  # with pixels, one more than an orientation can always index
+FEW_PEAKS = 25  # pixels are asked where there are no more
+WIDTH = 1e-3  # 1/Å: excitation errors that are expected, which counts as two peaks
+GetPixels = Callable[[], FramePixels]
 
 
 class Indexer:
@@ -136,18 +144,65 @@ class Indexer:
         self.chance = Chance.fit(*np.array(rows, int).reshape(-1, 2).T)
         return self.chance
 
-    def _lattice(self, peaks: pd.DataFrame, geometry: PanelGeometry, free: np.ndarray) -> Lattice | None:
-        """The best lattice among the peaks that are `free`."""
-        s = scattering_vectors(peaks, geometry)
-        if free.sum() < FEWEST_PEAKS or (U := self.search(s[free])) is None:
+    def _lattice(
+        self,
+        peaks: pd.DataFrame,
+        geometry: PanelGeometry,
+        free: np.ndarray,
+        pixels: GetPixels | None,
+        found: Sequence[Lattice],
+    ) -> Lattice | None:
+        """The best lattice among the peaks that are `free` of those that were `found`."""
+        s = scattering_vectors(peaks[free], geometry)
+        if pixels is not None and FEWEST_WITH_PIXELS <= len(s) <= FEW_PEAKS:
+            taken = pd.concat([peaks, *(x.spots for x in found)])
+            best = self._likeliest(self.search.several(s), peaks, geometry, free, pixels(), taken)
+        elif len(s) < FEWEST_PEAKS or (U := self.search(s)) is None:
             return None
+        else:
+            best = self._refined(U, peaks, geometry, free, FEWEST_PEAKS)
+        if best is None or best.p >= INDEXED:
+            return best
+        stray = self._stray(best, scattering_vectors(peaks[free], geometry.moved(best.shift)), geometry)
+        return replace(best, p=best.p if stray <= STRAY else 1.0, stray=stray)
+
+    def _likeliest(
+        self,
+        candidates: np.ndarray,
+        peaks: pd.DataFrame,
+        geometry: PanelGeometry,
+        free: np.ndarray,
+        pixels: FramePixels,
+        taken: pd.DataFrame,
+    ) -> Lattice | None:
+        """Of `candidates` U (n, 3, 3) that which peaks and pixels together are most in favour of."""
+        best, most, told = None, -np.inf, None
+        for U in candidates:
+            lattice = self._refined(U, peaks, geometry, free, FEWEST_WITH_PIXELS)
+            if lattice is None:
+                continue
+            # two angles of the orientation were fitted to the excitation errors
+            width = np.sqrt((np.sum(lattice.excitation**2) + 2 * WIDTH**2) / len(lattice.excitation))
+            words = pixels, self.sphere, lattice.A, geometry.moved(lattice.shift), width, taken
+            ratio = pixel_ratio(*words) - np.log(max(lattice.p, 1e-300))
+            if ratio > most:
+                best, most, told = lattice, ratio, words
+        if best is None:
+            return None
+        return replace(best, p=both(best.p, min(len(candidates) * pixel_chance(*told), 1.0)))
+
+    def _refined(
+        self, U: np.ndarray, peaks: pd.DataFrame, geometry: PanelGeometry, free: np.ndarray, fewest: int
+    ) -> Lattice | None:
+        """The lattice with the orientation U, refined to the peaks that are `free`; None if it has less than `fewest` of them."""
+        s = scattering_vectors(peaks, geometry)
         cell, shift = self.cell, np.zeros(3)
         hkl, indexed = indexed_peaks(cell, cell.A @ U.T, s)
         indexed &= free
         p = float(self.chance.at_least(count_reflections(cell, cell.A @ U.T, s[free]), int(free.sum())))
         best = None
         for _ in range(4):
-            if indexed.sum() < FEWEST_PEAKS:
+            if indexed.sum() < fewest:
                 break
             fit = refine_lattice(U, self.cell, hkl[indexed], peaks[indexed], geometry, self.restraints)
             best = Lattice(fit.cell, fit.U, fit.shift, hkl.astype(int), indexed, fit.error, fit.excitation, p)
@@ -157,10 +212,7 @@ class Indexer:
             if np.array_equal(again, indexed):
                 break
             indexed = again
-        if best is None or p >= INDEXED:
-            return best
-        stray = self._stray(best, scattering_vectors(peaks[free], geometry.moved(best.shift)), geometry)
-        return replace(best, p=p if stray <= STRAY else 1.0, stray=stray)
+        return best
 
     def _stray(self, lattice: Lattice, s: np.ndarray, geometry: PanelGeometry) -> float:
         """The `stray_share` of a lattice among peaks s (N, 3; 1/Å); 0 where chance comes within a pixel."""
@@ -179,9 +231,13 @@ class Indexer:
         by_chance, pixel = off(np.concatenate(turned)), geometry.pixel_size / geometry.distance
         return stray_share(off(s), by_chance) if len(by_chance) and np.median(by_chance) > pixel else 0.0
 
-    def __call__(self, peaks: pd.DataFrame, geometry: Geometry | PanelGeometry) -> list[Lattice]:
+    def __call__(
+        self, peaks: pd.DataFrame, geometry: Geometry | PanelGeometry, pixels: GetPixels | None = None
+    ) -> list[Lattice]:
         """The lattices of one frame, those that are not chance after the first one; empty if there
         are too few peaks.
+
+        pixels: gives those of the frame, which are asked where there are few peaks; None: peaks alone.
         """
         geometry = as_panels(geometry)
         # the search looks at the strongest; a background of no counts at all leaves no noise to compare them with
@@ -191,7 +247,7 @@ class Indexer:
         ranked, place = places.iloc[order], np.argsort(order)
         free, found = np.ones(len(peaks), bool), []
         for _ in range(self.lattices):
-            lattice = self._lattice(ranked, geometry, free)
+            lattice = self._lattice(ranked, geometry, free, pixels, found)
             if lattice is None or (found and (lattice.p >= INDEXED or self._same(lattice, found))):
                 break
             free &= ~lattice.indexed
@@ -398,12 +454,14 @@ def index_frames(
     frames: Iterable[int] | None = None,
     peaks: pd.DataFrame | MakeFinder | None = None,
     indexer: Indexer | None = None,
+    pixels: bool = True,
     **options: Any,
 ) -> Indexing:
     """Index `frames` (numbers; None = all) of a data set.
 
     cell, peaks, options: as `make_indexer` takes them.
     indexer: from `make_indexer`, perhaps for other frames of the experiment; it has a cell.
+    pixels: ask those between the peaks where there are few peaks.
     Raises `BadInput` if the frames have no geometry or no wavelength.
     """
     as_panels(geometry_of(ds))
@@ -414,7 +472,7 @@ def index_frames(
     rows, found = [], {}
     for i, table in frame_tables(peaks, wanted):
         geometry = as_panels(geometry_of(ds, i)).moved(indexer.shift)
-        found[i] = indexer(table, geometry)
+        found[i] = indexer(table, geometry, cache(partial(frame_pixels, ds, i)) if pixels else None)
         rows.append(frame_row(i, table, found[i], geometry))
     table = pd.DataFrame(rows).set_index("frame")
     return Indexing(indexer.cell, indexer.chance, peaks, table, found, indexer.shift)

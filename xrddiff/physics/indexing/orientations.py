@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .cells import Cell
+from .cells import Cell, orientation_error
 
 if TYPE_CHECKING:  # imported where it is used: checks before a run import this module too
     import torch
 
 # %% auto #0
 __all__ = ['CANDIDATES', 'TOLERANCE', 'hemisphere', 'axis_scores', 'sharpened', 'best_directions', 'rotations_from_axes',
-           'miller_indices', 'indexed_peaks', 'count_reflections', 'best_orientation', 'OrientationSearch']
+           'miller_indices', 'indexed_peaks', 'count_reflections', 'best_orientations', 'distinct_orientations',
+           'OrientationSearch']
 
 # %% ../../../nbs/physics/indexing/orientations.ipynb #14eae05f
 @lru_cache(maxsize=8)
@@ -161,7 +162,7 @@ def _kabsch(weight: np.ndarray, s: np.ndarray, g: np.ndarray) -> np.ndarray:
     return u @ v
 
 
-def best_orientation(
+def best_orientations(
     cell: Cell,
     rotations: np.ndarray,
     s: np.ndarray,
@@ -169,8 +170,8 @@ def best_orientation(
     keep: int = 20,
     rounds: Sequence[float] = (0.4, 0.3, 0.25, 0.2),
 ) -> np.ndarray:
-    """The orientation U (3, 3), of `rotations` (r, 3, 3), refined, that indexes most peaks s (N, 3;
-    1/Å); of equal ones the most precise.
+    """The `keep` orientations U (≤ keep, 3, 3), of `rotations` (r, 3, 3), refined, that index most peaks s (N, 3;
+    1/Å), the best first; of equal ones the most precise.
     """
 
     def basis(U: np.ndarray) -> np.ndarray:
@@ -184,7 +185,18 @@ def best_orientation(
         U = _kabsch(ok.astype(float), some, hkl @ cell.B.T)
     hkl, ok = indexed_peaks(cell, basis(U), s)
     miss = np.linalg.norm(s - np.einsum("rij,rnj->rni", U, hkl @ cell.B.T), axis=-1)
-    return U[np.lexsort(((miss * ok).sum(1), -ok.sum(1)))[0]]
+    return U[np.lexsort(((miss * ok).sum(1), -ok.sum(1)))]
+
+
+def distinct_orientations(cell: Cell, U: np.ndarray, most: int, apart: float = 1.0) -> np.ndarray:
+    """The first `most` of U (n, 3, 3), each at least `apart` degrees from those before, whatever the symmetry of the lattice."""
+    chosen: list[int] = []
+    while len(U) and len(chosen) < most:
+        free = np.ones(len(U), bool) if not chosen else free & (orientation_error(U, U[chosen[-1]], cell) >= apart)
+        if not free.any():
+            break
+        chosen.append(int(free.argmax()))
+    return U[chosen]
 
 # %% ../../../nbs/physics/indexing/orientations.ipynb #b50b041c
 class OrientationSearch:
@@ -222,4 +234,10 @@ class OrientationSearch:
     def __call__(self, s: np.ndarray) -> np.ndarray | None:
         """The orientation U (3, 3) for peaks s (N, 3; 1/Å), strongest first; None if no two axes fit."""
         rotations = rotations_from_axes(self.cell, self.directions(s))
-        return best_orientation(self.cell, rotations, s) if len(rotations) else None
+        return best_orientations(self.cell, rotations, s)[0] if len(rotations) else None
+
+    def several(self, s: np.ndarray, most: int = 10) -> np.ndarray:
+        """The `most` best orientations U (≤ most, 3, 3) for peaks s, which differ by a degree or more."""
+        rotations = rotations_from_axes(self.cell, self.directions(s))
+        best = best_orientations(self.cell, rotations, s, keep=20 * most) if len(rotations) else rotations
+        return distinct_orientations(self.cell, best, most)
