@@ -30,9 +30,9 @@ from .refinement import Restraints, refine_lattice
 from .series_refinement import RefinedSeries
 
 # %% auto #0
-__all__ = ['INDEXED', 'STRAY', 'SAME', 'CONTROLS', 'FEWEST_PEAKS', 'FEWEST_WITH_PIXELS', 'FEW_PEAKS', 'WIDTH', 'GetPixels', 'FAR',
-           'Lattice', 'mark_found', 'Indexer', 'Indexing', 'frame_tables', 'frame_row', 'cell_of_frames',
-           'make_indexer', 'index_frames']
+__all__ = ['SURE', 'INDEXED', 'STRAY', 'SAME', 'CONTROLS', 'FEWEST_PEAKS', 'FEWEST_WITH_PIXELS', 'FEW_PEAKS', 'WIDTH',
+           'GetPixels', 'FAR', 'Lattice', 'mark_found', 'in_order', 'distances', 'Indexer', 'Indexing', 'frame_tables',
+           'frame_row', 'cell_of_frames', 'make_indexer', 'index_frames']
 
 # %% ../../../nbs/physics/indexing/indexer.ipynb #57ab3ee5
 @dataclass(frozen=True, eq=False)
@@ -79,6 +79,31 @@ def mark_found(spots: pd.DataFrame, hkl: np.ndarray) -> pd.DataFrame:
     weights = np.array([1 << 40, 1 << 20, 1])  # one number for the three of a reflection
     have, want = np.asarray(hkl, np.int64) @ weights, spots[list("hkl")].to_numpy(np.int64) @ weights
     return spots.assign(found=np.isin(want, have))
+
+
+def in_order(lattice: Lattice, place: np.ndarray) -> Lattice:
+    """The rows of the peaks (N,) in another order: row i is what was row `place[i]`."""
+    rank = (np.cumsum(lattice.indexed) - 1)[place][lattice.indexed[place]]
+    return replace(
+        lattice, hkl=lattice.hkl[place], indexed=lattice.indexed[place], error=lattice.error[rank],
+        excitation=lattice.excitation[rank],
+    )  # fmt: skip
+
+
+SURE = 4.0  # standard deviations of a lattice's peaks from their spots: one further off may be another crystal's
+
+
+def distances(lattice: Lattice) -> np.ndarray:
+    """How far each peak (N,) is from its spot, in standard deviations of place and excitation error; infinite for those
+    that are not indexed.
+    """
+    out = np.full(len(lattice.indexed), np.inf)
+    sigma = [
+        max(np.median(np.abs(v)) / typical, 1e-9)
+        for v, typical in ((lattice.error, 1.1774), (lattice.excitation, 0.6745))
+    ]
+    out[lattice.indexed] = np.hypot(lattice.error / sigma[0], lattice.excitation / sigma[1])
+    return out
 
 # %% ../../../nbs/physics/indexing/indexer.ipynb #022d1f61
 INDEXED = 1e-3  # a lattice counts if chance does as well in fewer than one of a thousand frames
@@ -251,10 +276,25 @@ class Indexer:
             if lattice is None or (found and (lattice.p >= INDEXED or self._same(lattice, found))):
                 break
             free &= ~lattice.indexed
-            found.append(self.with_spots(lattice, ranked, geometry, place))
+            found.append(self.with_spots(lattice, ranked, geometry))
             if lattice.p >= INDEXED:
                 break
-        return found
+        if len(found) > 1:
+            found = [self.with_spots(x, ranked, geometry) for x in self._settled(found, ranked, geometry)]
+        return [in_order(x, place) for x in found]
+
+    def _settled(self, found: list[Lattice], peaks: pd.DataFrame, geometry: PanelGeometry) -> list[Lattice]:
+        """Each peak with the lattice that it is nearest to, and the lattices refined to what is theirs."""
+        nearest, out = np.argmin([distances(x) for x in found], axis=0), []
+        for i, x in enumerate(found):
+            own = x.indexed & (nearest == i)
+            if own.sum() >= FEWEST_WITH_PIXELS and not np.array_equal(own, x.indexed):
+                fit = refine_lattice(x.U, self.cell, x.hkl[own], peaks[own], geometry, self.restraints)
+                x = replace(
+                    x, cell=fit.cell, U=fit.U, shift=fit.shift, indexed=own, error=fit.error, excitation=fit.excitation
+                )
+            out.append(x)
+        return out
 
     def _same(self, lattice: Lattice, found: list[Lattice]) -> bool:
         """Is this one of `found` again? A second crystal has an orientation of its own: peaks that the
@@ -263,19 +303,14 @@ class Indexer:
         U = np.stack([other.U for other in found])
         return bool(orientation_error(U, lattice.U, self.cell, tolerance=3.0).min() < SAME)
 
-    def with_spots(self, lattice: Lattice, peaks: pd.DataFrame, geometry: PanelGeometry, place: np.ndarray) -> Lattice:
-        """Add the predicted spots, and put the rows back into the order of the frame's peaks."""
+    def with_spots(self, lattice: Lattice, peaks: pd.DataFrame, geometry: PanelGeometry) -> Lattice:
+        """Add the predicted spots."""
         indexed, hkl = lattice.indexed, lattice.hkl
         width = 1.2 * np.quantile(np.abs(lattice.excitation), 0.95)
         moved = geometry.moved(lattice.shift)
         outermost = np.linalg.norm(scattering_vectors(peaks, moved)[indexed], axis=1).max()
-        spots = mark_found(predict_spots(self.sphere, lattice.A, moved, width, 0.999 / outermost), hkl[indexed])
-        within = np.cumsum(indexed) - 1
-        rank = within[place][indexed[place]]
-        return replace(
-            lattice, hkl=hkl[place], indexed=indexed[place], error=lattice.error[rank],
-            excitation=lattice.excitation[rank], spots=spots,
-        )  # fmt: skip
+        spots = predict_spots(self.sphere, lattice.A, moved, width, 0.999 / outermost)
+        return replace(lattice, spots=mark_found(spots, hkl[indexed]))
 
 # %% ../../../nbs/physics/indexing/indexer.ipynb #f82c3fed
 @dataclass(frozen=True, eq=False)
