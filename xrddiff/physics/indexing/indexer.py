@@ -30,7 +30,7 @@ from .refinement import Restraints, refine_lattice
 from .series_refinement import RefinedSeries
 
 # %% auto #0
-__all__ = ['SURE', 'INDEXED', 'STRAY', 'SAME', 'CONTROLS', 'FEWEST_PEAKS', 'FEWEST_WITH_PIXELS', 'FEW_PEAKS', 'WIDTH',
+__all__ = ['SURE', 'INDEXED', 'STRAY', 'SAME', 'CONTROLS', 'FEWEST_PEAKS', 'FEWEST_WITH_PIXELS', 'FEW_PEAKS', 'REFINED', 'WIDTH',
            'GetPixels', 'FAR', 'Lattice', 'mark_found', 'in_order', 'distances', 'Indexer', 'Indexing', 'frame_tables',
            'frame_row', 'cell_of_frames', 'make_indexer', 'index_frames']
 
@@ -113,6 +113,7 @@ CONTROLS = 4000  # peaks without a lattice, to which those of a lattice are comp
 FEWEST_PEAKS = 6  # an orientation has three degrees of freedom; fewer peaks than twice that prove nothing
 FEWEST_WITH_PIXELS = 4  # with pixels, one more than an orientation can always index
 FEW_PEAKS = 25  # pixels are asked where there are no more
+REFINED = 2  # of the candidates, those which the pixels are most in favour of
 WIDTH = 1e-3  # 1/Å: excitation errors that are expected, which counts as two peaks
 GetPixels = Callable[[], FramePixels]
 
@@ -201,20 +202,23 @@ class Indexer:
         taken: pd.DataFrame,
     ) -> Lattice | None:
         """Of `candidates` U (n, 3, 3) that which peaks and pixels together are most in favour of."""
-        best, most, told = None, -np.inf, None
-        for U in candidates:
+        s, words = scattering_vectors(peaks[free], geometry), (pixels, self.sphere)
+        favour = []
+        for A in self.cell.A @ np.swapaxes(candidates, -1, -2):
+            p = float(self.chance.at_least(count_reflections(self.cell, A, s), len(s)))
+            favour.append(pixel_ratio(*words, A, geometry, 1.5 * WIDTH, taken) - np.log(max(p, 1e-300)))
+        best = None
+        for U in candidates[np.argsort(favour)[::-1][:REFINED]]:
             lattice = self._refined(U, peaks, geometry, free, FEWEST_WITH_PIXELS)
             if lattice is None:
                 continue
             # two angles of the orientation were fitted to the excitation errors
             width = np.sqrt((np.sum(lattice.excitation**2) + 2 * WIDTH**2) / len(lattice.excitation))
-            words = pixels, self.sphere, lattice.A, geometry.moved(lattice.shift), width, taken
-            ratio = pixel_ratio(*words) - np.log(max(lattice.p, 1e-300))
-            if ratio > most:
-                best, most, told = lattice, ratio, words
-        if best is None:
-            return None
-        return replace(best, p=both(best.p, min(len(candidates) * pixel_chance(*told), 1.0)))
+            q = pixel_chance(*words, lattice.A, geometry.moved(lattice.shift), width, taken)
+            p = both(lattice.p, min(len(candidates) * q, 1.0))
+            if best is None or p < best.p:
+                best = replace(lattice, p=p)
+        return best
 
     def _refined(
         self, U: np.ndarray, peaks: pd.DataFrame, geometry: PanelGeometry, free: np.ndarray, fewest: int

@@ -190,12 +190,10 @@ def best_orientations(
 
 def distinct_orientations(cell: Cell, U: np.ndarray, most: int, apart: float = 1.0) -> np.ndarray:
     """The first `most` of U (n, 3, 3), each at least `apart` degrees from those before, whatever the symmetry of the lattice."""
-    chosen: list[int] = []
-    while len(U) and len(chosen) < most:
-        free = np.ones(len(U), bool) if not chosen else free & (orientation_error(U, U[chosen[-1]], cell) >= apart)
-        if not free.any():
-            break
+    free, chosen = np.ones(len(U), bool), []
+    while free.any() and len(chosen) < most:
         chosen.append(int(free.argmax()))
+        free &= orientation_error(U, U[chosen[-1]], cell) >= apart
     return U[chosen]
 
 # %% ../../../nbs/physics/indexing/orientations.ipynb #b50b041c
