@@ -218,6 +218,8 @@ class Indexer:
             p = both(lattice.p, min(len(candidates) * q, 1.0))
             if best is None or p < best.p:
                 best = replace(lattice, p=p)
+            if p < INDEXED:
+                break
         return best
 
     def _refined(

@@ -85,7 +85,7 @@ MEAN = 3.0  # m₀: spots that are missed by a finder; 1 to 30 find the same lat
 FAINT, FULL = -3.0, 4.0  # z counts within these: what is brighter is a peak, or something else
 TURNS = np.radians(20 + 320 * (np.arange(24) + 0.5) / 24)  # far from none, so that inner spots move too
 APART = 4.0  # px from a place that is taken
-MOST = 300  # spots, those nearest to the Ewald sphere
+MOST = 200  # spots, those nearest to the Ewald sphere
 _FEWEST_SPOTS = 5
 
 
@@ -123,7 +123,7 @@ def _ratios(
     k = 1 / geometry.wavelength
     g = hkl @ np.linalg.inv(A).T
     error = np.abs(excitation_error(g, k))
-    near = np.flatnonzero(error <= 2.5 * width)
+    near = np.flatnonzero(error <= 2 * width)
     near = near[np.argsort(error[near])[:MOST]]
     panel, fs, ss = geometry.lab_to_panel(turned_rays(g[near] + [0, 0, k], angles).reshape(-1, 3))
     on = np.flatnonzero(panel >= 0)
