@@ -30,9 +30,9 @@ from .refinement import Restraints, refine_lattice
 from .series_refinement import RefinedSeries
 
 # %% auto #0
-__all__ = ['SURE', 'INDEXED', 'STRAY', 'SAME', 'CONTROLS', 'FEWEST_PEAKS', 'FEWEST_WITH_PIXELS', 'FEW_PEAKS', 'REFINED', 'WIDTH',
-           'GetPixels', 'FAR', 'Lattice', 'mark_found', 'in_order', 'distances', 'Indexer', 'Indexing', 'frame_tables',
-           'frame_row', 'cell_of_frames', 'make_indexer', 'index_frames']
+__all__ = ['SURE', 'INDEXED', 'STRAY', 'SAME', 'CONTROLS', 'FEWEST_PEAKS', 'FEWEST_WITH_PIXELS', 'FEW_PEAKS', 'REFINED', 'SHARE',
+           'WIDTH', 'GetPixels', 'FAR', 'Lattice', 'mark_found', 'in_order', 'distances', 'Indexer', 'Indexing',
+           'frame_tables', 'frame_row', 'cell_of_frames', 'make_indexer', 'index_frames']
 
 # %% ../../../nbs/physics/indexing/indexer.ipynb #57ab3ee5
 @dataclass(frozen=True, eq=False)
@@ -114,6 +114,7 @@ FEWEST_PEAKS = 6  # an orientation has three degrees of freedom; fewer peaks tha
 FEWEST_WITH_PIXELS = 4  # with pixels, one more than an orientation can always index
 FEW_PEAKS = 25  # pixels are asked where there are no more
 REFINED = 2  # of the candidates, those which the pixels are most in favour of
+SHARE = 0.7  # of the peaks: a lattice with fewer is perhaps of another cell, which has some spots of the right one
 WIDTH = 1e-3  # 1/Å: excitation errors that are expected, which counts as two peaks
 GetPixels = Callable[[], FramePixels]
 
@@ -182,7 +183,8 @@ class Indexer:
         s = scattering_vectors(peaks[free], geometry)
         if pixels is not None and FEWEST_WITH_PIXELS <= len(s) <= FEW_PEAKS:
             taken = pd.concat([peaks, *(x.spots for x in found)])
-            best = self._likeliest(self.search.several(s), peaks, geometry, free, pixels(), taken)
+            least = 0.0 if found else SHARE  # one that was found has shown that the cell is right
+            best = self._likeliest(self.search.several(s), peaks, geometry, free, pixels(), taken, least)
         elif len(s) < FEWEST_PEAKS or (U := self.search(s)) is None:
             return None
         else:
@@ -193,15 +195,12 @@ class Indexer:
         return replace(best, p=best.p if stray <= STRAY else 1.0, stray=stray)
 
     def _likeliest(
-        self,
-        candidates: np.ndarray,
-        peaks: pd.DataFrame,
-        geometry: PanelGeometry,
-        free: np.ndarray,
-        pixels: FramePixels,
-        taken: pd.DataFrame,
-    ) -> Lattice | None:
-        """Of `candidates` U (n, 3, 3) that which peaks and pixels together are most in favour of."""
+        self, candidates: np.ndarray, peaks: pd.DataFrame, geometry: PanelGeometry, free: np.ndarray, pixels: FramePixels,
+        taken: pd.DataFrame, least: float,
+    ) -> Lattice | None:  # fmt: skip
+        """Of `candidates` U (n, 3, 3) that which peaks and pixels together are most in favour of. Pixels speak for none with
+        less than the share `least` of the peaks.
+        """
         s, words = scattering_vectors(peaks[free], geometry), (pixels, self.sphere)
         favour = []
         for A in self.cell.A @ np.swapaxes(candidates, -1, -2):
@@ -214,7 +213,8 @@ class Indexer:
                 continue
             # two angles of the orientation were fitted to the excitation errors
             width = np.sqrt((np.sum(lattice.excitation**2) + 2 * WIDTH**2) / len(lattice.excitation))
-            q = pixel_chance(*words, lattice.A, geometry.moved(lattice.shift), width, taken)
+            few = lattice.indexed.sum() < least * len(s)
+            q = 1.0 if few else pixel_chance(*words, lattice.A, geometry.moved(lattice.shift), width, taken)
             p = both(lattice.p, min(len(candidates) * q, 1.0))
             if best is None or p < best.p:
                 best = replace(lattice, p=p)
