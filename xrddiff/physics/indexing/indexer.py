@@ -23,7 +23,7 @@ from ...data.frames.peaks import MakeFinder, peaks_of_frames
 from .cells import CENTRINGS, Cell, orientation_error, read_cell
 from .chance import Chance, both, shuffled, stray_share
 from .lattice_search import common_cell, find_lattice
-from .orientations import OrientationSearch, count_reflections, indexed_peaks
+from .orientations import OrientationSearch, PairSearch, count_reflections, indexed_peaks
 from .pixel_evidence import FramePixels, frame_pixels, pixel_chance, pixel_ratio
 from .rays import as_panels, miller_sphere, predict_spots, scattering_vectors
 from .refinement import Restraints, refine_lattice
@@ -146,6 +146,7 @@ class Indexer:
         self.search = OrientationSearch(self.cell, s_max, slack=slack)
         # a little beyond the outermost peak, so that it can be predicted too
         self.sphere = miller_sphere(self.cell, 0.99 / s_max)
+        self.pairs = PairSearch(self.cell, self.sphere)
         self.chance = Chance(1.0, 1.0)
         self.profile: float | None = None
 
@@ -184,7 +185,9 @@ class Indexer:
         if pixels is not None and FEWEST_WITH_PIXELS <= len(s) <= FEW_PEAKS:
             taken = pd.concat([peaks, *(x.spots for x in found)])
             least = 0.0 if found else SHARE  # one that was found has shown that the cell is right
-            best = self._likeliest(self.search.several(s), peaks, geometry, free, pixels(), taken, least)
+            best = self._likeliest(
+                self.search.several(s, pairs=self.pairs), peaks, geometry, free, pixels(), taken, least
+            )
         elif len(s) < FEWEST_PEAKS or (U := self.search(s)) is None:
             return None
         else:
