@@ -84,7 +84,7 @@ def log_ratio(z: np.ndarray, m: np.ndarray) -> np.ndarray:
 MEAN = 3.0  # m₀: spots that are missed by a finder; 1 to 30 find the same lattices
 FAINT, FULL = -3.0, 4.0  # z counts within these: what is brighter is a peak, or something else
 TURNS = np.radians(20 + 320 * (np.arange(24) + 0.5) / 24)  # far from none, so that inner spots move too
-APART = 4.0  # px from a place that is taken
+APART = 3.0  # px from a place that is taken
 MOST = 200  # spots, those nearest to the Ewald sphere
 _FEWEST_SPOTS = 5
 
