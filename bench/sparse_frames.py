@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import xarray as xr
-from harness import machine, make_parser, markdown, measured_frames, same_terms, timed, write_results
+from harness import machine, make_parser, markdown, measured_frames, read_results, same_terms, timed, write_results
 
 from xrddiff.core.seeds import numpy_rng
 from xrddiff.data.formats.readers import open_frames
@@ -290,15 +290,26 @@ def main() -> None:
     parser.add_argument("--stills", type=int, default=500)
     parser.add_argument("--draws", type=int, default=100)
     parser.add_argument("--crystals", type=int, default=150)
+    parser.add_argument(
+        "--only", nargs="*", choices=["thinned", "blank", "cspad", "thaumatin", "crystals"], help="measure these again"
+    )
     args = parser.parse_args()
     same_terms()
     some = args.stills * 7 // 10
     words = f"--stills {args.stills} --draws {args.draws} --crystals {args.crystals}"
-    found: dict[str, Any] = {"command": f"OMP_NUM_THREADS=1 python bench/sparse_frames.py {words}"}
-    found["thinned"] = {"sim128": thinned_rows("sim128", some), "sim-522": thinned_rows("sim-522", args.stills - some)}
-    found["blank"] = {"sim128": blank_rows("sim128", args.stills)}
-    found["cspad"], found["thaumatin"] = cspad_rows(args.draws), thaumatin_rows(args.draws)
-    found["crystals"] = {"sim128": crystal_rows("sim128", args.crystals)}
+    parts = {
+        "thinned": lambda: {
+            "sim128": thinned_rows("sim128", some),
+            "sim-522": thinned_rows("sim-522", args.stills - some),
+        },
+        "blank": lambda: {"sim128": blank_rows("sim128", args.stills)},
+        "cspad": lambda: cspad_rows(args.draws),
+        "thaumatin": lambda: thaumatin_rows(args.draws),
+        "crystals": lambda: {"sim128": crystal_rows("sim128", args.crystals)},
+    }
+    found: dict[str, Any] = read_results("sparse_frames", {}) if args.only else {}
+    found["command"] = f"OMP_NUM_THREADS=1 python bench/sparse_frames.py {words}"
+    found |= {name: parts[name]() for name in args.only or parts}
     print(write_results("sparse_frames", page, found))
 
 

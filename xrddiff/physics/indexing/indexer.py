@@ -25,7 +25,7 @@ from .chance import Chance, both, shuffled, stray_share
 from .lattice_search import common_cell, find_lattice
 from .orientations import OrientationSearch, PairSearch, count_reflections, indexed_peaks
 from .pixel_evidence import FramePixels, frame_pixels, pixel_chance, pixel_ratio
-from .rays import as_panels, miller_sphere, predict_spots, scattering_vectors
+from .rays import as_panels, miller_sphere, panel_numbers, predict_spots, scattering_vectors
 from .refinement import Restraints, refine_lattice
 from .series_refinement import RefinedSeries
 
@@ -183,7 +183,7 @@ class Indexer:
         """The best lattice among the peaks that are `free` of those that were `found`."""
         s = scattering_vectors(peaks[free], geometry)
         if pixels is not None and FEWEST_WITH_PIXELS <= len(s) <= FEW_PEAKS:
-            taken = pd.concat([peaks, *(x.spots for x in found)])
+            taken = pd.concat([x.assign(panel=panel_numbers(x)) for x in (peaks, *(other.spots for other in found))])
             least = 0.0 if found else SHARE  # one that was found has shown that the cell is right
             best = self._likeliest(
                 self.search.several(s, pairs=self.pairs), peaks, geometry, free, pixels(), taken, least

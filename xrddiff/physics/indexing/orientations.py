@@ -144,8 +144,8 @@ class PairSearch:
     def __call__(self, s: np.ndarray, peaks: int = 4) -> np.ndarray:
         """Orientations U (n, 3, 3) that match two of the innermost `peaks` of s (N, 3; 1/Å)."""
         inner = s[np.argsort(np.linalg.norm(s, axis=1))[:peaks]]
-        length = np.linalg.norm(inner, axis=1)
-        found = [np.zeros((0, 3, 3))]
+        inner = inner[(length := np.linalg.norm(inner, axis=1)) > 0]
+        length, found = length[length > 0], [np.zeros((0, 3, 3))]
         for i, j in combinations(range(len(inner)), 2):
             angle = np.arccos(np.clip(inner[i] @ inner[j] / length[i] / length[j], -1, 1))
             if not np.radians(15) < angle < np.radians(165):
