@@ -5,7 +5,7 @@
 # %% ../../../nbs/physics/indexing/indexer.ipynb #baae4a82
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from typing import Any
@@ -31,8 +31,9 @@ from .series_refinement import RefinedSeries
 
 # %% auto #0
 __all__ = ['SURE', 'INDEXED', 'STRAY', 'SAME', 'CONTROLS', 'FEWEST_PEAKS', 'FEWEST_WITH_PIXELS', 'FEW_PEAKS', 'REFINED', 'SHARE',
-           'WIDTH', 'GetPixels', 'FAR', 'Lattice', 'mark_found', 'in_order', 'distances', 'Indexer', 'Indexing',
-           'frame_tables', 'frame_row', 'cell_of_frames', 'make_indexer', 'index_frames']
+           'WIDTH', 'GetPixels', 'FAR', 'Lattice', 'mark_found', 'in_order', 'distances', 'pixels_if_asked',
+           'share_of_strays', 'is_one_of', 'settled_lattices', 'with_spots', 'Indexer', 'Indexing', 'frame_tables',
+           'frame_row', 'cell_of_frames', 'make_indexer', 'index_frames']
 
 # %% ../../../nbs/physics/indexing/indexer.ipynb #57ab3ee5
 @dataclass(frozen=True, eq=False)
@@ -105,7 +106,7 @@ def distances(lattice: Lattice) -> np.ndarray:
     out[lattice.indexed] = np.hypot(lattice.error / sigma[0], lattice.excitation / sigma[1])
     return out
 
-# %% ../../../nbs/physics/indexing/indexer.ipynb #022d1f61
+# %% ../../../nbs/physics/indexing/indexer.ipynb #27da4c76
 INDEXED = 1e-3  # a lattice counts if chance does as well in fewer than one of a thousand frames
 STRAY = 0.4  # and if at most this share of its peaks are no nearer to its spots than by chance
 SAME = 2.0  # degrees: two lattices closer than this are one crystal
@@ -119,6 +120,62 @@ WIDTH = 1e-3  # 1/Å: excitation errors that are expected, which counts as two p
 GetPixels = Callable[[], FramePixels]
 
 
+def pixels_if_asked(ds: xr.Dataset, frame: int) -> GetPixels:
+    """What gives the pixels of a frame, which are read when they are first asked for."""
+    return cache(partial(frame_pixels, ds, frame))
+
+# %% ../../../nbs/physics/indexing/indexer.ipynb #37e38c80
+def share_of_strays(lattice: Lattice, s: np.ndarray, geometry: PanelGeometry) -> float:
+    """The `stray_share` of a lattice among peaks s (N, 3; 1/Å); 0 where chance comes within a pixel."""
+
+    def off(vectors: np.ndarray) -> np.ndarray:
+        """Angles (m,) between the rays of the indexed ones and those of their spots, rad."""
+        hkl, indexed = indexed_peaks(lattice.cell, lattice.A, vectors)
+        rays = [
+            v + [0, 0, 1 / geometry.wavelength] for v in (vectors[indexed], hkl[indexed] @ np.linalg.inv(lattice.A).T)
+        ]
+        a, b = (v / np.linalg.norm(v, axis=1, keepdims=True) for v in rays)
+        return np.linalg.norm(a - b, axis=1)  # so small that the chord is the angle
+
+    turned = [shuffled(s, numpy_rng("stray control", i)) for i in range(-(-CONTROLS // len(s)))]
+    by_chance, pixel = off(np.concatenate(turned)), geometry.pixel_size / geometry.distance
+    return stray_share(off(s), by_chance) if len(by_chance) and np.median(by_chance) > pixel else 0.0
+
+
+def is_one_of(lattice: Lattice, found: list[Lattice], cell: Cell) -> bool:
+    """Is this one of `found` again? A second crystal has an orientation of its own: peaks that the
+    first lattice misses by a little do not make another.
+    """
+    U = np.stack([other.U for other in found])
+    return bool(orientation_error(U, lattice.U, cell, tolerance=3.0).min() < SAME)
+
+# %% ../../../nbs/physics/indexing/indexer.ipynb #af7baaff
+def settled_lattices(
+    found: list[Lattice], cell: Cell, peaks: pd.DataFrame, geometry: PanelGeometry, restraints: Restraints
+) -> list[Lattice]:
+    """Each peak with the lattice that it is nearest to, and the lattices refined to what is theirs."""
+    nearest, out = np.argmin([distances(x) for x in found], axis=0), []
+    for i, x in enumerate(found):
+        own = x.indexed & (nearest == i)
+        if own.sum() >= FEWEST_WITH_PIXELS and not np.array_equal(own, x.indexed):
+            fit = refine_lattice(x.U, cell, x.hkl[own], peaks[own], geometry, restraints)
+            x = replace(
+                x, cell=fit.cell, U=fit.U, shift=fit.shift, indexed=own, error=fit.error, excitation=fit.excitation
+            )
+        out.append(x)
+    return out
+
+
+def with_spots(lattice: Lattice, peaks: pd.DataFrame, geometry: PanelGeometry, sphere: np.ndarray) -> Lattice:
+    """Add the predicted spots, of the reflections of `sphere` (n, 3)."""
+    indexed, hkl = lattice.indexed, lattice.hkl
+    width = 1.2 * np.quantile(np.abs(lattice.excitation), 0.95)
+    moved = geometry.moved(lattice.shift)
+    outermost = np.linalg.norm(scattering_vectors(peaks, moved)[indexed], axis=1).max()
+    spots = predict_spots(sphere, lattice.A, moved, width, 0.999 / outermost)
+    return replace(lattice, spots=mark_found(spots, hkl[indexed]))
+
+# %% ../../../nbs/physics/indexing/indexer.ipynb #022d1f61
 class Indexer:
     """Finds lattices of a known cell in tables of peaks.
 
@@ -173,39 +230,32 @@ class Indexer:
         return self.chance
 
     def _lattice(
-        self,
-        peaks: pd.DataFrame,
-        geometry: PanelGeometry,
-        free: np.ndarray,
-        pixels: GetPixels | None,
-        found: Sequence[Lattice],
-    ) -> Lattice | None:
+        self, peaks: pd.DataFrame, geometry: PanelGeometry, free: np.ndarray, pixels: GetPixels | None, found: list[Lattice]
+    ) -> Lattice | None:  # fmt: skip
         """The best lattice among the peaks that are `free` of those that were `found`."""
         s = scattering_vectors(peaks[free], geometry)
         if pixels is not None and FEWEST_WITH_PIXELS <= len(s) <= FEW_PEAKS:
             taken = pd.concat([x.assign(panel=panel_numbers(x)) for x in (peaks, *(other.spots for other in found))])
             least = 0.0 if found else SHARE  # one that was found has shown that the cell is right
-            best = self._likeliest(
-                self.search.several(s, pairs=self.pairs), peaks, geometry, free, pixels(), taken, least
-            )
+            best = self._likeliest(peaks, geometry, free, pixels(), taken, least)
         elif len(s) < FEWEST_PEAKS or (U := self.search(s)) is None:
             return None
         else:
             best = self._refined(U, peaks, geometry, free, FEWEST_PEAKS)
         if best is None or best.p >= INDEXED:
             return best
-        stray = self._stray(best, scattering_vectors(peaks[free], geometry.moved(best.shift)), geometry)
+        stray = share_of_strays(best, scattering_vectors(peaks[free], geometry.moved(best.shift)), geometry)
         return replace(best, p=best.p if stray <= STRAY else 1.0, stray=stray)
 
     def _likeliest(
-        self, candidates: np.ndarray, peaks: pd.DataFrame, geometry: PanelGeometry, free: np.ndarray, pixels: FramePixels,
-        taken: pd.DataFrame, least: float,
+        self, peaks: pd.DataFrame, geometry: PanelGeometry, free: np.ndarray, pixels: FramePixels, taken: pd.DataFrame,
+        least: float,
     ) -> Lattice | None:  # fmt: skip
-        """Of `candidates` U (n, 3, 3) that which peaks and pixels together are most in favour of. Pixels speak for none with
+        """Of several orientations the lattice which peaks and pixels together are most in favour of. Pixels speak for none with
         less than the share `least` of the peaks.
         """
-        s, words = scattering_vectors(peaks[free], geometry), (pixels, self.sphere)
-        favour = []
+        s, words, favour = scattering_vectors(peaks[free], geometry), (pixels, self.sphere), []
+        candidates = self.search.several(s, pairs=self.pairs)
         for A in self.cell.A @ np.swapaxes(candidates, -1, -2):
             p = float(self.chance.at_least(count_reflections(self.cell, A, s), len(s)))
             favour.append(pixel_ratio(*words, A, geometry, 1.5 * WIDTH, taken) - np.log(max(p, 1e-300)))
@@ -248,23 +298,6 @@ class Indexer:
             indexed = again
         return best
 
-    def _stray(self, lattice: Lattice, s: np.ndarray, geometry: PanelGeometry) -> float:
-        """The `stray_share` of a lattice among peaks s (N, 3; 1/Å); 0 where chance comes within a pixel."""
-
-        def off(vectors: np.ndarray) -> np.ndarray:
-            """Angles (m,) between the rays of the indexed ones and those of their spots, rad."""
-            hkl, indexed = indexed_peaks(lattice.cell, lattice.A, vectors)
-            rays = [
-                v + [0, 0, 1 / geometry.wavelength]
-                for v in (vectors[indexed], hkl[indexed] @ np.linalg.inv(lattice.A).T)
-            ]
-            a, b = (v / np.linalg.norm(v, axis=1, keepdims=True) for v in rays)
-            return np.linalg.norm(a - b, axis=1)  # so small that the chord is the angle
-
-        turned = [shuffled(s, numpy_rng("stray control", i)) for i in range(-(-CONTROLS // len(s)))]
-        by_chance, pixel = off(np.concatenate(turned)), geometry.pixel_size / geometry.distance
-        return stray_share(off(s), by_chance) if len(by_chance) and np.median(by_chance) > pixel else 0.0
-
     def __call__(
         self, peaks: pd.DataFrame, geometry: Geometry | PanelGeometry, pixels: GetPixels | None = None
     ) -> list[Lattice]:
@@ -282,44 +315,16 @@ class Indexer:
         free, found = np.ones(len(peaks), bool), []
         for _ in range(self.lattices):
             lattice = self._lattice(ranked, geometry, free, pixels, found)
-            if lattice is None or (found and (lattice.p >= INDEXED or self._same(lattice, found))):
+            if lattice is None or (found and (lattice.p >= INDEXED or is_one_of(lattice, found, self.cell))):
                 break
             free &= ~lattice.indexed
-            found.append(self.with_spots(lattice, ranked, geometry))
+            found.append(with_spots(lattice, ranked, geometry, self.sphere))
             if lattice.p >= INDEXED:
                 break
         if len(found) > 1:
-            found = [self.with_spots(x, ranked, geometry) for x in self._settled(found, ranked, geometry)]
+            found = settled_lattices(found, self.cell, ranked, geometry, self.restraints)
+            found = [with_spots(x, ranked, geometry, self.sphere) for x in found]
         return [in_order(x, place) for x in found]
-
-    def _settled(self, found: list[Lattice], peaks: pd.DataFrame, geometry: PanelGeometry) -> list[Lattice]:
-        """Each peak with the lattice that it is nearest to, and the lattices refined to what is theirs."""
-        nearest, out = np.argmin([distances(x) for x in found], axis=0), []
-        for i, x in enumerate(found):
-            own = x.indexed & (nearest == i)
-            if own.sum() >= FEWEST_WITH_PIXELS and not np.array_equal(own, x.indexed):
-                fit = refine_lattice(x.U, self.cell, x.hkl[own], peaks[own], geometry, self.restraints)
-                x = replace(
-                    x, cell=fit.cell, U=fit.U, shift=fit.shift, indexed=own, error=fit.error, excitation=fit.excitation
-                )
-            out.append(x)
-        return out
-
-    def _same(self, lattice: Lattice, found: list[Lattice]) -> bool:
-        """Is this one of `found` again? A second crystal has an orientation of its own: peaks that the
-        first lattice misses by a little do not make another.
-        """
-        U = np.stack([other.U for other in found])
-        return bool(orientation_error(U, lattice.U, self.cell, tolerance=3.0).min() < SAME)
-
-    def with_spots(self, lattice: Lattice, peaks: pd.DataFrame, geometry: PanelGeometry) -> Lattice:
-        """Add the predicted spots."""
-        indexed, hkl = lattice.indexed, lattice.hkl
-        width = 1.2 * np.quantile(np.abs(lattice.excitation), 0.95)
-        moved = geometry.moved(lattice.shift)
-        outermost = np.linalg.norm(scattering_vectors(peaks, moved)[indexed], axis=1).max()
-        spots = predict_spots(self.sphere, lattice.A, moved, width, 0.999 / outermost)
-        return replace(lattice, spots=mark_found(spots, hkl[indexed]))
 
 # %% ../../../nbs/physics/indexing/indexer.ipynb #f82c3fed
 @dataclass(frozen=True, eq=False)
@@ -516,7 +521,7 @@ def index_frames(
     rows, found = [], {}
     for i, table in frame_tables(peaks, wanted):
         geometry = as_panels(geometry_of(ds, i)).moved(indexer.shift)
-        found[i] = indexer(table, geometry, cache(partial(frame_pixels, ds, i)) if pixels else None)
+        found[i] = indexer(table, geometry, pixels_if_asked(ds, i) if pixels else None)
         rows.append(frame_row(i, table, found[i], geometry))
     table = pd.DataFrame(rows).set_index("frame")
     return Indexing(indexer.cell, indexer.chance, peaks, table, found, indexer.shift)
