@@ -18,7 +18,7 @@ from xrddiff.data.frames.peaks import find_frame_peaks
 from xrddiff.judge.metrics.indexing import turned_peaks
 from xrddiff.learn.loading.catalog import load
 from xrddiff.physics.indexing.cells import Cell, orientation_error
-from xrddiff.physics.indexing.indexer import INDEXED, Indexer, index_frames
+from xrddiff.physics.indexing.indexer import INDEXED, Indexer, index_frames, make_indexer
 from xrddiff.physics.indexing.rays import miller_sphere, predict_spots, scattering_vectors
 from xrddiff.physics.indexing.series import index_series
 from xrddiff.physics.indexing.stream import write_stream
@@ -66,6 +66,39 @@ def test_the_cell_of_a_real_still_is_found(cspad, peakfinder8):
 
 
 @pytest.mark.slow
+def test_few_peaks_are_a_lattice_with_their_pixels_or_with_none():
+    """Stills of sim128 with a twelfth of their photons; turned peaks, and the pixels of another frame, prove nothing."""
+    frames = simulate("sim128", range(60), seed=2)
+    frames, indexer = frames.isel(frame=np.flatnonzero(frames["crystals"] == 1)), make_indexer(frames, controls=60)
+    kept = np.random.default_rng(0).binomial(frames["intensity"].values, 1 / 12)
+    thin = frames.assign(intensity=frames["intensity"].copy(data=kept))
+    peaks = find_frame_peaks(thin)
+    few = peaks.groupby("frame").filter(lambda own: 6 <= len(own) <= 9)
+    words = dict(frames=sorted(set(few["frame"])), indexer=indexer)
+    alone, asked = (index_frames(thin, peaks=few, pixels=pixels, **words) for pixels in (False, True))
+    assert len(words["frames"]) >= 6 and alone.rate < 0.7 and asked.rate > 0.9
+    for i in asked.table.index[asked.table["lattices"] > 0]:
+        assert orientation_error(asked.of(i)[0].U, thin["orientation"].values[i, 0], indexer.cell) < 1
+    assert index_frames(thin, peaks=turned_peaks(thin, few), **words).rate == 0
+    elsewhere = thin.assign(intensity=thin["intensity"].copy(data=np.roll(thin["intensity"].values, 1, axis=0)))
+    assert index_frames(elsewhere, peaks=few, **words).rate <= alone.rate
+
+
+def test_crystals_of_a_frame_are_found_one_after_the_other():
+    """Two crystals in each frame, one in each; peaks belong to one lattice at most."""
+    still, found = EXPERIMENTS["sim128"], {}
+    for crystals in (1, 2):
+        hits = tuple(float(n == crystals) for n in range(3))
+        frames = simulate(replace(still, sample=replace(still.sample, hits=hits)), range(16), seed=4)
+        indexing = index_frames(frames, controls=40)
+        found[crystals] = indexing.table["lattices"].to_numpy()
+        for i, lattices in indexing.lattices.items():
+            assert sum(x.indexed.astype(int) for x in lattices).max(initial=0) <= 1
+            for x in lattices[: indexing.table.loc[i, "lattices"]]:
+                assert orientation_error(x.U, frames["orientation"].values[i, :crystals], indexing.cell).min() < 1
+    assert (found[1] == 1).mean() > 0.9 and found[1].max() == 1 and (found[2] == 2).mean() > 0.7
+
+
 @pytest.mark.parametrize(("name", "shots", "within"), [("sim-522", 16, 0.1), ("sim128", 40, 0.5)])
 def test_orientations_are_those_that_were_simulated(name, shots, within):
     frames = simulate(name, range(shots), seed=1)

@@ -227,7 +227,7 @@ class SetComparison:
         indexing, reflections = None, None
         if self._indexers[name]:
             try:
-                indexing = index_frames(frames, peaks=peaks, indexer=self._indexers[name])
+                indexing = index_frames(frames, peaks=peaks, indexer=self._indexers[name], pixels=False)
                 reflections = reflection_table(frames, indexing, self.group)
                 reflections["frame"] = numbers[reflections["frame"]]
             except BadInput as error:

@@ -36,7 +36,9 @@ def lattice_rows(
     """
     names = ["on_lattice", "indexed", "completeness", "rmsd_px"]
     try:
-        found = indexer if isinstance(indexer, Indexing) else index_frames(ds, peaks=peaks, indexer=indexer)
+        found = (
+            indexer if isinstance(indexer, Indexing) else index_frames(ds, peaks=peaks, indexer=indexer, pixels=False)
+        )
     except BadInput as error:
         if why is not None:
             why["rate"] = str(error)

@@ -11,7 +11,7 @@ import numpy as np
 import scipy
 
 # %% auto #0
-__all__ = ['shuffled', 'Chance', 'stray_share']
+__all__ = ['shuffled', 'Chance', 'stray_share', 'both']
 
 # %% ../../../nbs/physics/indexing/chance.ipynb #2faf8287
 def shuffled(s: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -79,3 +79,9 @@ def stray_share(off: np.ndarray, by_chance: np.ndarray, free: int = 3) -> float:
     if not m or not len(by_chance):
         return 1.0
     return float(2 * (off * np.sqrt(2 * m / max(2 * m - free, 1)) > np.median(by_chance)).mean())
+
+# %% ../../../nbs/physics/indexing/chance.ipynb #fisher02
+def both(p: float, q: float) -> float:
+    """Probability by chance of two independent probabilities with a product as small as that of `p` and `q`."""
+    product = max(p * q, 1e-300)
+    return float(product * (1 - np.log(product)))

@@ -5,8 +5,9 @@
 # %% ../../../nbs/physics/indexing/indexer.ipynb #baae4a82
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import cache, partial
 from typing import Any
 
 import gemmi
@@ -20,16 +21,19 @@ from ...data.frames.frames import frame_count
 from ...data.frames.geometry import Geometry, PanelGeometry, geometry_of
 from ...data.frames.peaks import MakeFinder, peaks_of_frames
 from .cells import CENTRINGS, Cell, orientation_error, read_cell
-from .chance import Chance, shuffled, stray_share
+from .chance import Chance, both, shuffled, stray_share
 from .lattice_search import common_cell, find_lattice
-from .orientations import OrientationSearch, count_reflections, indexed_peaks
-from .rays import as_panels, miller_sphere, predict_spots, scattering_vectors
+from .orientations import OrientationSearch, PairSearch, count_reflections, indexed_peaks
+from .pixel_evidence import FramePixels, frame_pixels, pixel_chance, pixel_ratio
+from .rays import as_panels, miller_sphere, panel_numbers, predict_spots, scattering_vectors
 from .refinement import Restraints, refine_lattice
 from .series_refinement import RefinedSeries
 
 # %% auto #0
-__all__ = ['INDEXED', 'STRAY', 'SAME', 'CONTROLS', 'FEWEST_PEAKS', 'FAR', 'Lattice', 'mark_found', 'Indexer', 'Indexing',
-           'frame_tables', 'frame_row', 'cell_of_frames', 'make_indexer', 'index_frames']
+__all__ = ['SURE', 'INDEXED', 'STRAY', 'SAME', 'CONTROLS', 'FEWEST_PEAKS', 'FEWEST_WITH_PIXELS', 'FEW_PEAKS', 'REFINED', 'SHARE',
+           'WIDTH', 'GetPixels', 'FAR', 'Lattice', 'mark_found', 'in_order', 'distances', 'pixels_if_asked',
+           'share_of_strays', 'is_one_of', 'settled_lattices', 'with_spots', 'Indexer', 'Indexing', 'frame_tables',
+           'frame_row', 'cell_of_frames', 'make_indexer', 'index_frames']
 
 # %% ../../../nbs/physics/indexing/indexer.ipynb #57ab3ee5
 @dataclass(frozen=True, eq=False)
@@ -39,7 +43,8 @@ class Lattice:
     cell: refined. U: orientation (3, 3). shift: of the detector (3,), m.
     hkl: Miller indices (N, 3) of the frame's peaks; indexed: bool (N,), which of them belong to it.
     error: of the indexed peaks, px from their predictions; excitation: of the same, 1/Å.
-    p: probability that chance indexes as many peaks; 1 if too many are `stray`.
+    p: probability that chance indexes as many peaks, and, where the pixels between few peaks were asked, that these say
+        as much; 1 if too many are `stray`.
     stray: share of the indexed peaks that are no nearer to their spots than by chance.
     spots: the predicted spots, as `predict_spots` has them, and `found` (bool).
     """
@@ -76,14 +81,101 @@ def mark_found(spots: pd.DataFrame, hkl: np.ndarray) -> pd.DataFrame:
     have, want = np.asarray(hkl, np.int64) @ weights, spots[list("hkl")].to_numpy(np.int64) @ weights
     return spots.assign(found=np.isin(want, have))
 
-# %% ../../../nbs/physics/indexing/indexer.ipynb #022d1f61
+
+def in_order(lattice: Lattice, place: np.ndarray) -> Lattice:
+    """The rows of the peaks (N,) in another order: row i is what was row `place[i]`."""
+    rank = (np.cumsum(lattice.indexed) - 1)[place][lattice.indexed[place]]
+    return replace(
+        lattice, hkl=lattice.hkl[place], indexed=lattice.indexed[place], error=lattice.error[rank],
+        excitation=lattice.excitation[rank],
+    )  # fmt: skip
+
+
+SURE = 4.0  # standard deviations of a lattice's peaks from their spots: one further off may be another crystal's
+
+
+def distances(lattice: Lattice) -> np.ndarray:
+    """How far each peak (N,) is from its spot, in standard deviations of place and excitation error; infinite for those
+    that are not indexed.
+    """
+    out = np.full(len(lattice.indexed), np.inf)
+    sigma = [
+        max(np.median(np.abs(v)) / typical, 1e-9)
+        for v, typical in ((lattice.error, 1.1774), (lattice.excitation, 0.6745))
+    ]
+    out[lattice.indexed] = np.hypot(lattice.error / sigma[0], lattice.excitation / sigma[1])
+    return out
+
+# %% ../../../nbs/physics/indexing/indexer.ipynb #27da4c76
 INDEXED = 1e-3  # a lattice counts if chance does as well in fewer than one of a thousand frames
 STRAY = 0.4  # and if at most this share of its peaks are no nearer to its spots than by chance
 SAME = 2.0  # degrees: two lattices closer than this are one crystal
 CONTROLS = 4000  # peaks without a lattice, to which those of a lattice are compared
 FEWEST_PEAKS = 6  # an orientation has three degrees of freedom; fewer peaks than twice that prove nothing
+FEWEST_WITH_PIXELS = 4  # with pixels, one more than an orientation can always index
+FEW_PEAKS = 25  # pixels are asked where there are no more
+REFINED = 2  # of the candidates, those which the pixels are most in favour of
+SHARE = 0.7  # of the peaks: a lattice with fewer is perhaps of another cell, which has some spots of the right one
+WIDTH = 1e-3  # 1/Å: excitation errors that are expected, which counts as two peaks
+GetPixels = Callable[[], FramePixels]
 
 
+def pixels_if_asked(ds: xr.Dataset, frame: int) -> GetPixels:
+    """What gives the pixels of a frame, which are read when they are first asked for."""
+    return cache(partial(frame_pixels, ds, frame))
+
+# %% ../../../nbs/physics/indexing/indexer.ipynb #37e38c80
+def share_of_strays(lattice: Lattice, s: np.ndarray, geometry: PanelGeometry) -> float:
+    """The `stray_share` of a lattice among peaks s (N, 3; 1/Å); 0 where chance comes within a pixel."""
+
+    def off(vectors: np.ndarray) -> np.ndarray:
+        """Angles (m,) between the rays of the indexed ones and those of their spots, rad."""
+        hkl, indexed = indexed_peaks(lattice.cell, lattice.A, vectors)
+        rays = [
+            v + [0, 0, 1 / geometry.wavelength] for v in (vectors[indexed], hkl[indexed] @ np.linalg.inv(lattice.A).T)
+        ]
+        a, b = (v / np.linalg.norm(v, axis=1, keepdims=True) for v in rays)
+        return np.linalg.norm(a - b, axis=1)  # so small that the chord is the angle
+
+    turned = [shuffled(s, numpy_rng("stray control", i)) for i in range(-(-CONTROLS // len(s)))]
+    by_chance, pixel = off(np.concatenate(turned)), geometry.pixel_size / geometry.distance
+    return stray_share(off(s), by_chance) if len(by_chance) and np.median(by_chance) > pixel else 0.0
+
+
+def is_one_of(lattice: Lattice, found: list[Lattice], cell: Cell) -> bool:
+    """Is this one of `found` again? A second crystal has an orientation of its own: peaks that the
+    first lattice misses by a little do not make another.
+    """
+    U = np.stack([other.U for other in found])
+    return bool(orientation_error(U, lattice.U, cell, tolerance=3.0).min() < SAME)
+
+# %% ../../../nbs/physics/indexing/indexer.ipynb #af7baaff
+def settled_lattices(
+    found: list[Lattice], cell: Cell, peaks: pd.DataFrame, geometry: PanelGeometry, restraints: Restraints
+) -> list[Lattice]:
+    """Each peak with the lattice that it is nearest to, and the lattices refined to what is theirs."""
+    nearest, out = np.argmin([distances(x) for x in found], axis=0), []
+    for i, x in enumerate(found):
+        own = x.indexed & (nearest == i)
+        if own.sum() >= FEWEST_WITH_PIXELS and not np.array_equal(own, x.indexed):
+            fit = refine_lattice(x.U, cell, x.hkl[own], peaks[own], geometry, restraints)
+            x = replace(
+                x, cell=fit.cell, U=fit.U, shift=fit.shift, indexed=own, error=fit.error, excitation=fit.excitation
+            )
+        out.append(x)
+    return out
+
+
+def with_spots(lattice: Lattice, peaks: pd.DataFrame, geometry: PanelGeometry, sphere: np.ndarray) -> Lattice:
+    """Add the predicted spots, of the reflections of `sphere` (n, 3)."""
+    indexed, hkl = lattice.indexed, lattice.hkl
+    width = 1.2 * np.quantile(np.abs(lattice.excitation), 0.95)
+    moved = geometry.moved(lattice.shift)
+    outermost = np.linalg.norm(scattering_vectors(peaks, moved)[indexed], axis=1).max()
+    spots = predict_spots(sphere, lattice.A, moved, width, 0.999 / outermost)
+    return replace(lattice, spots=mark_found(spots, hkl[indexed]))
+
+# %% ../../../nbs/physics/indexing/indexer.ipynb #022d1f61
 class Indexer:
     """Finds lattices of a known cell in tables of peaks.
 
@@ -111,6 +203,7 @@ class Indexer:
         self.search = OrientationSearch(self.cell, s_max, slack=slack)
         # a little beyond the outermost peak, so that it can be predicted too
         self.sphere = miller_sphere(self.cell, 0.99 / s_max)
+        self.pairs = PairSearch(self.cell, self.sphere)
         self.chance = Chance(1.0, 1.0)
         self.profile: float | None = None
 
@@ -136,18 +229,64 @@ class Indexer:
         self.chance = Chance.fit(*np.array(rows, int).reshape(-1, 2).T)
         return self.chance
 
-    def _lattice(self, peaks: pd.DataFrame, geometry: PanelGeometry, free: np.ndarray) -> Lattice | None:
-        """The best lattice among the peaks that are `free`."""
-        s = scattering_vectors(peaks, geometry)
-        if free.sum() < FEWEST_PEAKS or (U := self.search(s[free])) is None:
+    def _lattice(
+        self, peaks: pd.DataFrame, geometry: PanelGeometry, free: np.ndarray, pixels: GetPixels | None, found: list[Lattice]
+    ) -> Lattice | None:  # fmt: skip
+        """The best lattice among the peaks that are `free` of those that were `found`."""
+        s = scattering_vectors(peaks[free], geometry)
+        if pixels is not None and FEWEST_WITH_PIXELS <= len(s) <= FEW_PEAKS:
+            taken = pd.concat([x.assign(panel=panel_numbers(x)) for x in (peaks, *(other.spots for other in found))])
+            least = 0.0 if found else SHARE  # one that was found has shown that the cell is right
+            best = self._likeliest(peaks, geometry, free, pixels(), taken, least)
+        elif len(s) < FEWEST_PEAKS or (U := self.search(s)) is None:
             return None
+        else:
+            best = self._refined(U, peaks, geometry, free, FEWEST_PEAKS)
+        if best is None or best.p >= INDEXED:
+            return best
+        stray = share_of_strays(best, scattering_vectors(peaks[free], geometry.moved(best.shift)), geometry)
+        return replace(best, p=best.p if stray <= STRAY else 1.0, stray=stray)
+
+    def _likeliest(
+        self, peaks: pd.DataFrame, geometry: PanelGeometry, free: np.ndarray, pixels: FramePixels, taken: pd.DataFrame,
+        least: float,
+    ) -> Lattice | None:  # fmt: skip
+        """Of several orientations the lattice which peaks and pixels together are most in favour of. Pixels speak for none with
+        less than the share `least` of the peaks.
+        """
+        s, words, favour = scattering_vectors(peaks[free], geometry), (pixels, self.sphere), []
+        candidates = self.search.several(s, pairs=self.pairs)
+        for A in self.cell.A @ np.swapaxes(candidates, -1, -2):
+            p = float(self.chance.at_least(count_reflections(self.cell, A, s), len(s)))
+            favour.append(pixel_ratio(*words, A, geometry, 1.5 * WIDTH, taken) - np.log(max(p, 1e-300)))
+        best = None
+        for U in candidates[np.argsort(favour)[::-1][:REFINED]]:
+            lattice = self._refined(U, peaks, geometry, free, FEWEST_WITH_PIXELS)
+            if lattice is None:
+                continue
+            # two angles of the orientation were fitted to the excitation errors
+            width = np.sqrt((np.sum(lattice.excitation**2) + 2 * WIDTH**2) / len(lattice.excitation))
+            few = lattice.indexed.sum() < least * len(s)
+            q = 1.0 if few else pixel_chance(*words, lattice.A, geometry.moved(lattice.shift), width, taken)
+            p = both(lattice.p, min(len(candidates) * q, 1.0))
+            if best is None or p < best.p:
+                best = replace(lattice, p=p)
+            if p < INDEXED:
+                break
+        return best
+
+    def _refined(
+        self, U: np.ndarray, peaks: pd.DataFrame, geometry: PanelGeometry, free: np.ndarray, fewest: int
+    ) -> Lattice | None:
+        """The lattice with the orientation U, refined to the peaks that are `free`; None if it has less than `fewest` of them."""
+        s = scattering_vectors(peaks, geometry)
         cell, shift = self.cell, np.zeros(3)
         hkl, indexed = indexed_peaks(cell, cell.A @ U.T, s)
         indexed &= free
         p = float(self.chance.at_least(count_reflections(cell, cell.A @ U.T, s[free]), int(free.sum())))
         best = None
         for _ in range(4):
-            if indexed.sum() < FEWEST_PEAKS:
+            if indexed.sum() < fewest:
                 break
             fit = refine_lattice(U, self.cell, hkl[indexed], peaks[indexed], geometry, self.restraints)
             best = Lattice(fit.cell, fit.U, fit.shift, hkl.astype(int), indexed, fit.error, fit.excitation, p)
@@ -157,31 +296,15 @@ class Indexer:
             if np.array_equal(again, indexed):
                 break
             indexed = again
-        if best is None or p >= INDEXED:
-            return best
-        stray = self._stray(best, scattering_vectors(peaks[free], geometry.moved(best.shift)), geometry)
-        return replace(best, p=p if stray <= STRAY else 1.0, stray=stray)
+        return best
 
-    def _stray(self, lattice: Lattice, s: np.ndarray, geometry: PanelGeometry) -> float:
-        """The `stray_share` of a lattice among peaks s (N, 3; 1/Å); 0 where chance comes within a pixel."""
-
-        def off(vectors: np.ndarray) -> np.ndarray:
-            """Angles (m,) between the rays of the indexed ones and those of their spots, rad."""
-            hkl, indexed = indexed_peaks(lattice.cell, lattice.A, vectors)
-            rays = [
-                v + [0, 0, 1 / geometry.wavelength]
-                for v in (vectors[indexed], hkl[indexed] @ np.linalg.inv(lattice.A).T)
-            ]
-            a, b = (v / np.linalg.norm(v, axis=1, keepdims=True) for v in rays)
-            return np.linalg.norm(a - b, axis=1)  # so small that the chord is the angle
-
-        turned = [shuffled(s, numpy_rng("stray control", i)) for i in range(-(-CONTROLS // len(s)))]
-        by_chance, pixel = off(np.concatenate(turned)), geometry.pixel_size / geometry.distance
-        return stray_share(off(s), by_chance) if len(by_chance) and np.median(by_chance) > pixel else 0.0
-
-    def __call__(self, peaks: pd.DataFrame, geometry: Geometry | PanelGeometry) -> list[Lattice]:
+    def __call__(
+        self, peaks: pd.DataFrame, geometry: Geometry | PanelGeometry, pixels: GetPixels | None = None
+    ) -> list[Lattice]:
         """The lattices of one frame, those that are not chance after the first one; empty if there
         are too few peaks.
+
+        pixels: gives those of the frame, which are asked where there are few peaks; None: peaks alone.
         """
         geometry = as_panels(geometry)
         # the search looks at the strongest; a background of no counts at all leaves no noise to compare them with
@@ -191,35 +314,17 @@ class Indexer:
         ranked, place = places.iloc[order], np.argsort(order)
         free, found = np.ones(len(peaks), bool), []
         for _ in range(self.lattices):
-            lattice = self._lattice(ranked, geometry, free)
-            if lattice is None or (found and (lattice.p >= INDEXED or self._same(lattice, found))):
+            lattice = self._lattice(ranked, geometry, free, pixels, found)
+            if lattice is None or (found and (lattice.p >= INDEXED or is_one_of(lattice, found, self.cell))):
                 break
             free &= ~lattice.indexed
-            found.append(self.with_spots(lattice, ranked, geometry, place))
+            found.append(with_spots(lattice, ranked, geometry, self.sphere))
             if lattice.p >= INDEXED:
                 break
-        return found
-
-    def _same(self, lattice: Lattice, found: list[Lattice]) -> bool:
-        """Is this one of `found` again? A second crystal has an orientation of its own: peaks that the
-        first lattice misses by a little do not make another.
-        """
-        U = np.stack([other.U for other in found])
-        return bool(orientation_error(U, lattice.U, self.cell, tolerance=3.0).min() < SAME)
-
-    def with_spots(self, lattice: Lattice, peaks: pd.DataFrame, geometry: PanelGeometry, place: np.ndarray) -> Lattice:
-        """Add the predicted spots, and put the rows back into the order of the frame's peaks."""
-        indexed, hkl = lattice.indexed, lattice.hkl
-        width = 1.2 * np.quantile(np.abs(lattice.excitation), 0.95)
-        moved = geometry.moved(lattice.shift)
-        outermost = np.linalg.norm(scattering_vectors(peaks, moved)[indexed], axis=1).max()
-        spots = mark_found(predict_spots(self.sphere, lattice.A, moved, width, 0.999 / outermost), hkl[indexed])
-        within = np.cumsum(indexed) - 1
-        rank = within[place][indexed[place]]
-        return replace(
-            lattice, hkl=hkl[place], indexed=indexed[place], error=lattice.error[rank],
-            excitation=lattice.excitation[rank], spots=spots,
-        )  # fmt: skip
+        if len(found) > 1:
+            found = settled_lattices(found, self.cell, ranked, geometry, self.restraints)
+            found = [with_spots(x, ranked, geometry, self.sphere) for x in found]
+        return [in_order(x, place) for x in found]
 
 # %% ../../../nbs/physics/indexing/indexer.ipynb #f82c3fed
 @dataclass(frozen=True, eq=False)
@@ -398,12 +503,14 @@ def index_frames(
     frames: Iterable[int] | None = None,
     peaks: pd.DataFrame | MakeFinder | None = None,
     indexer: Indexer | None = None,
+    pixels: bool = True,
     **options: Any,
 ) -> Indexing:
     """Index `frames` (numbers; None = all) of a data set.
 
     cell, peaks, options: as `make_indexer` takes them.
     indexer: from `make_indexer`, perhaps for other frames of the experiment; it has a cell.
+    pixels: ask those between the peaks where there are few peaks.
     Raises `BadInput` if the frames have no geometry or no wavelength.
     """
     as_panels(geometry_of(ds))
@@ -414,7 +521,7 @@ def index_frames(
     rows, found = [], {}
     for i, table in frame_tables(peaks, wanted):
         geometry = as_panels(geometry_of(ds, i)).moved(indexer.shift)
-        found[i] = indexer(table, geometry)
+        found[i] = indexer(table, geometry, pixels_if_asked(ds, i) if pixels else None)
         rows.append(frame_row(i, table, found[i], geometry))
     table = pd.DataFrame(rows).set_index("frame")
     return Indexing(indexer.cell, indexer.chance, peaks, table, found, indexer.shift)

@@ -7,18 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import combinations
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .cells import Cell
+from .cells import Cell, orientation_error
 
 if TYPE_CHECKING:  # imported where it is used: checks before a run import this module too
     import torch
 
 # %% auto #0
 __all__ = ['CANDIDATES', 'TOLERANCE', 'hemisphere', 'axis_scores', 'sharpened', 'best_directions', 'rotations_from_axes',
-           'miller_indices', 'indexed_peaks', 'count_reflections', 'best_orientation', 'OrientationSearch']
+           'PairSearch', 'miller_indices', 'indexed_peaks', 'count_reflections', 'best_orientations',
+           'distinct_orientations', 'OrientationSearch']
 
 # %% ../../../nbs/physics/indexing/orientations.ipynb #14eae05f
 @lru_cache(maxsize=8)
@@ -120,6 +122,42 @@ def rotations_from_axes(cell: Cell, directions: Sequence[np.ndarray], tolerance:
             found += [triads @ true.T, (triads * [-1, -1, 1]) @ true.T]
     return np.concatenate(found)
 
+# %% ../../../nbs/physics/indexing/orientations.ipynb #pairs002
+class PairSearch:
+    """Orientations of a crystal from pairs of its peaks.
+
+    hkl: reflections (n, 3) to match. lengths, angle: how well lengths of s (relative, and 1/Å) and angles (degrees) are known.
+    """
+
+    def __init__(self, cell: Cell, hkl: np.ndarray, lengths: tuple[float, float] = (2e-3, 5e-4), angle: float = 0.6):
+        g = hkl @ cell.B.T
+        d = np.linalg.norm(g, axis=1)
+        order = np.argsort(d, kind="stable")
+        self.d, self.g = d[order], g[order] / d[order, None]
+        self.lengths, self.angle = lengths, np.radians(angle)
+
+    def near(self, length: float) -> np.ndarray:
+        """Directions (m, 3) of the reflections with this |s|, 1/Å."""
+        off = self.lengths[0] * length + self.lengths[1]
+        return self.g[slice(*np.searchsorted(self.d, [length - off, length + off]))]
+
+    def __call__(self, s: np.ndarray, peaks: int = 4) -> np.ndarray:
+        """Orientations U (n, 3, 3) that match two of the innermost `peaks` of s (N, 3; 1/Å)."""
+        inner = s[np.argsort(np.linalg.norm(s, axis=1))[:peaks]]
+        inner = inner[(length := np.linalg.norm(inner, axis=1)) > 0]
+        length, found = length[length > 0], [np.zeros((0, 3, 3))]
+        for i, j in combinations(range(len(inner)), 2):
+            angle = np.arccos(np.clip(inner[i] @ inner[j] / length[i] / length[j], -1, 1))
+            if not np.radians(15) < angle < np.radians(165):
+                continue
+            a, b = self.near(length[i]), self.near(length[j])
+            limits = np.cos(np.clip([angle + self.angle, angle - self.angle], 0, np.pi))
+            cosine = a @ b.T
+            p, q = np.nonzero((cosine >= limits[0]) & (cosine <= limits[1]))
+            turned = np.swapaxes(_triads(a[p], b[q]), 1, 2)
+            found.append(_triads(inner[i : i + 1], inner[j : j + 1])[0] @ turned)
+        return np.concatenate(found)
+
 # %% ../../../nbs/physics/indexing/orientations.ipynb #08f2a59f
 TOLERANCE = 0.2  # of an index: what counts as indexed
 _ENOUGH = 400  # peaks that tell orientations apart; of a larger frame every second, third … takes part
@@ -161,7 +199,7 @@ def _kabsch(weight: np.ndarray, s: np.ndarray, g: np.ndarray) -> np.ndarray:
     return u @ v
 
 
-def best_orientation(
+def best_orientations(
     cell: Cell,
     rotations: np.ndarray,
     s: np.ndarray,
@@ -169,8 +207,8 @@ def best_orientation(
     keep: int = 20,
     rounds: Sequence[float] = (0.4, 0.3, 0.25, 0.2),
 ) -> np.ndarray:
-    """The orientation U (3, 3), of `rotations` (r, 3, 3), refined, that indexes most peaks s (N, 3;
-    1/Å); of equal ones the most precise.
+    """The `keep` orientations U (≤ keep, 3, 3), of `rotations` (r, 3, 3), refined, that index most peaks s (N, 3;
+    1/Å), the best first; of equal ones the most precise.
     """
 
     def basis(U: np.ndarray) -> np.ndarray:
@@ -184,7 +222,16 @@ def best_orientation(
         U = _kabsch(ok.astype(float), some, hkl @ cell.B.T)
     hkl, ok = indexed_peaks(cell, basis(U), s)
     miss = np.linalg.norm(s - np.einsum("rij,rnj->rni", U, hkl @ cell.B.T), axis=-1)
-    return U[np.lexsort(((miss * ok).sum(1), -ok.sum(1)))[0]]
+    return U[np.lexsort(((miss * ok).sum(1), -ok.sum(1)))]
+
+
+def distinct_orientations(cell: Cell, U: np.ndarray, most: int, apart: float = 1.0) -> np.ndarray:
+    """The first `most` of U (n, 3, 3), each at least `apart` degrees from those before, whatever the symmetry of the lattice."""
+    free, chosen = np.ones(len(U), bool), []
+    while free.any() and len(chosen) < most:
+        chosen.append(int(free.argmax()))
+        free &= orientation_error(U, U[chosen[-1]], cell) >= apart
+    return U[chosen]
 
 # %% ../../../nbs/physics/indexing/orientations.ipynb #b50b041c
 class OrientationSearch:
@@ -222,4 +269,13 @@ class OrientationSearch:
     def __call__(self, s: np.ndarray) -> np.ndarray | None:
         """The orientation U (3, 3) for peaks s (N, 3; 1/Å), strongest first; None if no two axes fit."""
         rotations = rotations_from_axes(self.cell, self.directions(s))
-        return best_orientation(self.cell, rotations, s) if len(rotations) else None
+        return best_orientations(self.cell, rotations, s)[0] if len(rotations) else None
+
+    def several(self, s: np.ndarray, most: int = 10, pairs: PairSearch | None = None) -> np.ndarray:
+        """The `most` best orientations U (≤ most, 3, 3) for peaks s, which differ by a degree or more; from axes, and from `pairs`."""
+        ways = [rotations_from_axes(self.cell, self.directions(s))] + ([] if pairs is None else [pairs(s)])
+        best = [best_orientations(self.cell, found, s, keep=20 * most) for found in ways if len(found)]
+        if not best:
+            return np.zeros((0, 3, 3))
+        every = best_orientations(self.cell, np.concatenate(best), s, keep=40 * most, rounds=())
+        return distinct_orientations(self.cell, every, most)

@@ -25,6 +25,8 @@ from xrddiff.physics.indexing.indexer import (
     frame_tables,
     index_frames,
     make_indexer,
+    pixels_if_asked,
+    with_spots,
     mark_found,
 )
 from .rays import as_panels
@@ -113,7 +115,7 @@ def _other_lattice(
     lattice = replace(
         other, cell=fit.cell, U=fit.U, shift=fit.shift, indexed=indexed, error=fit.error, excitation=fit.excitation
     )
-    return indexer.with_spots(lattice, peaks, geometry, np.arange(len(peaks)))
+    return with_spots(lattice, peaks, geometry, indexer.sphere)
 
 # %% ../../../nbs/physics/indexing/series.ipynb #5e810008
 def refine_indexing(
@@ -141,7 +143,7 @@ def refine_indexing(
             found = (_other_lattice(x, own[0].indexed, indexer, peaks, geometry) for x in others)
             own += [x for x in found if x is not None]
         else:
-            own = indexer(peaks, geometry)
+            own = indexer(peaks, geometry, pixels_if_asked(ds, i))
         lattices[i] = own
         before = indexing.table["rmsd_px"].get(i, np.nan) if "rmsd_px" in indexing.table else np.nan
         rows.append(frame_row(i, peaks, own, geometry) | {"rmsd_before_px": before})
