@@ -68,6 +68,8 @@ def one(seed: int) -> list[dict]:
         if truth not in found:
             began = time.process_time()
             own = merge_reflections(early.table, METHOD, rounds=ROUNDS, seed=seed)
+            if len(own.seen.crystals) < FEWEST_CRYSTALS:  # some were left out
+                continue
             found[truth] = forecast(own, early.crystals, early.cell, early.group, d_min=early.d_min, seed=seed)
             seconds[truth] = time.process_time() - began
         now = found[truth][name].now

@@ -114,6 +114,7 @@ CONTROLS = 4000  # peaks without a lattice, to which those of a lattice are comp
 FEWEST_PEAKS = 6  # an orientation has three degrees of freedom; fewer peaks than twice that prove nothing
 FEWEST_WITH_PIXELS = 4  # with pixels, one more than an orientation can always index
 FEW_PEAKS = 25  # pixels are asked where there are no more
+SURE = 1e-6  # and where chance would do as well more often by the peaks alone
 REFINED = 2  # of the candidates, those which the pixels are most in favour of
 SHARE = 0.7  # of the peaks: a lattice with fewer is perhaps of another cell, which has some spots of the right one
 WIDTH = 1e-3  # 1/Å: excitation errors that are expected, which counts as two peaks
@@ -234,14 +235,14 @@ class Indexer:
     ) -> Lattice | None:  # fmt: skip
         """The best lattice among the peaks that are `free` of those that were `found`."""
         s = scattering_vectors(peaks[free], geometry)
-        if pixels is not None and FEWEST_WITH_PIXELS <= len(s) <= FEW_PEAKS:
+        best = None
+        if len(s) >= FEWEST_PEAKS and (U := self.search(s)) is not None:
+            best = self._refined(U, peaks, geometry, free, FEWEST_PEAKS)
+        sure = best is not None and best.p < SURE
+        if pixels is not None and FEWEST_WITH_PIXELS <= len(s) <= FEW_PEAKS and not sure:
             taken = pd.concat([x.assign(panel=panel_numbers(x)) for x in (peaks, *(other.spots for other in found))])
             least = 0.0 if found else SHARE  # one that was found has shown that the cell is right
             best = self._likeliest(peaks, geometry, free, pixels(), taken, least)
-        elif len(s) < FEWEST_PEAKS or (U := self.search(s)) is None:
-            return None
-        else:
-            best = self._refined(U, peaks, geometry, free, FEWEST_PEAKS)
         if best is None or best.p >= INDEXED:
             return best
         stray = share_of_strays(best, scattering_vectors(peaks[free], geometry.moved(best.shift)), geometry)
@@ -380,7 +381,7 @@ def frame_row(frame: int, peaks: pd.DataFrame, lattices: list[Lattice], geometry
     row: dict[str, Any] = {"frame": frame, "peaks": len(peaks), "indexed": 0, "share": 0.0, "lattices": 0, "p": 1.0}
     if not lattices:
         few = len(peaks) < FEWEST_PEAKS
-        return row | {"reason": f"{len(peaks)} peaks; indexing needs {FEWEST_PEAKS}" if few else "no two axes fit"}
+        return row | {"reason": f"{len(peaks)} peaks are too few" if few else "no two axes fit"}
     first = lattices[0]
     sure = [x for x in lattices if x.p < INDEXED]
     indexed = int(np.logical_or.reduce([x.indexed for x in sure or [first]]).sum())
