@@ -5,7 +5,7 @@
 Each beamtime is a table of reflections of some hundred or thousand stills; form, resolution, noise, partiality, scales, wrongly indexed crystals and hit rate differ. At a
 place between 60% and 100% of its frames, everything that came until then is merged: CC1/2 and ⟨I/σ⟩ there are what is asked for, and the number of frames is
 the truth; of completeness, something between 85% and 98.5% is asked for. The forecast sees the first tenth of so many frames. Then some beamtimes get a drift, of which some are too small to matter.
-With --calibrate, other seeds are used and what the laws miss is printed, for `SLOPES` and `DISCREPANCY` in nbs/physics/merging/forecast.ipynb.
+With --calibrate, other seeds are used and what the laws miss is printed, for `LONGER` and `DISCREPANCY` in nbs/physics/merging/forecast.ipynb.
 Writes bench/results/beamtimes.json and beamtimes.md.
 """
 
