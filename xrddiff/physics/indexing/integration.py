@@ -47,9 +47,7 @@ class _Plane:
         return self.at[:, :1] + self.at[:, 1:2] * dx + self.at[:, 2:] * dy
 
 # %% ../../../nbs/physics/indexing/integration.ipynb #d41e7a02
-INSEPARABLE = (
-    10.0  # times the variance that a spot would have alone: more, and it is not told apart from its neighbours
-)
+INSEPARABLE = 10.0  # times the variance that a spot has alone: with more it is not told apart from its neighbours
 
 
 def inverse_diagonal(H: scipy.sparse.csr_array) -> np.ndarray:
@@ -97,9 +95,8 @@ def fit_together(
         solve = scipy.sparse.linalg.splu(H.tocsc()).solve
         I = solve(np.bincount(rows, w * x, count))  # noqa: E741
     alone, own = 1 / H.diagonal(), inverse_diagonal(H)
-    variance = (
-        own + solve(np.bincount(rows, w, count) * spread**0.5) ** 2
-    )  # neighbours have much of their rings in common
+    # neighbours have much of their rings in common, and with them the error of the background
+    variance = own + solve(np.bincount(rows, w, count) * spread**0.5) ** 2
     variance[own > INSEPARABLE * alone] = np.nan
     grows = gain * alone**2 * np.bincount(rows, w**2 * P, count)
     return np.where(np.isfinite(variance), I, np.nan), variance, grows
@@ -152,10 +149,8 @@ def integrate_spots(
         intensity = net.sum(1)
         variance = gain * np.maximum(here.sum(1), 0) + size * noise**2 + size**2 * spread
         grows = np.full(len(spots), gain)
-        if profile is not None:
-            known = (
-                plane.count >= FEWEST_FREE
-            )  # the others are fitted too, or their photons would be those of neighbours
+        if profile is not None and (known := plane.count >= FEWEST_FREE).any():
+            # the others are fitted too, or their photons would be those of neighbours
             usual = np.median(np.column_stack([plane.at[:, 0], plane.variance])[known], axis=0)
             floor = np.maximum(np.where(known, plane.variance, usual[1]), 1e-6 * gain**2)
             near &= (rd2 < ring[0] ** 2) & valid[around] & (discs[around] > 0)
