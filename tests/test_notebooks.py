@@ -164,6 +164,9 @@ def test_in_process_leaves_no_trace(tmp_path, monkeypatch):
 
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "home" / ".ipython"))
+    other = tmp_path / "other" / "lib" / f"python{sys.version_info[0]}.{sys.version_info[1]}" / "site-packages"
+    other.mkdir(parents=True)  # of an environment that the user's shell has activated, whose packages are not ours
+    monkeypatch.setenv("VIRTUAL_ENV", str(tmp_path / "other"))
     source = write_notebook(
         tmp_path / "toy.ipynb", "n = 0", "import matplotlib.pyplot as plt\nfig = plt.figure()\nbig = list(range(9))"
     )

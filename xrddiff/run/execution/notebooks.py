@@ -161,6 +161,9 @@ class LiveShell(InteractiveShell):
         """Where the output of the cells goes."""
         return self._live
 
+    def init_virtualenv(self):
+        pass  # packages are those of this program, whatever environment the user's shell has activated
+
     def init_ipython_dir(self, ipython_dir):
         self.ipython_dir = self._folder
 
