@@ -211,7 +211,7 @@ def more_of_it(
 
 # %% ../../../nbs/physics/merging/forecast.ipynb #a56643a9
 DRAWS = 100
-LONGER = {"cc_half": 0.03, "completeness": 0.0, "i_over_sigma": -0.02}  # γ
+LONGER = {"cc_half": 0.03, "completeness": -0.02, "i_over_sigma": -0.01}  # γ
 DISCREPANCY = {"cc_half": (0.05, 0.15), "completeness": (0.03, 0.06), "i_over_sigma": (0.03, 0.065)}  # δ₀ and δ₁
 TAILS = 2.5  # ν
 
