@@ -18,8 +18,8 @@ from ...core.errors import BadInput
 from ..simulation.crystal import reciprocal_matrix
 
 # %% auto #0
-__all__ = ['CENTRINGS', 'Cell', 'read_cell', 'basis_parameters', 'reduce_basis', 'lattice_rotations', 'lattice_system',
-           'rotation_angle', 'orientation_error']
+__all__ = ['CENTRINGS', 'Cell', 'centring_as_told', 'read_cell', 'basis_parameters', 'reduce_basis', 'lattice_rotations',
+           'lattice_system', 'rotation_angle', 'orientation_error']
 
 # %% ../../../nbs/physics/indexing/cells.ipynb #9670f717
 CENTRINGS = ("P", "A", "B", "C", "I", "F", "R")
@@ -83,6 +83,11 @@ class Cell:
         return f"{self.centring} {a:.2f} {b:.2f} {c:.2f} Å, {al:.2f} {be:.2f} {ga:.2f}°"
 
 # %% ../../../nbs/physics/indexing/cells.ipynb #5aad9da5
+def centring_as_told(cell: Iterable[float], told: Cell | None) -> str:
+    """The centring of a cell, of which numbers say nothing: that of the one that was `told` if they are alike, or P."""
+    return told.centring if told and told.like(cell) else "P"
+
+
 def read_cell(source: Any) -> Cell:
     """A cell from six numbers, text such as `79.1,79.1,37.9,90,90,90` or
     `78.9,78.9,78.9,90,90,90,I`, a `Cell`, or the path of a CIF, mmCIF or PDB file.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from functools import cache, partial
+from functools import cache, cached_property, partial
 from typing import Any
 
 import gemmi
@@ -30,7 +30,7 @@ from .refinement import Restraints, refine_lattice
 from .series_refinement import RefinedSeries
 
 # %% auto #0
-__all__ = ['SURE', 'INDEXED', 'STRAY', 'SAME', 'CONTROLS', 'FEWEST_PEAKS', 'FEWEST_WITH_PIXELS', 'FEW_PEAKS', 'REFINED', 'SHARE',
+__all__ = ['INDEXED', 'STRAY', 'SAME', 'CONTROLS', 'FEWEST_PEAKS', 'FEWEST_WITH_PIXELS', 'FEW_PEAKS', 'SURE', 'REFINED', 'SHARE',
            'WIDTH', 'GetPixels', 'FAR', 'Lattice', 'mark_found', 'in_order', 'distances', 'pixels_if_asked',
            'share_of_strays', 'is_one_of', 'settled_lattices', 'with_spots', 'Indexer', 'Indexing', 'frame_tables',
            'frame_row', 'cell_of_frames', 'make_indexer', 'index_frames']
@@ -89,9 +89,6 @@ def in_order(lattice: Lattice, place: np.ndarray) -> Lattice:
         lattice, hkl=lattice.hkl[place], indexed=lattice.indexed[place], error=lattice.error[rank],
         excitation=lattice.excitation[rank],
     )  # fmt: skip
-
-
-SURE = 4.0  # standard deviations of a lattice's peaks from their spots: one further off may be another crystal's
 
 
 def distances(lattice: Lattice) -> np.ndarray:
@@ -204,9 +201,10 @@ class Indexer:
         self.search = OrientationSearch(self.cell, s_max, slack=slack)
         # a little beyond the outermost peak, so that it can be predicted too
         self.sphere = miller_sphere(self.cell, 0.99 / s_max)
-        self.pairs = PairSearch(self.cell, self.sphere)
         self.chance = Chance(1.0, 1.0)
         self.profile: float | None = None
+
+    pairs = cached_property(lambda self: PairSearch(self.cell, self.sphere))  # needed where pixels are asked
 
     def count(self, s: np.ndarray) -> int:
         """Number of reflections for which the best orientation has a peak among s (N, 3; 1/Å), before
@@ -234,29 +232,29 @@ class Indexer:
         self, peaks: pd.DataFrame, geometry: PanelGeometry, free: np.ndarray, pixels: GetPixels | None, found: list[Lattice]
     ) -> Lattice | None:  # fmt: skip
         """The best lattice among the peaks that are `free` of those that were `found`."""
-        s = scattering_vectors(peaks[free], geometry)
-        best = None
-        if len(s) >= FEWEST_PEAKS and (U := self.search(s)) is not None:
+        s, best = scattering_vectors(peaks[free], geometry), None
+        few = pixels is not None and FEWEST_WITH_PIXELS <= len(s) <= FEW_PEAKS
+        rotations = self.search.from_axes(s) if few or len(s) >= FEWEST_PEAKS else np.zeros((0, 3, 3))
+        if len(s) >= FEWEST_PEAKS and (U := self.search.best(rotations, s)) is not None:
             best = self._refined(U, peaks, geometry, free, FEWEST_PEAKS)
-        sure = best is not None and best.p < SURE
-        if pixels is not None and FEWEST_WITH_PIXELS <= len(s) <= FEW_PEAKS and not sure:
+        if few and not (best is not None and best.p < SURE):
             taken = pd.concat([x.assign(panel=panel_numbers(x)) for x in (peaks, *(other.spots for other in found))])
             least = 0.0 if found else SHARE  # one that was found has shown that the cell is right
-            best = self._likeliest(peaks, geometry, free, pixels(), taken, least)
+            candidates = self.search.several([rotations, self.pairs(s)], s)
+            best = self._likeliest(candidates, peaks, geometry, free, pixels(), taken, least)
         if best is None or best.p >= INDEXED:
             return best
         stray = share_of_strays(best, scattering_vectors(peaks[free], geometry.moved(best.shift)), geometry)
         return replace(best, p=best.p if stray <= STRAY else 1.0, stray=stray)
 
     def _likeliest(
-        self, peaks: pd.DataFrame, geometry: PanelGeometry, free: np.ndarray, pixels: FramePixels, taken: pd.DataFrame,
-        least: float,
+        self, candidates: np.ndarray, peaks: pd.DataFrame, geometry: PanelGeometry, free: np.ndarray, pixels: FramePixels,
+        taken: pd.DataFrame, least: float,
     ) -> Lattice | None:  # fmt: skip
-        """Of several orientations the lattice which peaks and pixels together are most in favour of. Pixels speak for none with
+        """Of the orientations `candidates` (n, 3, 3) the lattice which peaks and pixels together are most in favour of. Pixels speak for none with
         less than the share `least` of the peaks.
         """
         s, words, favour = scattering_vectors(peaks[free], geometry), (pixels, self.sphere), []
-        candidates = self.search.several(s, pairs=self.pairs)
         for A in self.cell.A @ np.swapaxes(candidates, -1, -2):
             p = float(self.chance.at_least(count_reflections(self.cell, A, s), len(s)))
             favour.append(pixel_ratio(*words, A, geometry, 1.5 * WIDTH, taken) - np.log(max(p, 1e-300)))
@@ -323,8 +321,8 @@ class Indexer:
             if lattice.p >= INDEXED:
                 break
         if len(found) > 1:
-            found = settled_lattices(found, self.cell, ranked, geometry, self.restraints)
-            found = [with_spots(x, ranked, geometry, self.sphere) for x in found]
+            ours = zip(settled_lattices(found, self.cell, ranked, geometry, self.restraints), found, strict=True)
+            found = [x if x is before else with_spots(x, ranked, geometry, self.sphere) for x, before in ours]
         return [in_order(x, place) for x in found]
 
 # %% ../../../nbs/physics/indexing/indexer.ipynb #f82c3fed

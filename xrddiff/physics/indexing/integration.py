@@ -18,12 +18,17 @@ from ...data.frames.peaks import pixels_around
 from ..merging.observations import OVERLAPPED, SATURATED
 
 # %% auto #0
-__all__ = ['HIGH', 'FEWEST_FREE', 'INSEPARABLE', 'BRIGHT', 'FEWEST_BRIGHT', 'inverse_diagonal', 'fit_together', 'integrate_spots',
-           'integrate_frame', 'second_moments', 'width_of_moment', 'learn_profile']
+__all__ = ['HIGH', 'FEWEST_FREE', 'INSEPARABLE', 'BRIGHT', 'FEWEST_BRIGHT', 'most_above', 'inverse_diagonal', 'fit_together',
+           'integrate_spots', 'integrate_frame', 'second_moments', 'width_of_moment', 'learn_profile']
 
 # %% ../../../nbs/physics/indexing/integration.ipynb #35b7b6bd
 HIGH = 3.5  # s_b: pixels of the ring this far above its plane are of something else
 FEWEST_FREE = 10  # pixels of the ring: with fewer there is no plane
+
+
+def most_above(variance: np.ndarray, gain: float) -> np.ndarray:
+    """How far a pixel of the ring may be above its background, of which the variance is known."""
+    return HIGH * np.sqrt(variance) + (HIGH**2 - 1) / 6 * gain
 
 
 class _Plane:
@@ -141,7 +146,7 @@ def integrate_spots(
     dx, dy, values = rx - fs[:, None], ry - ss[:, None], pixels[around]
     with np.errstate(invalid="ignore", divide="ignore"):
         plane = _Plane(values, *(0 * dx, 0 * dy) if level else (dx, dy), free)
-        most = HIGH * np.sqrt(plane.variance)[:, None] + (HIGH**2 - 1) / 6 * gain
+        most = most_above(plane.variance, gain)[:, None]
         plane = plane if level else _Plane(values, dx, dy, free & (plane.off <= most))
         here = np.where(inside, pixels[at], 0)
         net = np.where(inside, here - plane(x - fs[:, None], y - ss[:, None]), 0)

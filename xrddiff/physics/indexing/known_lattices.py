@@ -16,7 +16,7 @@ from ...core.errors import BadInput
 from ...data.frames.frames import frame_count
 from ...data.frames.geometry import Geometry, PanelGeometry, d_map, frame_geometry
 from ...data.frames.peaks import find_frame_peaks
-from .cells import Cell
+from .cells import Cell, centring_as_told
 from .chance import Chance
 from xrddiff.physics.indexing.indexer import (
     INDEXED,
@@ -78,7 +78,7 @@ def known_lattices(
     for i, table in frame_tables(peaks, wanted):
         geometry = as_panels(frame_geometry(ds, i))
         crystals = crystals_of(ds["cell"].values[i], ds["orientation"].values[i])
-        own = [(Cell(tuple(c), told.centring if told and told.like(c) else "P"), U) for c, U in crystals]
+        own = [(Cell(tuple(c), centring_as_told(c, told)), U) for c, U in crystals]
         found[i] = [_known(c, U, table, geometry, width) for c, U in own]
         cell = cell or (own[0][0] if own else None)
         rows.append(frame_row(i, table, found[i], geometry))

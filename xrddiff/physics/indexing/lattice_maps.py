@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ...core.errors import BadInput
 from ...data.frames.geometry import Geometry, PanelGeometry, d_map
-from .cells import Cell, basis_parameters
+from .cells import Cell, basis_parameters, centring_as_told
 from .known_lattices import crystals_of
 from .rays import as_panels, miller_sphere
 
@@ -63,9 +63,8 @@ def _miller_indices(cell: Sequence[float], told: Cell | None, d_min: float) -> T
     """Indices (N, 3) with d ≥ `d_min` of a cell, with the centring of `told` if it is like that one; cells that differ by
     less than a per cent share them.
     """
-    centring = told.centring if told and told.like(cell) else "P"
     edges = tuple(float(f"{1.01 * v:.2g}") * 1.05 for v in cell[:3])
-    return _indices(edges, tuple(round(float(v)) + 0.0 for v in cell[3:]), centring, d_min)
+    return _indices(edges, tuple(round(float(v)) + 0.0 for v in cell[3:]), centring_as_told(cell, told), d_min)
 
 # %% ../../../nbs/physics/indexing/lattice_maps.ipynb #2c96b744
 def corner_resolution(geometry: Geometry | PanelGeometry) -> float:

@@ -266,14 +266,22 @@ class OrientationSearch:
                 found[length] = best_directions(d, scores)
         return [found[k] for k in keys]
 
-    def __call__(self, s: np.ndarray) -> np.ndarray | None:
-        """The orientation U (3, 3) for peaks s (N, 3; 1/Å), strongest first; None if no two axes fit."""
-        rotations = rotations_from_axes(self.cell, self.directions(s))
+    def from_axes(self, s: np.ndarray) -> np.ndarray:
+        """Orientations (n, 3, 3) for which two axes fit peaks s (N, 3; 1/Å), strongest first."""
+        return rotations_from_axes(self.cell, self.directions(s))
+
+    def best(self, rotations: np.ndarray, s: np.ndarray) -> np.ndarray | None:
+        """The orientation U (3, 3), of `rotations` (n, 3, 3), that fits peaks s best; None if there are none."""
         return best_orientations(self.cell, rotations, s)[0] if len(rotations) else None
 
-    def several(self, s: np.ndarray, most: int = 10, pairs: PairSearch | None = None) -> np.ndarray:
-        """The `most` best orientations U (≤ most, 3, 3) for peaks s, which differ by a degree or more; from axes, and from `pairs`."""
-        ways = [rotations_from_axes(self.cell, self.directions(s))] + ([] if pairs is None else [pairs(s)])
+    def __call__(self, s: np.ndarray) -> np.ndarray | None:
+        """The orientation U (3, 3) for peaks s; None if no two axes fit."""
+        return self.best(self.from_axes(s), s)
+
+    def several(self, ways: Sequence[np.ndarray], s: np.ndarray, most: int = 10) -> np.ndarray:
+        """The `most` best orientations U (≤ most, 3, 3) for peaks s, which differ by a degree or more; `ways`: rotations (n, 3, 3) of
+        each search.
+        """
         best = [best_orientations(self.cell, found, s, keep=20 * most) for found in ways if len(found)]
         if not best:
             return np.zeros((0, 3, 3))

@@ -15,7 +15,7 @@ import xarray as xr
 from ...data.frames.frames import frame_mask
 from ...data.frames.geometry import PanelGeometry
 from ...data.frames.peaks import pixels_around
-from .integration import HIGH
+from .integration import most_above
 from .rays import panel_numbers
 from ..simulation.scattering import excitation_error
 
@@ -51,8 +51,7 @@ class FramePixels:
         whole = on & (valid | ~disc).all(1) & (2 * ring.sum(1) > np.pi * (RING[1] ** 2 - RING[0] ** 2))
         x = np.where(valid, x, 0)
         b, v = self._background(x, ring)
-        high = b + HIGH * np.sqrt(v) + (HIGH**2 - 1) / 6 * self.gain
-        ring &= x <= high[:, None]
+        ring &= x <= (b + most_above(v, self.gain))[:, None]
         b, v = self._background(x, ring)
         size = disc.sum(1)
         net = np.where(disc, x, 0).sum(1) - size * b

@@ -13,11 +13,22 @@ import pandas as pd
 from ...core.errors import BadInput
 
 # %% auto #0
-__all__ = ['NEEDED', 'SATURATED', 'OVERLAPPED', 'Observations', 'group_crystals', 'isym_of', 'group_reflections']
+__all__ = ['NEEDED', 'SATURATED', 'OVERLAPPED', 'expected_variance', 'Observations', 'group_crystals', 'isym_of',
+           'group_reflections']
 
 # %% ../../../nbs/physics/merging/observations.ipynb #143e5966
 NEEDED = ("frame", "h", "k", "l", "d", "intensity", "sigma")
 SATURATED, OVERLAPPED = 1, 2
+
+
+def expected_variance(
+    variance: np.ndarray, gain: np.ndarray | float, value: np.ndarray, expected: np.ndarray
+) -> np.ndarray:
+    """The variance of intensities if they were those `expected`: what is too bright by chance is not less sure for it.
+
+    variance: with the counts of the intensities, `value`, as they were. gain: by how much it grows with them.
+    """
+    return np.maximum(variance + gain * (np.maximum(expected, 0) - value), 0.05 * variance)
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,9 +56,8 @@ class Observations:
     gain: np.ndarray | float = 0.0
 
     def variance(self, expected: np.ndarray) -> np.ndarray:
-        """σ² (n,) if the intensities were those `expected` (n,): what is too bright by chance is not less sure for it."""
-        own = self.sigma**2
-        return np.maximum(own + self.gain * (np.maximum(expected, 0) - self.value), 0.05 * own)
+        """σ² (n,) if the intensities were those `expected` (n,)."""
+        return expected_variance(self.sigma**2, self.gain, self.value, expected)
 
     def sums(self, values: np.ndarray | None = None) -> np.ndarray:
         """Sum of `values` (n,) for each unique reflection (m,); None counts observations."""

@@ -58,6 +58,10 @@ class Scaling:
         """G (n,)."""
         return self.strength(seen) * self.part(seen)
 
+    def variance(self, seen: Observations, expected: np.ndarray) -> np.ndarray:
+        """Of observations (n,) that are `expected` (n,), with the error of the model."""
+        return seen.variance(expected) + (self.error * expected) ** 2
+
     def levers(self, seen: Observations, moves: bool) -> np.ndarray:
         """Derivatives of ln G (n, 2 or 6) by ln g, B and, with `moves`, φ and δ."""
         columns = [np.ones(len(seen.d)), -1 / (2 * seen.d**2)]
@@ -104,13 +108,12 @@ class _Others:
 def _others(seen: Observations, now: Scaling, intensity: np.ndarray, shell: np.ndarray, trust: np.ndarray) -> _Others:
     """Each observation beside what the other ones, each with its `trust` (n,), and the mean of the `shell` (m,) expect of it."""
     G = now.factor(seen)
-    m = G * intensity[seen.which]
-    w = trust / (seen.variance(m) + (now.error * m) ** 2)
+    w = trust / now.variance(seen, G * intensity[seen.which])
     own, mu = w * G**2, shell[seen.which]
     rest = seen.sums(own)[seen.which] - own + mu**-2
     value = (seen.sums(w * G * seen.value)[seen.which] - w * G * seen.value + 1 / mu) / rest
     expected = G * value
-    variance = seen.variance(expected) + (now.error * expected) ** 2 + G**2 / rest
+    variance = now.variance(seen, expected) + G**2 / rest
     return _Others(G, value, expected, variance, (seen.value - expected) / np.sqrt(variance))
 
 
@@ -188,8 +191,7 @@ def weighted_mean(
 ) -> np.ndarray:
     """The intensities (m,) of this scaling; `intensity` (m,): those of before, for the weights. trust: of observations (n,)."""
     G = now.factor(seen)
-    m = G * intensity[seen.which]
-    w = trust / (seen.variance(m) + (now.error * m) ** 2)
+    w = trust / now.variance(seen, G * intensity[seen.which])
     return seen.sums(w * G * seen.value) / np.maximum(seen.sums(w * G**2), 1e-30)
 
 # %% ../../../nbs/physics/merging/scaling.ipynb #e17f047d

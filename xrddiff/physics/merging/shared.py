@@ -15,7 +15,7 @@ from scipy.optimize import minimize
 from scipy.special import gammaln
 
 from ...core.seeds import numpy_rng
-from .observations import Observations
+from .observations import Observations, expected_variance
 from .scaling import LEAST_STRENGTH, Scaling
 
 # %% auto #0
@@ -90,8 +90,7 @@ def _log_posterior(data: _Evidence, noise: SharedNoise, amplitude: np.ndarray) -
     """ln of likelihood and prior (m, K) at amplitudes (m, K)."""
     nu = noise.tails
     m = data.factor[:, None] * (data.mean[:, None] * amplitude**2)[data.which]
-    own = data.variance[:, None]
-    V = np.maximum(own + data.gain[:, None] * (m - data.value[:, None]), 0.05 * own)
+    V = expected_variance(*(v[:, None] for v in (data.variance, data.gain, data.value)), m)
     V = noise.scale**2 * (V + (noise.relative * m) ** 2)
     V += (noise.shift * data.slope[:, None] * m) ** 2
     V = np.maximum(V + data.doubt[:, None] * m**2, 0.2 * V)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -225,8 +225,13 @@ def folder_source(source: str, told: Listening) -> Iterator[Arrived | None]:
     while True:
         with as_bad_input(f"{plain_text(folder)} can no longer be read"):
             files = sorted(folder.iterdir(), key=natural)
-        paths = [path for path in files if _named_as_frames(path)]
-        _note_others(folder, [path.name for path in files if not path.name.startswith(".")], bool(paths), told)
+        known = by_suffix("reader").keys()
+        paths = [path for path in files if path in seen or _named_as_frames(path, known)]
+        told.waiting.pop(key := f"{folder.name}/", None)
+        if not paths and (others := [path.name for path in files if not path.name.startswith(".")]):
+            told.waiting[key] = (
+                f"none of its files is read, such as {plain_text(others[0])}; expected names that end in {', '.join(sorted(known))}, perhaps with .gz or .bz2"
+            )
         for path in paths:
             try:
                 yield from _look_at(path, seen, told)
@@ -243,20 +248,10 @@ def folder_source(source: str, told: Listening) -> Iterator[Arrived | None]:
         time.sleep(TICK)
 
 
-def _named_as_frames(path: Path) -> bool:
-    """Whether a file, also a packed one, has the suffix of a reader, and is not the data of a master file."""
-    if path.name.startswith(".") or _DATA_FILE.search(path.name):
-        return False
-    return inner_suffix(path) in by_suffix("reader")
-
-
-def _note_others(folder: Path, names: Sequence[str], some: bool, told: Listening) -> None:
-    """Say of a folder that has files, but none with the name of frames, that these are not read."""
-    told.waiting.pop(key := f"{folder.name}/", None)
-    if names and not some:
-        told.waiting[key] = (
-            f"none of its files is read, such as {plain_text(names[0])}; expected names that end in {', '.join(sorted(by_suffix('reader')))}, perhaps with .gz or .bz2"
-        )
+def _named_as_frames(path: Path, known: Collection[str]) -> bool:
+    """Whether a file, also a packed one, has one of the `known` suffixes, and is not the data of a master file."""
+    name = path.name
+    return not name.startswith(".") and inner_suffix(name) in known and not _DATA_FILE.search(name)
 
 # %% ../../../nbs/run/streaming/arrivals.ipynb #b1e2c3d4
 @dataclass

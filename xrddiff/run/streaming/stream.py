@@ -198,7 +198,7 @@ class StreamPlan:
         if group is None and self.cell is not None and os.path.isfile(str(self.cell)):
             group = crystal_of_file(str(self.cell)).space_group
         if group is None:
-            if (self.method, self.d_min, self.enough) != ("partial", None, ENOUGH):
+            if any(getattr(self, name) != getattr(StreamPlan, name) for name in ("method", "d_min", "enough")):
                 raise BadInput(
                     "method, resolution and enough are of a merge, which needs a space group; expected one too"
                 )
