@@ -286,6 +286,31 @@ def test_without_rank_0():
     assert all("rank 0 of 3 did not come" in str(error) for error in results.values())
 
 
+def test_a_socket_that_is_connected_to_itself(monkeypatch):
+    """Where nobody listens, the kernel may give a socket the port that it asks: 1 in 30,000, and the rank then waited forever for itself."""
+    info = DistInfo(num_processes=2, coordinator_port=free_ports())
+    itself, create, asked, met = [], socket.create_connection, threading.Event(), []
+
+    def from_there(address, timeout):
+        made = create(address, timeout, None if itself else address)
+        itself.append(made.getsockname() == made.getpeername())
+        asked.set()
+        return made
+
+    def host() -> None:
+        asked.wait(10)
+        with listen(info) as listener:
+            receive_ranks(listener, info, "ours", 10.0)
+            met.append(listener.getsockname()[1])
+
+    monkeypatch.setattr(socket, "create_connection", from_there)
+    thread = threading.Thread(target=host)
+    thread.start()
+    found = find_coordinator(replace(info, process_id=1), "ours", 10.0)
+    thread.join(15)
+    assert met == [found] and itself == [True, False]
+
+
 def test_many_missing_ranks_are_counted():
     (error,) = meet(100, ranks=[0], timeout=0.2).values()
     assert "ranks 1, 2, 3, 4, 5, 6, 7, 8 and 91 more of 100 did not come" in str(error)

@@ -216,8 +216,9 @@ def _ask_port(port: int, info: DistInfo, token: str, patience: float, timeout: f
         with socket.create_connection((info.coordinator_address, port), timeout=patience) as connection:
             _send(connection, token, rank=info.process_id)
             with connection.makefile("rb") as lines:
-                if _parse_message(lines.readline(4096), token) is None:
-                    return None
+                answer = _parse_message(lines.readline(4096), token)
+                if answer is None or answer.get("state") != "wait":
+                    return None  # somebody else, or this socket itself
                 connection.settimeout(timeout + _PATIENCE)  # rank 0 started waiting earlier, so it decides before this
                 words = _parse_message(lines.readline(65536), token)
     except OSError:
