@@ -131,8 +131,11 @@ def fork(work):
         return pid
     code = 1
     try:
+        import faulthandler
+
         import torch
 
+        faulthandler.enable()
         torch.set_num_threads(1)
         work()
         code = 0
@@ -179,6 +182,8 @@ def end_codes(n, work, timeout=120):
                 ended[pid] = os.waitstatus_to_exitcode(status)
         time.sleep(0.01)
     for pid in set(pids) - set(ended):
+        os.kill(pid, signal.SIGABRT)  # it says first where each of its threads is
+        time.sleep(0.5)
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
     return [ended.get(p) for p in pids]
