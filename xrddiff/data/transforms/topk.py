@@ -162,7 +162,7 @@ class TopK(Transform):
 
 def _finders(frames: xr.Dataset, settings: dict[str, Any]) -> Callable[[int], Any]:
     """A function i -> finder for frame i; one finder for all frames if they share their mask."""
-    from xrddiff.data.frames.peaks import PeakFinder, radial_bins, radius_map, tile_bins
+    from xrddiff.data.frames.peaks import PeakFinder, background_bins, radius_map
 
     about = frames["intensity"].attrs
     known = "gain" in about or about.get("units") == "photon"
@@ -171,7 +171,7 @@ def _finders(frames: xr.Dataset, settings: dict[str, Any]) -> Callable[[int], An
 
     def make(i: int) -> PeakFinder:
         mask = frame_mask(frames, i)
-        return PeakFinder(tile_bins(mask.shape) if radius is None else radial_bins(radius, mask), mask, **settings)
+        return PeakFinder(background_bins(mask, radius), mask, **settings)
 
     if "mask" in frames and "frame" in frames["mask"].dims:
         return make

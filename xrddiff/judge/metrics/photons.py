@@ -13,7 +13,7 @@ import xarray as xr
 
 from ...core.errors import BadInput
 from ...data.frames.frames import frame_count, frame_mask
-from ...data.frames.peaks import PeakFinder, radial_bins, radius_map, tile_bins
+from ...data.frames.peaks import PeakFinder, background_bins, radius_map
 
 # %% auto #0
 __all__ = ['noise_table']
@@ -58,7 +58,7 @@ def noise_table(ds: xr.Dataset, frames: Any = None, bins: int = 12) -> pd.DataFr
 
 def _ring_rows(image: np.ndarray, mask: np.ndarray, radius: np.ndarray | None) -> np.ndarray:
     """Mean, variance by neighbours, share of zeros, and pixels, of each ring: (rings, 4)."""
-    bins = tile_bins(mask.shape) if radius is None else radial_bins(radius, mask, min_pixels=200)
+    bins = background_bins(mask, radius, min_pixels=200)
     image = np.where(np.isfinite(image), image, 0)
     bright = PeakFinder(bins, mask, pixel_snr=4.0, snr=6.0, poisson_floor=False).background(image).above
     use = mask.copy()
