@@ -19,10 +19,10 @@ from ...core.mediums import plain_text
 from ...data.headers.gate import reason
 from ...judge.inference.merges import Gathered, MergePlan, MergeResult, merge_gathered
 from ...judge.views.merging import show_forecasts, show_shells
-from ...physics.indexing.cells import Cell, read_cell
+from ...physics.indexing.cells import Cell, fit_cell, read_cell
 from ...physics.merging.drift import Drift, find_drifts
 from ...physics.merging.forecast import FEWEST_CRYSTALS, MEASURES, TITLES, Forecast, forecast
-from ...physics.merging.symmetry import fit_axes, space_group
+from ...physics.merging.symmetry import space_group
 from ..execution.merging import save_merged
 from .answering import BASIS
 
@@ -65,8 +65,7 @@ class MergeWish:
     @property
     def axes(self) -> Cell:
         """The cell with its axes in the order of the group. Raises `BadInput` if none fits."""
-        cell = read_cell(self.cell)
-        return Cell(fit_axes(cell.parameters, space_group(self.group)).cell, cell.centring)
+        return fit_cell(read_cell(self.cell), space_group(self.group))[0]
 
     @property
     def plan(self) -> MergePlan:
