@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from ...config.words.inference import ENOUGH
 from ...core.errors import BadInput
 from ...core.mediums import plain_text
 from ...data.headers.gate import reason
@@ -27,13 +28,10 @@ from ..execution.merging import save_merged
 from .answering import BASIS
 
 # %% auto #0
-__all__ = ['ENOUGH', 'GROWTH', 'DRAWS', 'MERGED', 'read_enough', 'MergeWish', 'MergeStanding', 'RunningMerge', 'enough_lines',
+__all__ = ['GROWTH', 'DRAWS', 'MERGED', 'read_enough', 'MergeWish', 'MergeStanding', 'RunningMerge', 'enough_lines',
            'enough_pictures', 'save_running']
 
 # %% ../../../nbs/run/streaming/enough.ipynb #b4fe5963
-ENOUGH = "cc_half=0.95,completeness=0.95"
-
-
 def read_enough(text: str) -> dict[str, float]:
     """What is enough, by measure. Raises `BadInput` for other measures, and for what none can be."""
     out = {}
