@@ -33,7 +33,7 @@ from .known_lattices import crystals_of, expected_spots, need_lattices
 from .rays import miller_sphere
 from .reflections import integrated_reflections
 from ..merging.merged import merge_reflections
-from ..merging.symmetry import point_rotations
+from ..simulation.crystal import point_rotations
 from ..merging.scaling import WIDTHS
 from ..merging.statistics import wilson_table
 from ..simulation.crystal import small_structure_factors
