@@ -12,7 +12,7 @@ import pandas as pd
 import xarray as xr
 
 from ...core.errors import BadInput
-from ...data.frames.frames import frame_count, frame_mask
+from ...data.frames.frames import above_pedestal, frame_count, frame_mask
 from ...data.frames.peaks import PeakFinder, background_bins, radius_map
 
 # %% auto #0
@@ -26,11 +26,11 @@ def noise_table(ds: xr.Dataset, frames: Any = None, bins: int = 12) -> pd.DataFr
 
     frames: numbers; None = all. bins: as many rows at most, with equal numbers of pixels.
     """
-    about, pedestal = ds["intensity"].attrs, float(ds.attrs.get("pedestal", 0))
+    about = ds["intensity"].attrs
     gain, noise = float(about.get("gain", 1.0)), float(ds.attrs.get("read_noise", 0.0))
     wanted = range(frame_count(ds)) if frames is None else frames
     radius = radius_map(ds)
-    rows = [_ring_rows(ds["intensity"].isel(frame=f).values - pedestal, frame_mask(ds, f), radius) for f in wanted]
+    rows = [_ring_rows(above_pedestal(ds, f), frame_mask(ds, f), radius) for f in wanted]
     rings = np.concatenate([r for r in rows if len(r)] or [np.zeros((0, 4))])
     if not len(rings):
         raise BadInput("no frame has background pixels; expected frames that the mask does not hide")
