@@ -41,7 +41,7 @@ from harness import (
 import xrddiff as xd
 from xrddiff.data.frames.frames import frame_mask, make_frames, peaks_table
 from xrddiff.data.frames.peak_matching import match_tables
-from xrddiff.data.frames.peaks import PEAKFINDER8, PeakFinder, radial_bins, radius_map, tile_bins
+from xrddiff.data.frames.peaks import PEAKFINDER8, PeakFinder, background_bins, radius_map
 from xrddiff.physics.simulation.experiments import Experiment, find_experiment
 from xrddiff.physics.simulation.simulate import simulate
 
@@ -165,7 +165,7 @@ def peer(python: str, folder: Path, case: Case, mode: str) -> Callable:
 
 def contestants(case: Case) -> dict[str, Callable]:
     """Our ways to search a case."""
-    bins = tile_bins(case.mask.shape) if case.radius is None else radial_bins(case.radius, case.mask)
+    bins = background_bins(case.mask, case.radius)
     alike, small = PEAKFINDER8 | {"threshold": case.threshold}, case.frames.astype(np.float32)
 
     def ours(frames: np.ndarray, **words) -> Callable:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import xrddiff as xd
+from xrddiff.config.words.inference import ENOUGH
 from xrddiff.core.errors import BadInput
 from xrddiff.data.formats.peak_files import read_stream
 from xrddiff.data.formats.readers import open_frames
@@ -18,7 +19,6 @@ from xrddiff.physics.merging.forecast import forecast, made_up_beamtime
 from xrddiff.physics.merging.merged import merge_reflections
 from xrddiff.physics.simulation.simulate import simulate
 from xrddiff.run.streaming.answers import read_answers
-from xrddiff.run.streaming.enough import ENOUGH
 from xrddiff.run.streaming.stream import Stream, StreamPlan
 
 CELL, GROUP = "36,44,52,90,90,90", "P 21 21 21"

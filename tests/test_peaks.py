@@ -21,6 +21,7 @@ from xrddiff.data.frames.peak_matching import match_tables
 from xrddiff.data.frames.peaks import (
     PEAKFINDER8,
     PeakFinder,
+    background_bins,
     find_frame_peaks,
     find_peaks,
     make_finder,
@@ -324,7 +325,7 @@ def test_measured_frames_have_the_peaks_of_summed_pixels(name):
     mask = (
         image >= 0 if photons else np.ones(image.shape, bool)
     )  # without a look at what is suspicious, which takes long
-    bins = tile_bins(image.shape) if radius is None else radial_bins(radius, mask)
+    bins = background_bins(mask, radius)
     finders = [PeakFinder(bins, mask, poisson_floor=photons, exact=exact) for exact in (False, True)]
     counted, summed = (finder(image).assign(frame=0) for finder in finders)
     i, _ = match_tables(summed, counted)

@@ -13,9 +13,10 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ...core import launcher
 from ...core.errors import BadInput
@@ -81,24 +82,29 @@ def _for_pages(cell: Mapping[str, Any]) -> bool:
     return cell["cell_type"] == "code" and "#| hide" in source and "os.chdir(" in source
 
 
-def _as_copied(path: Path) -> bytes:
+class _Tutorial(NamedTuple):
+    """The title of a tutorial, the sentence below it, and its copy."""
+
+    title: str
+    line: str
+    copy: bytes
+
+
+@cache
+def _tutorial(path: Path) -> _Tutorial:
     notebook = json.loads(path.read_text(encoding="utf-8"))
+    title, _, rest = "".join(notebook["cells"][0]["source"]).partition("\n")
+    line = next((line.lstrip("> ") for line in rest.splitlines() if line.startswith(">")), "")
     notebook["cells"] = [cell for cell in notebook["cells"] if not _for_pages(cell)]
     for cell in notebook["cells"]:
         if "#| hide" in "".join(cell["source"]):
             cell["metadata"]["jupyter"] = {"source_hidden": True}
     notebook["metadata"]["kernelspec"] = dict(name=KERNEL, display_name=KERNEL, language="python")
-    return (json.dumps(notebook, indent=1, ensure_ascii=False) + "\n").encode()
+    copy = json.dumps(notebook, indent=1, ensure_ascii=False) + "\n"
+    return _Tutorial(title.lstrip("# "), line, copy.encode())
 
 
 START = "start.md"
-
-
-def _first_lines(path: Path) -> tuple[str, str]:
-    """The title of a notebook, and the sentence below it."""
-    text = "".join(json.loads(path.read_text(encoding="utf-8"))["cells"][0]["source"])
-    title, _, rest = text.partition("\n")
-    return title.lstrip("# "), next((line.lstrip("> ") for line in rest.splitlines() if line.startswith(">")), "")
 
 
 def _start_page() -> bytes:
@@ -107,8 +113,7 @@ def _start_page() -> bytes:
     for chapter, own in groupby(tutorial_path().items(), key=lambda item: item[1][1]):
         lines += ["", f"## {chapter}", ""]
         for path, (number, _) in own:
-            title, line = _first_lines(path)
-            lines.append(f"- {number} [{title}]({path.name}): {line}")
+            lines.append(f"- {number} [{_tutorial(path).title}]({path.name}): {_tutorial(path).line}")
     return ("\n".join(lines) + "\n").encode()
 
 
@@ -127,7 +132,7 @@ def copy_tutorials(folder: str | os.PathLike) -> Copied:
     noted, done = _noted(note), Copied(folder)
     try:
         note.parent.mkdir(parents=True, exist_ok=True)
-        ours = {START: _start_page()} | {path.name: _as_copied(path) for path in tutorials()}
+        ours = {START: _start_page()} | {path.name: _tutorial(path).copy for path in tutorials()}
         for name, content in ours.items():
             target = folder / name
             there = target.read_bytes() if target.exists() else None
@@ -169,7 +174,7 @@ def prepare_jupyter(folder: Path, environment: Mapping[str, str] = os.environ) -
     (own / "share" / "kernels" / KERNEL).mkdir(parents=True, exist_ok=True)
     write_json(own / "share" / "kernels" / KERNEL / "kernel.json", kernel)
     cards = [
-        [path.name, f"{number} {_first_lines(path)[0]}", chapter]
+        [path.name, f"{number} {_tutorial(path).title}", chapter]
         for path, (number, chapter) in tutorial_path().items()
         if (folder / path.name).exists()
     ]

@@ -13,6 +13,7 @@ from typing import Any
 
 from .arguments import PEAKS_HELP, frame_words, peaks_word
 from .output import summary_table
+from ...config.words.inference import ENOUGH
 from ...core.errors import BadInput
 from ...core.mediums import console, say
 
@@ -95,8 +96,8 @@ def _add_merging(p: argparse.ArgumentParser) -> None:
         "--resolution", dest="d_min", type=float, metavar="D", help="smallest d of the merge, Å (all that is measured)"
     )
     p.add_argument(
-        "--enough", default="cc_half=0.95,completeness=0.95", metavar="WHAT",
-        help="what the page says the frames for: cc_half, completeness, i_over_sigma (cc_half=0.95,completeness=0.95)",
+        "--enough", default=ENOUGH, metavar="WHAT",
+        help=f"what the page says the frames for: cc_half, completeness, i_over_sigma ({ENOUGH})",
     )  # fmt: skip
     p.add_argument("--save", metavar="WHAT", help="keep hits (CXI files), stream (of CrystFEL), or hits,stream")
 

@@ -16,6 +16,7 @@ import xarray as xr
 from .results import answer_html, answer_text
 from .run_numbers import Page, plain_errors
 from ...config.words.data_sets import CATALOG
+from ...config.words.inference import ENOUGH
 from ...core.errors import BadInput
 from ...core.mediums import say
 from ...data.formats.readers import open_frames
@@ -105,7 +106,7 @@ def answer_frames(
     group: str | None = None,
     method: str = "partial",
     d_min: float | None = None,
-    enough: str = "cc_half=0.95,completeness=0.95",
+    enough: str = ENOUGH,
     save: str | None = None,
     progress: bool = True,
     **words: Any,

@@ -19,8 +19,8 @@ from .rows import Stored, is_lazy, lazy_array
 
 # %% auto #0
 __all__ = ['IMAGE_DIMS', 'PANEL_DIMS', 'PANEL_GEOMETRY', 'UNITS', 'BLOCK_BYTES', 'as_numbers', 'make_frames', 'with_peaks',
-           'missing_geometry', 'validate_frames', 'frame_count', 'frame_image', 'frame_mask', 'pixel_grid',
-           'beam_center_of', 'peaks_table', 'frame_peaks']
+           'missing_geometry', 'validate_frames', 'frame_count', 'frame_image', 'above_pedestal', 'frame_mask',
+           'pixel_grid', 'beam_center_of', 'peaks_table', 'frame_peaks']
 
 # %% ../../../nbs/data/frames/frames.ipynb #6376c4ca
 IMAGE_DIMS = ("frame", "y", "x")
@@ -362,6 +362,11 @@ def frame_count(ds: xr.Dataset) -> int:
 def frame_image(ds: xr.Dataset, i: int) -> np.ndarray:
     """The intensities of frame `i` as an array (y, x) or (panel, ss, fs)."""
     return ds["intensity"].isel(frame=i).values
+
+
+def above_pedestal(ds: xr.Dataset, i: int) -> np.ndarray:
+    """The image of frame `i` less the `pedestal` of the frames: real numbers."""
+    return frame_image(ds, i) - float(ds.attrs.get("pedestal", 0))
 
 
 def frame_mask(ds: xr.Dataset, i: int = 0) -> np.ndarray:

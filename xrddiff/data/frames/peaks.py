@@ -29,9 +29,9 @@ from .geometry import PanelGeometry, panel_vectors, pixel_positions
 
 # %% auto #0
 __all__ = ['STRAY', 'FEW_AROUND', 'TOGETHER', 'COUNTED_TOGETHER', 'PEAKFINDER8', 'MakeFinder', 'radial_bins', 'tile_bins',
-           'pixels_around', 'touching', 'connected_groups', 'without_single', 'split_groups', 'PeakSettings', 'grouped',
-           'images_together', 'PeakFinder', 'peaks_of_places', 'find_peaks', 'Finder', 'find_frame_peaks',
-           'make_finder', 'peaks_of_frames', 'radius_map', 'beam_offsets']
+           'background_bins', 'pixels_around', 'touching', 'connected_groups', 'without_single', 'split_groups',
+           'PeakSettings', 'grouped', 'images_together', 'PeakFinder', 'peaks_of_places', 'find_peaks', 'Finder',
+           'find_frame_peaks', 'make_finder', 'peaks_of_frames', 'radius_map', 'beam_offsets']
 
 # %% ../../../nbs/data/frames/peaks.ipynb #bbc9dae9
 def radial_bins(radius: np.ndarray, mask: np.ndarray | None = None, *, min_pixels: int = 100) -> np.ndarray:
@@ -62,6 +62,14 @@ def tile_bins(shape: tuple[int, ...], size: int = 32) -> np.ndarray:
     tile = (np.arange(height) * down // height)[:, None] * across + np.arange(width) * across // width
     panel = np.arange(int(np.prod(panels))).reshape(*panels, 1, 1)
     return (panel * (down * across) + tile).astype(np.intp)
+
+
+def background_bins(mask: np.ndarray, radius: np.ndarray | None = None, *, min_pixels: int = 100) -> np.ndarray:
+    """Bins of pixels that share a background: `radial_bins` where the `radius` (px) of each pixel is known, else `tile_bins`.
+
+    mask: bool, (y, x) or (panel, ss, fs), True = valid. min_pixels: of a ring.
+    """
+    return tile_bins(mask.shape) if radius is None else radial_bins(radius, mask, min_pixels=min_pixels)
 
 # %% ../../../nbs/data/frames/peaks.ipynb #2d2fb6e5
 @lru_cache(maxsize=32)
@@ -372,7 +380,7 @@ def images_together(images: np.ndarray, pixels: BinnedPixels, exact: bool = Fals
 class PeakFinder:
     """Finds Bragg peaks in images of one shape.
 
-    bins: whole numbers, (y, x) or (panel, ss, fs), from `radial_bins` or `tile_bins`.
+    bins: whole numbers, (y, x) or (panel, ss, fs), from `background_bins`.
     mask: bool, same shape, True = valid.
     settings: see `PeakSettings`.
     """
@@ -589,8 +597,8 @@ def find_peaks(
         radius_map = np.hypot(*_from_center(image.shape, center))
     elif radius_map is not None and np.shape(radius_map) != image.shape:
         raise BadInput(f"radius_map has shape {np.shape(radius_map)}; expected {image.shape} as the image has")
-    bins = tile_bins(image.shape) if radius_map is None else radial_bins(radius_map, mask)
-    return PeakFinder(bins, mask, **settings)(image)
+    mask = np.ones(image.shape, bool) if mask is None else np.asarray(mask)
+    return PeakFinder(background_bins(mask, radius_map), mask, **settings)(image)
 
 
 def _from_center(shape: tuple[int, ...], center: tuple[float, float]) -> tuple[np.ndarray, np.ndarray]:
@@ -678,8 +686,8 @@ def make_finder(ds: xr.Dataset, frame: int = 0, *, variable: str = "intensity", 
         settings = {"gain": float(about.get("gain", 1.0)), "noise": float(ds.attrs.get("read_noise", 0.0))} | settings
     else:
         settings = {"poisson_floor": False} | settings
-    mask, radius = frame_mask(ds, frame), _rings(ds)
-    return PeakFinder(tile_bins(mask.shape) if radius is None else radial_bins(radius, mask), mask, **settings)
+    mask = frame_mask(ds, frame)
+    return PeakFinder(background_bins(mask, _rings(ds)), mask, **settings)
 
 # %% ../../../nbs/data/frames/peaks.ipynb #6cc1495b
 def peaks_of_frames(

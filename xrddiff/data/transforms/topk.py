@@ -162,18 +162,11 @@ class TopK(Transform):
 
 def _finders(frames: xr.Dataset, settings: dict[str, Any]) -> Callable[[int], Any]:
     """A function i -> finder for frame i; one finder for all frames if they share their mask."""
-    from xrddiff.data.frames.peaks import PeakFinder, radial_bins, radius_map, tile_bins
+    from xrddiff.data.frames.peaks import make_finder
 
-    about = frames["intensity"].attrs
-    known = "gain" in about or about.get("units") == "photon"
-    settings = ({"gain": float(about.get("gain", 1.0))} if known else {"poisson_floor": False}) | settings
-    radius = radius_map(frames)
-
-    def make(i: int) -> PeakFinder:
-        mask = frame_mask(frames, i)
-        return PeakFinder(tile_bins(mask.shape) if radius is None else radial_bins(radius, mask), mask, **settings)
-
+    # without read noise, as for images alone, which do not say theirs
+    make = partial(make_finder, frames, **{"noise": 0.0} | settings)
     if "mask" in frames and "frame" in frames["mask"].dims:
         return make
-    finder = make(0)
+    finder = make()
     return lambda i: finder

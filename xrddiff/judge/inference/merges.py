@@ -23,7 +23,7 @@ from ...data.formats.peak_files import need_stream
 from ...data.formats.readers import open_frames
 from ...data.frames.selection import evenly_spaced
 from ...learn.loading.catalog import load
-from ...physics.indexing.cells import Cell, read_cell
+from ...physics.indexing.cells import Cell, fit_cell, read_cell
 from ...physics.indexing.indexer import cell_of_frames
 from ...physics.indexing.known_lattices import known_lattices
 from ...physics.indexing.reflections import reflection_table, stream_reflections
@@ -33,7 +33,7 @@ from ...physics.merging.files import read_unmerged_mtz
 from ...physics.merging.merged import MERGES, Merged, merge_reflections
 from ...physics.merging.observations import OVERLAPPED, SATURATED
 from ...physics.merging.statistics import shell_table
-from ...physics.merging.symmetry import fit_axes, space_group, twin_laws
+from ...physics.merging.symmetry import space_group, twin_laws
 from ...physics.simulation.crystal_files import crystal_of_file
 
 # %% auto #0
@@ -111,8 +111,8 @@ def gather_reflections(plan: MergePlan, frames: xr.Dataset | None = None) -> Gat
         need_stream(plan.source)
         group = _group_of(plan, None)
         told = None if plan.cell is None else read_cell(plan.cell)
-        table, cell = stream_reflections(plan.source, group.xhm(), like=None if told is None else told.parameters)
-        return Gathered(table, _ordered(cell, group, told), group, float(table["wavelength"].median()), ())
+        table, cell = stream_reflections(plan.source, group.xhm(), like=told)
+        return Gathered(table, fit_cell(cell, group, told)[0], group, float(table["wavelength"].median()), ())
     if suffix == ".mtz":
         table, parameters, group = read_unmerged_mtz(plan.source)
         return Gathered(table, Cell(parameters, group.centring_type()), group, 0.0, ())
@@ -129,12 +129,6 @@ def _open(plan: MergePlan) -> xr.Dataset:
     return open_frames(plan.source, **plan.words)
 
 
-def _ordered(cell: Cell, group: gemmi.SpaceGroup, told: Cell | None) -> Cell:
-    """The cell with its axes in the order of the group, and of the cell that is `told` where that leaves a choice."""
-    like = None if told is None else told.parameters
-    return Cell(fit_axes(cell.parameters, group, like=like).cell, cell.centring)
-
-
 def _peak_way(name: str | None) -> Any:
     if name is None:
         return None
@@ -148,7 +142,7 @@ def _of_frames(plan: MergePlan, ds: xr.Dataset) -> Gathered:
     group = _group_of(plan, ds.attrs.get("space_group"))
     cell = read_cell(plan.cell) if plan.cell is not None else cell_of_frames(ds)
     if cell is not None:
-        fit_axes(cell.parameters, group)  # before minutes of indexing
+        fit_cell(cell, group)  # before minutes of indexing
     wanted, notes = range(ds.sizes["frame"]), []
     if plan.limit is not None and plan.limit < len(wanted):
         wanted = [int(i) for i in evenly_spaced(np.arange(len(wanted)), plan.limit)]
@@ -166,14 +160,13 @@ def _of_frames(plan: MergePlan, ds: xr.Dataset) -> Gathered:
         notes.append(
             "the frames do not say their gain: sigmas begin with one unit per photon, and the error model corrects them"
         )
-    table = reflection_table(ds, indexing, group.xhm(), like=None if cell is None else cell.parameters)
+    table = reflection_table(ds, indexing, group.xhm(), like=cell)
     flags = table["flag"].to_numpy(int)
     for bit, what in ((SATURATED, "have full pixels and are left out"), (OVERLAPPED, "touch another spot")):
         if count := int(((flags & bit) > 0).sum()):
             notes.append(f"{count} of {len(table)} observations {what}")
-    return Gathered(
-        table, _ordered(indexing.cell, group, cell), group, float(table["wavelength"].median()), tuple(notes)
-    )
+    ordered, _ = fit_cell(indexing.cell, group, cell)
+    return Gathered(table, ordered, group, float(table["wavelength"].median()), tuple(notes))
 
 # %% ../../../nbs/judge/inference/merges.ipynb #c538a513
 FEW = 20  # crystals: fewer make halves that say little

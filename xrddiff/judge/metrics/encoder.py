@@ -18,7 +18,7 @@ from torch import nn
 
 from ...core.errors import BadInput
 from ...core.files import sha256
-from ...data.frames.frames import frame_count, frame_image, frame_mask
+from ...data.frames.frames import above_pedestal, frame_count, frame_mask
 from ...data.frames.noise import background_sigma, quantum
 from ...data.frames.peaks import radius_map
 
@@ -107,7 +107,7 @@ def frame_features(ds: xr.Dataset, step: float | None = None) -> np.ndarray:
 
     step: of the counts; None takes that of the frames.
     """
-    encoder, pedestal = read_encoder(), float(ds.attrs.get("pedestal", 0.0))
+    encoder = read_encoder()
     step = quantum(ds) if step is None else step
     shape = ds["intensity"].shape[1:]
     radius = radius_map(ds)
@@ -116,7 +116,7 @@ def frame_features(ds: xr.Dataset, step: float | None = None) -> np.ndarray:
         radius = np.broadcast_to(np.hypot(y[:, None], x), shape)
     out = np.empty((frame_count(ds), encoder.features), np.float32)
     for i in range(len(out)):
-        image = encoder_input(frame_image(ds, i) - pedestal, frame_mask(ds, i), radius, step)
+        image = encoder_input(above_pedestal(ds, i), frame_mask(ds, i), radius, step)
         with torch.inference_mode():
             out[i] = encoder(torch.from_numpy(image)[None])[0].numpy()
     return out

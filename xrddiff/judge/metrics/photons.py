@@ -12,8 +12,8 @@ import pandas as pd
 import xarray as xr
 
 from ...core.errors import BadInput
-from ...data.frames.frames import frame_count, frame_mask
-from ...data.frames.peaks import PeakFinder, radial_bins, radius_map, tile_bins
+from ...data.frames.frames import above_pedestal, frame_count, frame_mask
+from ...data.frames.peaks import PeakFinder, background_bins, radius_map
 
 # %% auto #0
 __all__ = ['noise_table']
@@ -26,11 +26,11 @@ def noise_table(ds: xr.Dataset, frames: Any = None, bins: int = 12) -> pd.DataFr
 
     frames: numbers; None = all. bins: as many rows at most, with equal numbers of pixels.
     """
-    about, pedestal = ds["intensity"].attrs, float(ds.attrs.get("pedestal", 0))
+    about = ds["intensity"].attrs
     gain, noise = float(about.get("gain", 1.0)), float(ds.attrs.get("read_noise", 0.0))
     wanted = range(frame_count(ds)) if frames is None else frames
     radius = radius_map(ds)
-    rows = [_ring_rows(ds["intensity"].isel(frame=f).values - pedestal, frame_mask(ds, f), radius) for f in wanted]
+    rows = [_ring_rows(above_pedestal(ds, f), frame_mask(ds, f), radius) for f in wanted]
     rings = np.concatenate([r for r in rows if len(r)] or [np.zeros((0, 4))])
     if not len(rings):
         raise BadInput("no frame has background pixels; expected frames that the mask does not hide")
@@ -58,7 +58,7 @@ def noise_table(ds: xr.Dataset, frames: Any = None, bins: int = 12) -> pd.DataFr
 
 def _ring_rows(image: np.ndarray, mask: np.ndarray, radius: np.ndarray | None) -> np.ndarray:
     """Mean, variance by neighbours, share of zeros, and pixels, of each ring: (rings, 4)."""
-    bins = tile_bins(mask.shape) if radius is None else radial_bins(radius, mask, min_pixels=200)
+    bins = background_bins(mask, radius, min_pixels=200)
     image = np.where(np.isfinite(image), image, 0)
     bright = PeakFinder(bins, mask, pixel_snr=4.0, snr=6.0, poisson_floor=False).background(image).above
     use = mask.copy()

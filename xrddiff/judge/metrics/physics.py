@@ -16,7 +16,7 @@ from ...core.errors import BadInput
 from ...core.plugins import attempt
 from ...core.registry import Names, find, get, register
 from ...core.seeds import numpy_rng
-from ...data.frames.frames import frame_count, frame_mask
+from ...data.frames.frames import above_pedestal, frame_count, frame_mask
 from ...data.frames.peaks import find_frame_peaks
 from .diversity import wilson_interval
 from .indexing import lattice_rows
@@ -47,7 +47,7 @@ def physics_rows(
     why, n = {} if why is None else why, frame_count(ds)
     peaks = find_frame_peaks(ds) if peaks is None else peaks
     tables = dict(tuple(peaks.groupby("frame")))
-    rows, pedestal = [], float(ds.attrs.get("pedestal", 0))
+    rows = []
     for i in range(n):
         row = {"peaks": len(tables.get(i, ()))}
         try:
@@ -57,7 +57,7 @@ def physics_rows(
         except BadInput as error:
             why["noise"] = str(error)
         if i in tables:
-            shape = median_shape(ds["intensity"].values[i] - pedestal, tables[i], frame_mask(ds, i))
+            shape = median_shape(above_pedestal(ds, i), tables[i], frame_mask(ds, i))
             row |= zip(("width", "elongation"), shape, strict=True)
         rows.append(row)
     names = ["variance", "expected_variance", "zeros", "expected_zeros", "width", "elongation", "peaks"]

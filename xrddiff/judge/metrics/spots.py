@@ -12,7 +12,7 @@ import pandas as pd
 import xarray as xr
 import scipy
 
-from ...data.frames.frames import beam_center_of, frame_mask
+from ...data.frames.frames import above_pedestal, beam_center_of, frame_mask
 from ...data.frames.geometry import Geometry, PanelGeometry
 from ...data.frames.peaks import pixels_around
 from ...physics.indexing.rays import scattering_vectors
@@ -93,8 +93,7 @@ def shape_table(ds: xr.Dataset, peaks: pd.DataFrame, shells: int = 4, **options:
     """
     strong, parts = strong_peaks(peaks), []
     for frame, table in strong.groupby("frame"):
-        image = ds["intensity"].isel(frame=int(frame)).values - float(ds.attrs.get("pedestal", 0))
-        shape = spot_shapes(image, table, frame_mask(ds, int(frame)), **options)
+        shape = spot_shapes(above_pedestal(ds, int(frame)), table, frame_mask(ds, int(frame)), **options)
         parts.append(shape.assign(radius=_radii(ds, table)))
     if not parts:
         return pd.DataFrame(columns=["radius", "width", "elongation", "count"])

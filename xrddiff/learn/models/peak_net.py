@@ -21,12 +21,11 @@ from ...data.frames.noise import quantum
 from xrddiff.data.frames.peaks import (
     MakeFinder,
     PeakFinder,
+    background_bins,
     find_frame_peaks,
     make_finder,
     peaks_of_places,
-    radial_bins,
     radius_map,
-    tile_bins,
 )
 from .layers import config_of
 
@@ -78,8 +77,7 @@ class NetworkInput:
         """Bins and mask of a frame."""
         if self._finder is None or "frame" in getattr(self.ds.get("mask"), "dims", ()):
             mask = frame_mask(self.ds, frame)
-            bins = tile_bins(mask.shape) if self.radius is None else radial_bins(self.radius, mask)
-            self._finder = ground_finder(bins, mask)
+            self._finder = ground_finder(background_bins(mask, self.radius), mask)
         return self._finder
 
     def __call__(self, frame: int, image: np.ndarray | None = None) -> Tensor:

@@ -20,7 +20,7 @@ from ...core.seeds import numpy_rng
 from ...data.frames.frames import frame_count, frame_image, frame_mask, peaks_table
 from ...data.frames.peak_matching import match_tables
 from ...data.frames.noise import quantum
-from ...data.frames.peaks import find_frame_peaks, radial_bins, radius_map, tile_bins
+from ...data.frames.peaks import background_bins, find_frame_peaks, radius_map
 from ...data.transforms.spatial import uncut
 from ..models.peak_net import NetworkInput, PeakNet, ground_finder, peak_loss, peak_targets
 from .one_cycle import fit_one_cycle
@@ -302,7 +302,7 @@ def labelled_windows(
         image, mask = (frame_image(frames, f).astype(np.float32) - zero) / gain, frame_mask(frames, f)
         mask = mask & np.isfinite(image)
         if ground is None or not np.array_equal(mask, ground.mask):
-            ground = ground_finder(tile_bins(mask.shape) if radius is None else radial_bins(radius, mask), mask)
+            ground = ground_finder(background_bins(mask, radius), mask)
         own = spots[spots["frame"] == f]
         windows += _windows_of(image, ground, own, each, side, numpy_rng("windows of labelled frames", seed, int(f)))
     return LabelledWindows(windows, max(0.5 * quantum(frames) / gain, 1e-6), photons)

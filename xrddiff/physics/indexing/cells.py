@@ -15,11 +15,12 @@ import gemmi
 import numpy as np
 
 from ...core.errors import BadInput
+from ..merging.symmetry import fit_axes
 from ..simulation.crystal import reciprocal_matrix
 
 # %% auto #0
-__all__ = ['CENTRINGS', 'Cell', 'centring_as_told', 'read_cell', 'basis_parameters', 'reduce_basis', 'lattice_rotations',
-           'lattice_system', 'rotation_angle', 'orientation_error']
+__all__ = ['CENTRINGS', 'Cell', 'centring_as_told', 'read_cell', 'fit_cell', 'basis_parameters', 'reduce_basis',
+           'lattice_rotations', 'lattice_system', 'rotation_angle', 'orientation_error']
 
 # %% ../../../nbs/physics/indexing/cells.ipynb #9670f717
 CENTRINGS = ("P", "A", "B", "C", "I", "F", "R")
@@ -138,6 +139,15 @@ def _cell_of_file(path: Path) -> Cell:
     group = gemmi.find_spacegroup_by_name(name) if name else None
     centring = group.centring_type() if group else "P"
     return Cell(tuple(cell.parameters), centring if centring in CENTRINGS else "P")
+
+# %% ../../../nbs/physics/indexing/cells.ipynb #91f8b83b
+def fit_cell(cell: Cell, group: gemmi.SpaceGroup, like: Cell | None = None) -> tuple[Cell, np.ndarray]:
+    """The cell with its axes in the order that a space group wants, and the `change` (3, 3) of `fit_axes` that leads there.
+
+    like: a cell in the axes of the group, which decides between orders that fit. Raises `BadInput` if none does.
+    """
+    found, change = fit_axes(cell.parameters, group, like=None if like is None else like.parameters)
+    return Cell(found, cell.centring), change
 
 # %% ../../../nbs/physics/indexing/cells.ipynb #3920caaa
 def basis_parameters(A: np.ndarray) -> tuple[float, ...]:

@@ -33,10 +33,9 @@ from .known_lattices import crystals_of, expected_spots, need_lattices
 from .rays import miller_sphere
 from .reflections import integrated_reflections
 from ..merging.merged import merge_reflections
-from ..merging.symmetry import point_rotations
 from ..merging.scaling import WIDTHS
 from ..merging.statistics import wilson_table
-from ..simulation.crystal import small_structure_factors
+from ..simulation.crystal import point_rotations, small_structure_factors
 from ..simulation.crystal_files import MeasuredFactors, crystal_of_file
 
 # %% auto #0

@@ -24,7 +24,8 @@ from .cells import CENTRINGS, Cell, orientation_error, read_cell
 from .chance import Chance, both, shuffled, stray_share
 from .lattice_search import common_cell, find_lattice
 from .orientations import OrientationSearch, PairSearch, count_reflections, indexed_peaks
-from .pixel_evidence import FramePixels, frame_pixels, pixel_chance, pixel_ratio
+from .integration import FramePixels, frame_pixels
+from .pixel_evidence import pixel_chance, pixel_ratio
 from .rays import as_panels, miller_sphere, panel_numbers, predict_spots, scattering_vectors
 from .refinement import Restraints, refine_lattice
 from .series_refinement import RefinedSeries

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -13,13 +14,14 @@ import scipy
 import xarray as xr
 
 from ...core.errors import BadInput
-from ...data.frames.frames import frame_mask
+from ...data.frames.frames import frame_image, frame_mask
 from ...data.frames.peaks import pixels_around
 from ..merging.observations import OVERLAPPED, SATURATED
 
 # %% auto #0
 __all__ = ['HIGH', 'FEWEST_FREE', 'INSEPARABLE', 'BRIGHT', 'FEWEST_BRIGHT', 'most_above', 'inverse_diagonal', 'fit_together',
-           'integrate_spots', 'integrate_frame', 'second_moments', 'width_of_moment', 'learn_profile']
+           'integrate_spots', 'FramePixels', 'frame_pixels', 'integrate_frame', 'second_moments', 'width_of_moment',
+           'learn_profile']
 
 # %% ../../../nbs/physics/indexing/integration.ipynb #35b7b6bd
 HIGH = 3.5  # s_b: pixels of the ring this far above its plane are of something else
@@ -169,16 +171,41 @@ def integrate_spots(
     full, shared = (here >= saturation).any(1), (np.where(inside, discs[at], 0) > 1).any(1)
     return out.assign(flag=SATURATED * full + OVERLAPPED * shared)
 
+# %% ../../../nbs/physics/indexing/integration.ipynb #41095817
+@dataclass(frozen=True)
+class FramePixels:
+    """The pixels of a frame.
+
+    image: (y, x) or (panel, ss, fs), without its pedestal. mask: bool, True = valid.
+    gain: units per photon. noise: of the readout, saturation: of a full pixel, both in units of the image.
+    """
+
+    image: np.ndarray
+    mask: np.ndarray
+    gain: float = 1.0
+    noise: float = 0.0
+    saturation: float = np.inf
+
+
+def frame_pixels(ds: xr.Dataset, frame: int) -> FramePixels:
+    """The pixels of a frame of a data set, with its mask, gain, readout noise, saturation and pedestal."""
+    image, pedestal = frame_image(ds, frame), float(ds.attrs.get("pedestal", 0))
+    return FramePixels(
+        image - pedestal if pedestal else image,  # counts stay whole numbers
+        frame_mask(ds, frame),
+        float(ds["intensity"].attrs.get("gain", 1.0)),
+        float(ds.attrs.get("read_noise", 0.0)),
+        float(ds.attrs.get("saturation", np.inf)) - pedestal,
+    )
+
 
 def integrate_frame(ds: xr.Dataset, frame: int, spots: pd.DataFrame, **options: float | None) -> pd.DataFrame:
     """`integrate_spots` of a frame of a data set, with its mask, gain, readout noise, saturation and pedestal."""
     if not {"fs", "ss"} <= set(spots):
         raise BadInput(f"the spots have the columns {', '.join(spots)}; expected fs and ss")
-    about, pedestal = ds["intensity"].attrs, float(ds.attrs.get("pedestal", 0))
-    image = ds["intensity"].isel(frame=frame).values - pedestal
-    known = {"gain": float(about.get("gain", 1.0)), "noise": float(ds.attrs.get("read_noise", 0.0))}
-    known["saturation"] = float(ds.attrs.get("saturation", np.inf)) - pedestal
-    return integrate_spots(image, spots, frame_mask(ds, frame), **known | options)
+    pixels = frame_pixels(ds, frame)
+    known = {"gain": pixels.gain, "noise": pixels.noise, "saturation": pixels.saturation}
+    return integrate_spots(pixels.image, spots, pixels.mask, **known | options)
 
 # %% ../../../nbs/physics/indexing/integration.ipynb #4575a1ed
 BRIGHT = 10.0  # σ: spots from which the width is learnt
@@ -218,7 +245,6 @@ def learn_profile(ds: xr.Dataset, spots: Mapping[int, pd.DataFrame], frames: int
         own = spots[frame].reset_index(drop=True)
         measured = integrate_frame(ds, frame, own)
         bright = (measured["intensity"] > BRIGHT * measured["sigma"]) & (measured["flag"] == 0)
-        image = ds["intensity"].isel(frame=frame).values - float(ds.attrs.get("pedestal", 0))
-        moments.append(second_moments(image, own[bright], measured[bright]))
+        moments.append(second_moments(frame_pixels(ds, frame).image, own[bright], measured[bright]))
     moments = np.concatenate(moments) if moments else np.zeros(0)
     return width_of_moment(float(np.median(moments))) if len(moments) >= FEWEST_BRIGHT else None

@@ -5,73 +5,48 @@
 # %% ../../../nbs/physics/indexing/pixel_evidence.ipynb #765a12a8
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import pandas as pd
 import scipy
-import xarray as xr
 
-from ...data.frames.frames import frame_mask
 from ...data.frames.geometry import PanelGeometry
 from ...data.frames.peaks import pixels_around
-from .integration import most_above
+from .integration import FramePixels, most_above
 from .rays import panel_numbers
 from ..simulation.scattering import excitation_error
 
 # %% auto #0
-__all__ = ['DISC', 'RING', 'MEAN', 'FAINT', 'FULL', 'TURNS', 'APART', 'MOST', 'FramePixels', 'frame_pixels', 'log_ratio',
-           'turned_rays', 'far_from', 'pixel_ratio', 'pixel_chance']
+__all__ = ['DISC', 'RING', 'MEAN', 'FAINT', 'FULL', 'TURNS', 'APART', 'MOST', 'excess', 'log_ratio', 'turned_rays', 'far_from',
+           'pixel_ratio', 'pixel_chance']
 
 # %% ../../../nbs/physics/indexing/pixel_evidence.ipynb #59a07cf3
 DISC, RING = 2.0, (3.0, 6.0)  # px: radius of the disc, radii of the ring
 
 
-@dataclass(frozen=True)
-class FramePixels:
-    """The pixels of a frame.
-
-    image: (y, x) or (panel, ss, fs), without its pedestal. mask: bool, True = valid.
-    gain: units per photon. noise: of the readout, in units of the image.
-    """
-
-    image: np.ndarray
-    mask: np.ndarray
-    gain: float = 1.0
-    noise: float = 0.0
-
-    def excess(self, panel: np.ndarray, fs: np.ndarray, ss: np.ndarray) -> np.ndarray:
-        """z (n,) of places in px; NaN where a pixel of the disc or half of the ring is missing."""
-        height, width = self.image.shape[-2:]
-        at, _, _, d2, near = pixels_around(fs, ss, panel * height * width, (height, width), RING[1])
-        x = self.image.ravel()[at].astype(np.float64)
-        valid = near & self.mask.ravel()[at] & np.isfinite(x)
-        disc, ring = d2 <= DISC**2, valid & (d2 >= RING[0] ** 2)
-        on = (fs >= DISC) & (fs <= width - DISC) & (ss >= DISC) & (ss <= height - DISC)
-        whole = on & (valid | ~disc).all(1) & (2 * ring.sum(1) > np.pi * (RING[1] ** 2 - RING[0] ** 2))
-        x = np.where(valid, x, 0)
-        b, v = self._background(x, ring)
-        ring &= x <= (b + most_above(v, self.gain))[:, None]
-        b, v = self._background(x, ring)
-        size = disc.sum(1)
-        net = np.where(disc, x, 0).sum(1) - size * b
-        return np.where(whole, net / np.sqrt(size * v * (1 + size / np.maximum(ring.sum(1), 1))), np.nan)
-
-    def _background(self, x: np.ndarray, ring: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """b and v (n,) of the pixels x (n, m) that are in the `ring`."""
-        count = np.maximum(ring.sum(1), 1)
-        b = np.where(ring, x, 0).sum(1) / count
-        square = np.where(ring, (x - b[:, None]) ** 2, 0).sum(1) / count
-        return b, np.maximum(square, self.gain * np.maximum(b, self.gain / count) + self.noise**2)
+def excess(pixels: FramePixels, panel: np.ndarray, fs: np.ndarray, ss: np.ndarray) -> np.ndarray:
+    """z (n,) of places in px; NaN where a pixel of the disc or half of the ring is missing."""
+    height, width = pixels.image.shape[-2:]
+    at, _, _, d2, near = pixels_around(fs, ss, panel * height * width, (height, width), RING[1])
+    x = pixels.image.ravel()[at].astype(np.float64)
+    valid = near & pixels.mask.ravel()[at] & np.isfinite(x)
+    disc, ring = d2 <= DISC**2, valid & (d2 >= RING[0] ** 2)
+    on = (fs >= DISC) & (fs <= width - DISC) & (ss >= DISC) & (ss <= height - DISC)
+    whole = on & (valid | ~disc).all(1) & (2 * ring.sum(1) > np.pi * (RING[1] ** 2 - RING[0] ** 2))
+    x = np.where(valid, x, 0)
+    b, v = _background(x, ring, pixels)
+    ring &= x <= (b + most_above(v, pixels.gain))[:, None]
+    b, v = _background(x, ring, pixels)
+    size = disc.sum(1)
+    net = np.where(disc, x, 0).sum(1) - size * b
+    return np.where(whole, net / np.sqrt(size * v * (1 + size / np.maximum(ring.sum(1), 1))), np.nan)
 
 
-def frame_pixels(ds: xr.Dataset, frame: int) -> FramePixels:
-    """The pixels of a frame of a data set, with its mask, gain, readout noise and pedestal."""
-    image = ds["intensity"].isel(frame=frame).values
-    if pedestal := float(ds.attrs.get("pedestal", 0)):
-        image = image - pedestal
-    gain, noise = ds["intensity"].attrs.get("gain", 1.0), ds.attrs.get("read_noise", 0.0)
-    return FramePixels(image, frame_mask(ds, frame), float(gain), float(noise))
+def _background(x: np.ndarray, ring: np.ndarray, pixels: FramePixels) -> tuple[np.ndarray, np.ndarray]:
+    """b and v (n,) of the values x (n, m) that are in the `ring`."""
+    count = np.maximum(ring.sum(1), 1)
+    b = np.where(ring, x, 0).sum(1) / count
+    square = np.where(ring, (x - b[:, None]) ** 2, 0).sum(1) / count
+    return b, np.maximum(square, pixels.gain * np.maximum(b, pixels.gain / count) + pixels.noise**2)
 
 # %% ../../../nbs/physics/indexing/pixel_evidence.ipynb #26563b9e
 def log_ratio(z: np.ndarray, m: np.ndarray) -> np.ndarray:
@@ -128,7 +103,7 @@ def _ratios(
     on = np.flatnonzero(panel >= 0)
     on = on[far_from(taken, panel[on], fs[on], ss[on])]
     z = np.full(len(panel), np.nan)
-    z[on] = frame.excess(panel[on], fs[on], ss[on])
+    z[on] = excess(frame, panel[on], fs[on], ss[on])
     m = MEAN * np.exp(-0.5 * (error[near] / width) ** 2)
     return log_ratio(z.reshape(len(angles), -1).clip(FAINT, FULL), m)
 

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
@@ -16,11 +16,11 @@ from ...core.errors import BadInput
 from ...core.mediums import plain_text
 from ...data.formats.peak_files import read_stream
 from ...data.frames.geometry import frame_geometry
-from .cells import Cell
+from .cells import Cell, fit_cell
 from .indexer import INDEXED, Indexing, cell_of_frames
 from .integration import integrate_frame, learn_profile
 from .rays import as_panels, panel_numbers
-from ..merging.symmetry import asymmetric_unit, fit_axes, space_group
+from ..merging.symmetry import asymmetric_unit, space_group
 from ..simulation.scattering import excitation_error, ray_polarization
 
 # %% auto #0
@@ -38,7 +38,7 @@ def reflection_table(
     indexing: Indexing,
     group: str | None = None,
     *,
-    like: Sequence[float] | None = None,
+    like: Cell | None = None,
     profile: float | None = None,
 ) -> pd.DataFrame:
     """All integrated reflections of the lattices of indexed frames, with the columns `COLUMNS`.
@@ -58,16 +58,15 @@ def integrated_reflections(
     group: str,
     cell: Cell,
     *,
-    like: Sequence[float] | None = None,
+    like: Cell | None = None,
     profile: float | None = None,
 ) -> pd.DataFrame:
     """The reflections that are expected in frames, integrated, as a table like that of `reflection_table`.
 
     spots: of each frame, for each of its crystals `h`, `k`, `l`, `d`, `excitation` and places. group: space group.
     """
-    found, own = space_group(group), cell_of_frames(ds)
-    like = own.parameters if like is None and own is not None else like
-    change = fit_axes(cell.parameters, found, like=like).change
+    found = space_group(group)
+    _, change = fit_cell(cell, found, cell_of_frames(ds) if like is None else like)
     if not spots:
         raise BadInput("no frame is indexed, so there are no reflections to integrate")
     joined = {
@@ -97,12 +96,10 @@ def _rays(ds: xr.Dataset, frame: int, spots: pd.DataFrame) -> dict[str, np.ndarr
     return dict(gx=gx, gy=gy, gz=gz, wavelength=geometry.wavelength, polarization=factor)
 
 # %% ../../../nbs/physics/indexing/reflections.ipynb #9b15596d
-def stream_reflections(
-    path: str | os.PathLike, group: str, like: Sequence[float] | None = None
-) -> tuple[pd.DataFrame, Cell]:
+def stream_reflections(path: str | os.PathLike, group: str, like: Cell | None = None) -> tuple[pd.DataFrame, Cell]:
     """The reflections of a CrystFEL stream as a table like that of `reflection_table`, and the median of the crystals' cells.
 
-    group: space group, which a stream does not say. like: the cell in the axes of the group, as `fit_axes` takes it.
+    group: space group, which a stream does not say. like: the cell in the axes of the group, as `fit_cell` takes it.
     Intensities are taken as they are. Raises `BadInput` for a stream without crystals, or
     whose cell does not fit the group.
     """
@@ -116,7 +113,7 @@ def stream_reflections(
         )
     cell = Cell(tuple(crystals[["a", "b", "c", "alpha", "beta", "gamma"]].median()), str(crystals["centring"].iloc[0]))
     found = space_group(group)
-    change = fit_axes(cell.parameters, found, like=like).change
+    _, change = fit_cell(cell, found, like)
     own = table[["frame", "crystal"]].merge(crystals, on=["frame", "crystal"], how="left")
     hkl = table[["h", "k", "l"]].to_numpy(float)
     stars = own[[f"{axis}star_{x}" for axis in "abc" for x in "xyz"]].to_numpy(float).reshape(-1, 3, 3)

@@ -14,7 +14,8 @@ import pandas as pd
 from scipy import sparse
 
 from .observations import group_crystals, isym_of
-from .symmetry import AsuIndices, asymmetric_unit, original_indices, point_rotations
+from .symmetry import AsuIndices, asymmetric_unit, original_indices
+from ..simulation.crystal import point_rotations
 
 # %% auto #0
 __all__ = ['CORE', 'FEWEST_SHARED', 'IndexedAlike', 'resolve_ambiguity', 'made_up_stills', 'same_way']

@@ -16,7 +16,7 @@ import scipy
 from ...core.errors import BadInput
 from ...core.seeds import numpy_rng
 from .merged import Merged
-from .symmetry import point_rotations
+from ..simulation.crystal import point_rotations
 
 # %% auto #0
 __all__ = ['GROUPS', 'SPLITS', 'TITLES', 'MEASURES', 'SHAPES', 'REACH', 'SIMULATIONS', 'KAPPA', 'DRAWS', 'LONGER', 'DISCREPANCY',

@@ -13,10 +13,10 @@ import gemmi
 import numpy as np
 
 from ...core.errors import BadInput
+from ..simulation.crystal import point_rotations
 
 # %% auto #0
-__all__ = ['space_group', 'AsuIndices', 'asymmetric_unit', 'original_indices', 'Axes', 'fit_axes', 'point_rotations', 'twin_laws',
-           'ambiguous']
+__all__ = ['space_group', 'AsuIndices', 'asymmetric_unit', 'original_indices', 'Axes', 'fit_axes', 'twin_laws', 'ambiguous']
 
 # %% ../../../nbs/physics/merging/symmetry.ipynb #bb3e6dc4
 def space_group(name: str) -> gemmi.SpaceGroup:
@@ -45,8 +45,7 @@ def asymmetric_unit(hkl: np.ndarray, group: gemmi.SpaceGroup) -> AsuIndices:
 
 def original_indices(asu: AsuIndices, group: gemmi.SpaceGroup) -> np.ndarray:
     """The Miller indices (N, 3) from which `asymmetric_unit` made these."""
-    turns = np.array([op.rot for op in group.operations().sym_ops]) // gemmi.Op.DEN
-    back = np.rint(np.linalg.inv(turns)).astype(np.int64)[(asu.isym - 1) // 2]
+    back = np.rint(np.linalg.inv(point_rotations(group))).astype(np.int64)[(asu.isym - 1) // 2]
     return np.where(asu.isym % 2, 1, -1)[:, None] * np.einsum("ni,nij->nj", asu.hkl, back)
 
 # %% ../../../nbs/physics/merging/symmetry.ipynb #bf952759
@@ -115,11 +114,6 @@ def _sign(order: Sequence[int]) -> int:
     return round(float(np.linalg.det(np.eye(3)[list(order)])))
 
 # %% ../../../nbs/physics/merging/symmetry.ipynb #edc76f53
-def point_rotations(group: gemmi.SpaceGroup) -> list[np.ndarray]:
-    """The rotations (3, 3) of a group on Miller indices, h' = h @ rotation, which are equivalent but for Friedel mates."""
-    return [np.array(op.rot) // gemmi.Op.DEN for op in group.operations().sym_ops]
-
-
 def twin_laws(cell: Sequence[float], group: gemmi.SpaceGroup, tolerance: float = 0.5) -> list[np.ndarray]:
     """Operations (3, 3) on Miller indices, h' = h @ law, that keep the lattice to within `tolerance` degrees and not the crystal."""
     laws = gemmi.find_twin_laws(gemmi.UnitCell(*cell), group, tolerance, False)

@@ -19,7 +19,8 @@ from ...core.seeds import numpy_rng
 
 # %% auto #0
 __all__ = ['CRYSTAL_SYSTEMS', 'reciprocal_matrix', 'rotation', 'random_rotation', 'sample_cif', 'read_small_structure',
-           'small_structure_factors', 'Wilson', 'wilson_mean', 'Crystal', 'Reflections', 'reflections']
+           'small_structure_factors', 'Wilson', 'wilson_mean', 'Crystal', 'Reflections', 'point_rotations',
+           'reflections']
 
 # %% ../../../nbs/physics/simulation/crystal.ipynb #a6efafaf
 def reciprocal_matrix(cell: tuple[float, ...]) -> np.ndarray:
@@ -228,6 +229,11 @@ class Reflections:
         return len(self.hkl)
 
 # %% ../../../nbs/physics/simulation/crystal.ipynb #0b2e0401
+def point_rotations(group: gemmi.SpaceGroup) -> list[np.ndarray]:
+    """The rotations (3, 3) of a group on Miller indices, h' = h @ rotation, which are equivalent but for Friedel mates."""
+    return [np.array(op.rot) // gemmi.Op.DEN for op in group.operations().sym_ops]
+
+
 def _sphere(crystal: Crystal, d_min: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Unique Miller indices by decreasing d, all indices of the sphere, and the unique parent of
     each.
@@ -238,7 +244,7 @@ def _sphere(crystal: Crystal, d_min: float) -> tuple[np.ndarray, np.ndarray, np.
     unique = unique[~group.operations().systematic_absences(unique)]
     # equal d are ordered by indices, not by rounding errors, so that the order is the same on every machine
     unique = unique[np.lexsort((*unique.T, cell.calculate_1_d2_array(unique).round(9)))]
-    rotations = [np.array(op.rot) // gemmi.Op.DEN for op in group.operations().sym_ops]
+    rotations = point_rotations(group)
     mates = np.concatenate([sign * (unique @ r) for r in rotations for sign in (1, -1)])
     parent = np.tile(np.arange(len(unique)), 2 * len(rotations))
     hkl, first = np.unique(mates, axis=0, return_index=True)

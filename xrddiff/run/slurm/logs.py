@@ -61,13 +61,13 @@ def _rank_numbers(text: str) -> set[int]:
     return {rank for first, _, last in spans for rank in range(int(first), int(last or first) + 1)}
 
 
-def first_to_end(log: Path, noted: Collection[int] = ()) -> str:
-    """What SLURM says of the last attempt, or the rank that ended first, according to srun.
+def first_to_end(text: str, noted: Collection[int] = ()) -> str:
+    """What SLURM says of the last attempt in the text of a log, or the rank that ended first, according to srun.
 
     Ranks in `noted` have left their own mark and are skipped. Returns "" if srun reports none, and
     for a job that was cancelled.
     """
-    attempt = tail(log, _MOST)[0].rpartition("\nrun: ")[2]
+    attempt = text.rpartition("\nrun: ")[2]
     if cause := slurm_cause(attempt):
         return "" if cause.endswith("cancelled") else cause
     ended = [e for e in _ENDED.finditer(attempt) if not _rank_numbers(e[2]) <= set(noted)]
@@ -84,7 +84,8 @@ def failure_text(run: str | os.PathLike, log: Path | None = None, *, colour: boo
     errors about lost connections when a node fails. Then the rank that failed first is shown with its
     traceback, the others with one line each. With `colour` the traceback keeps its terminal colours.
     """
-    attempts = attempts_in(tail(log, _MOST)[0], run) if log else [""]
+    text = tail(log, _MOST)[0] if log else ""
+    attempts = attempts_in(text, run)
     others, lines = read_failures(run), []
     cause = slurm_cause(attempts[-1])
     lines += [cause] if cause else []
@@ -95,7 +96,7 @@ def failure_text(run: str | os.PathLike, log: Path | None = None, *, colour: boo
             path = Path(first["notebook"])
             lines += [f"{'notebook' if path.suffix == '.ipynb' else 'script'}: {path}", *_traceback(path, colour)]
     elif log and not cause:  # the ranks with a mark only lost the connection to one without
-        lines += filter(None, [first_to_end(log, [f["rank"] for f in others]) or _lost_first(run, others)])
+        lines += filter(None, [first_to_end(text, [f["rank"] for f in others]) or _lost_first(run, others)])
     for f in others[:8]:
         reason = str(f["error"] or "").partition("\n")[0]
         lines.append(f"{'then ' if lines else ''}rank {f['rank']} on {f['host']}: {reason}")

@@ -283,20 +283,18 @@ def answer_each(
 def together(parts: Sequence[Answered]) -> Answered:
     """Several sets of answers as one."""
     firsts = np.cumsum([0, *(len(part.table) for part in parts[:-1])])
-    peaks = [part.peaks.assign(row=part.peaks["row"] + first) for part, first in zip(parts, firsts, strict=True)]
-    spots = [
-        p.reflections.assign(row=p.reflections["row"] + f)
-        for p, f in zip(parts, firsts, strict=True)
-        if p.reflections is not None
-    ]
+
+    def joined(tables: list[pd.DataFrame | None]) -> pd.DataFrame | None:
+        """The tables of the parts, whose `row` then counts from the first row of all; None if all are."""
+        own = [t.assign(row=t["row"] + first) for t, first in zip(tables, firsts, strict=True) if t is not None]
+        return pd.concat([t for t in own if len(t)] or own[:1], ignore_index=True) if own else None
+
     known = [part.latents for part in parts if part.latents is not None]
     blank = [np.full((len(part.table), *known[0].shape[1:]), np.nan, np.float32) for part in parts] if known else []
     latents = [b if part.latents is None else part.latents for part, b in zip(parts, blank, strict=False)]
-    tables = [part.table for part in parts]
-    found = [p for p in peaks if len(p)] or peaks[:1]
     return Answered(
-        pd.concat(tables, ignore_index=True),
-        pd.concat(found, ignore_index=True),
+        pd.concat([part.table for part in parts], ignore_index=True),
+        joined([part.peaks for part in parts]),
         np.concatenate(latents) if known else None,
-        pd.concat([s for s in spots if len(s)] or spots[:1], ignore_index=True) if spots else None,
+        joined([part.reflections for part in parts]),
     )

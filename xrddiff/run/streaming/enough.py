@@ -5,7 +5,6 @@
 # %% ../../../nbs/run/streaming/enough.ipynb #a4de912c
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,26 +13,26 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from ...config.words.inference import ENOUGH
 from ...core.errors import BadInput
+from ...core.files import writing
 from ...core.mediums import plain_text
 from ...data.headers.gate import reason
+from ...judge.exports.package import SUMS
 from ...judge.inference.merges import Gathered, MergePlan, MergeResult, merge_gathered
 from ...judge.views.merging import show_forecasts, show_shells
-from ...physics.indexing.cells import Cell, read_cell
+from ...physics.indexing.cells import Cell, fit_cell, read_cell
 from ...physics.merging.drift import Drift, find_drifts
 from ...physics.merging.forecast import FEWEST_CRYSTALS, MEASURES, TITLES, Forecast, forecast
-from ...physics.merging.symmetry import fit_axes, space_group
-from ..execution.merging import save_merged
+from ...physics.merging.symmetry import space_group
+from ..execution.merging import check_new_folder, save_merged
 from .answering import BASIS
 
 # %% auto #0
-__all__ = ['ENOUGH', 'GROWTH', 'DRAWS', 'MERGED', 'read_enough', 'MergeWish', 'MergeStanding', 'RunningMerge', 'enough_lines',
+__all__ = ['GROWTH', 'DRAWS', 'MERGED', 'read_enough', 'MergeWish', 'MergeStanding', 'RunningMerge', 'enough_lines',
            'enough_pictures', 'save_running']
 
 # %% ../../../nbs/run/streaming/enough.ipynb #b4fe5963
-ENOUGH = "cc_half=0.95,completeness=0.95"
-
-
 def read_enough(text: str) -> dict[str, float]:
     """What is enough, by measure. Raises `BadInput` for other measures, and for what none can be."""
     out = {}
@@ -65,8 +64,7 @@ class MergeWish:
     @property
     def axes(self) -> Cell:
         """The cell with its axes in the order of the group. Raises `BadInput` if none fits."""
-        cell = read_cell(self.cell)
-        return Cell(fit_axes(cell.parameters, space_group(self.group)).cell, cell.centring)
+        return fit_cell(read_cell(self.cell), space_group(self.group))[0]
 
     @property
     def plan(self) -> MergePlan:
@@ -225,13 +223,15 @@ MERGED = "merged"  # the folder of the last merge
 
 
 def save_running(running: RunningMerge, folder: str | Path) -> Path | None:
-    """Write the last merge into `FOLDER/merged`, instead of an earlier one; None if there is none."""
+    """Write the last merge into `FOLDER/merged`, instead of an earlier one; None if there is none.
+
+    Raises `BadInput` if something else stands there.
+    """
     if running.standing is None:
         return None
-    new, old = Path(folder) / f".{MERGED}.new", Path(folder) / MERGED
-    shutil.rmtree(new, ignore_errors=True)
-    save_merged(running.standing.found, new)
-    if (old / "SHA256SUMS").is_file():
-        shutil.rmtree(old)
-    new.rename(old)
-    return old
+    place = Path(folder) / MERGED
+    if not (place / SUMS).is_file():  # not a merge
+        check_new_folder(place)
+    with writing(place) as part:
+        save_merged(running.standing.found, part)
+    return place

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from ...config.words.inference import ENOUGH
 from ...core.errors import BadInput
 from ...core.files import write_json, writing
 from ...core.gate import read_json
@@ -50,7 +51,7 @@ from xrddiff.run.streaming.answering import (
 from .answers import SUMMARY, Answers, locked_answers, read_answers
 from .arrivals import Arrived, Layout, Listening, find_source, open_source, refused, written_name
 from .detector_messages import MOST_BYTES
-from .enough import ENOUGH, MergeWish, RunningMerge, read_enough, save_running
+from .enough import MergeWish, RunningMerge, read_enough, save_running
 from .live_page import StreamStanding, write_page
 from .saved_hits import HitSaver, read_kinds
 
