@@ -27,6 +27,7 @@ from xrddiff.physics.merging.symmetry import asymmetric_unit, space_group
 from xrddiff.physics.simulation.crystal import reflections
 from xrddiff.physics.simulation.experiments import find_experiment
 from xrddiff.physics.simulation.simulate import simulate
+from xrddiff.run.execution.merging import save_merged
 
 
 @pytest.fixture(scope="module")
@@ -132,6 +133,35 @@ def test_nothing_is_written_over(folder, capsys):
     before = (folder / "merged" / "merged.mtz").read_bytes()
     assert main(["merge", str(folder / "shots.h5"), "-o", str(folder / "merged")]) == 2
     assert "exists already" in capsys.readouterr().err and (folder / "merged" / "merged.mtz").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--limit", "-3"], "limit is -3; expected 1 or more frames"),
+        (["--distance-range", "nan"], "distance_range is nan; expected 0 to 0.5"),
+        (["--distance-range", "5"], "distance_range is 5.0; expected 0 to 0.5"),
+        (["-o", "shots.h5/merged"], "is not a folder"),
+        (["-o", "n" * 300], "too long"),
+    ],
+)
+def test_mistakes_are_said_before_the_work(folder, words, said, capsys, monkeypatch):
+    monkeypatch.chdir(folder)
+    before = sorted(folder.iterdir())
+    assert main(["merge", "shots.h5", *words]) == 2
+    assert said in capsys.readouterr().err and sorted(folder.iterdir()) == before
+
+
+def test_a_folder_of_a_merge_is_whole_or_not_there(folder, tmp_path, monkeypatch):
+    found = merge_data(MergePlan(str(folder / "merged" / "unmerged.mtz"), draws=2))
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("xrddiff.physics.merging.files.write_hkl", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        save_merged(found, tmp_path / "new")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_stream_merges_to_what_its_frames_do(folder, truth):

@@ -24,7 +24,7 @@ from ...data.formats.readers import open_frames
 from ...data.frames.selection import evenly_spaced
 from ...learn.loading.catalog import load
 from ...physics.indexing.cells import Cell, read_cell
-from ...physics.indexing.indexer import cell_of_frames
+from ...physics.indexing.indexer import cell_of_frames, check_search
 from ...physics.indexing.known_lattices import known_lattices
 from ...physics.indexing.reflections import reflection_table, stream_reflections
 from ...physics.indexing.series import index_series
@@ -76,6 +76,9 @@ class MergePlan:
         for name, least in (("shells", 1), ("draws", 2)):
             if not least <= getattr(self, name) <= 10_000:
                 raise BadInput(f"{name} is {getattr(self, name)}; expected {least} to 10000")
+        if self.limit is not None and self.limit < 1:
+            raise BadInput(f"limit is {self.limit}; expected 1 or more frames")
+        check_search(distance_range=self.distance_range)
 
 # %% ../../../nbs/judge/inference/merges.ipynb #38131c00
 class Gathered(NamedTuple):
