@@ -359,3 +359,13 @@ def test_mistakes_on_the_command_line(words, sentence, tmp_path, monkeypatch, ca
     said = capsys.readouterr().err
     assert sentence in said and said.count("\n") == 1
     assert not list(tmp_path.glob("*indexed*"))
+
+
+def test_the_door_indexes_a_file_too(tmp_path):
+    import xrddiff as xd
+    from xrddiff.data.formats.store import save_frames
+
+    save_frames(simulate("sim128", [0, 1], seed=5), file := tmp_path / "shots.h5")
+    assert len(xd.index(file, lattices=1, controls=5, refine=False).table) == 2
+    with pytest.raises(BadInput, match="limit is -3; expected 1 or more"):
+        xd.index(str(file), limit=-3)
