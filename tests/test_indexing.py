@@ -338,6 +338,13 @@ def test_the_command_writes_a_table_a_picture_and_a_stream(tmp_path, monkeypatch
         (["shots.h5", "--frames", "all"], "expected a frame number or START:STOP"),
         (["gone.h5"], "gone.h5"),
         (["shots.h5", "--png", "shots.h5/x.png"], "is not a folder"),
+        (["shots.h5", "--stream", "./shots.h5"], "would be both read and written"),
+        (["shots.h5", "--png", "shots.h5"], "would be both read and written"),
+        (["shots.h5", "--stream", "x.png", "--png", "x.png"], "would be written twice"),
+        (["shots.h5", "--lattices", "0"], "lattices is 0; expected 1 to 1000"),
+        (["shots.h5", "--controls", "-5"], "controls is -5; expected 0"),
+        (["shots.h5", "--distance-range", "nan"], "distance_range is nan; expected 0 to 0.5"),
+        (["shots.h5", "--distance-range", "1e9"], "distance_range is 1000000000.0; expected 0 to 0.5"),
     ],
 )
 def test_mistakes_on_the_command_line(words, sentence, tmp_path, monkeypatch, capsys):
@@ -346,7 +353,19 @@ def test_mistakes_on_the_command_line(words, sentence, tmp_path, monkeypatch, ca
 
     monkeypatch.chdir(tmp_path)
     save_frames(simulate("sim128", [0, 1], seed=5), "shots.h5")
+    before = (tmp_path / "shots.h5").read_bytes()
     assert main(["data", "index", *words]) == 2
+    assert (tmp_path / "shots.h5").read_bytes() == before
     said = capsys.readouterr().err
     assert sentence in said and said.count("\n") == 1
     assert not list(tmp_path.glob("*indexed*"))
+
+
+def test_the_door_indexes_a_file_too(tmp_path):
+    import xrddiff as xd
+    from xrddiff.data.formats.store import save_frames
+
+    save_frames(simulate("sim128", [0, 1], seed=5), file := tmp_path / "shots.h5")
+    assert len(xd.index(file, lattices=1, controls=5, refine=False).table) == 2
+    with pytest.raises(BadInput, match="limit is -3; expected 1 or more"):
+        xd.index(str(file), limit=-3)

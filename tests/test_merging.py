@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 
 import gemmi
@@ -27,6 +28,7 @@ from xrddiff.physics.merging.symmetry import asymmetric_unit, space_group
 from xrddiff.physics.simulation.crystal import reflections
 from xrddiff.physics.simulation.experiments import find_experiment
 from xrddiff.physics.simulation.simulate import simulate
+from xrddiff.run.execution.merging import save_merged
 
 
 @pytest.fixture(scope="module")
@@ -134,6 +136,35 @@ def test_nothing_is_written_over(folder, capsys):
     assert "exists already" in capsys.readouterr().err and (folder / "merged" / "merged.mtz").read_bytes() == before
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--limit", "-3"], "limit is -3; expected 1 or more frames"),
+        (["--distance-range", "nan"], "distance_range is nan; expected 0 to 0.5"),
+        (["--distance-range", "5"], "distance_range is 5.0; expected 0 to 0.5"),
+        (["-o", "shots.h5/merged"], "is not a folder"),
+        (["-o", "n" * 300], "too long"),
+    ],
+)
+def test_mistakes_are_said_before_the_work(folder, words, said, capsys, monkeypatch):
+    monkeypatch.chdir(folder)
+    before = sorted(folder.iterdir())
+    assert main(["merge", "shots.h5", *words]) == 2
+    assert said in capsys.readouterr().err and sorted(folder.iterdir()) == before
+
+
+def test_a_folder_of_a_merge_is_whole_or_not_there(folder, tmp_path, monkeypatch):
+    found = merge_data(MergePlan(str(folder / "merged" / "unmerged.mtz"), draws=2))
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("xrddiff.physics.merging.files.write_hkl", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        save_merged(found, tmp_path / "new")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_stream_merges_to_what_its_frames_do(folder, truth):
     found = merge_data(MergePlan(str(folder / "shots.stream"), group="P 43 21 2", draws=5))
     known = found.merged.table[found.merged.table["count"] >= 2].merge(truth, on=list("hkl"))
@@ -170,6 +201,27 @@ def test_observations_in_a_table_merge(folder, table, tmp_path):
         merge_data(MergePlan(str(file), group="P 43 21 2"))
 
 
+def test_equivalent_indices_of_a_table_are_one_reflection(table, tmp_path):
+    """Also without d, and in the order in which another program wrote them."""
+    words = dict(cell="79.1,79.1,37.9,90,90,90", group="P 43 21 2", method="mean", draws=2)
+    columns = ["frame", "h", "k", "l", "intensity", "sigma"]
+    table[[*columns, "d"]].to_csv(tmp_path / "unique.csv", index=False)
+    mates = table[columns].copy()
+    mates[["h", "k", "l"]] *= np.where(np.arange(len(mates)) % 2, 1, -1)[:, None]
+    mates.to_csv(tmp_path / "mates.csv", index=False)
+    unique, found = (merge_data(MergePlan(str(tmp_path / f"{name}.csv"), **words)) for name in ("unique", "mates"))
+    assert found.summary["reflections"] == unique.summary["reflections"]
+    assert found.summary["cc_half"] == pytest.approx(unique.summary["cc_half"], abs=0.02)
+
+
+def test_a_cell_without_its_centring_has_that_of_the_group(stills):
+    frames = stills.isel(frame=slice(0, 2))
+    with pytest.raises(BadInput, match="centred otherwise"):
+        merge_data(MergePlan("shots", "79.1,79.1,37.9,90,90,90,I", "P 43 21 2"), frames)
+    with pytest.raises(BadInput, match="describes a file"):
+        merge_data(MergePlan("shots", words={"gain": 2}), frames)
+
+
 def damaged_mtz(folder, path):
     path.write_bytes((folder / "merged" / "unmerged.mtz").read_bytes()[:3000])
 
@@ -189,6 +241,38 @@ def stream_without_axes(folder, path):
     path.write_text("".join(line for line in lines if "star = " not in line))
 
 
+def stream_of_huge_indices(folder, path):
+    text = (folder / "shots.stream").read_text()
+    head, rows, rest = text.partition("fs/px  ss/px panel\n")
+    assert rows
+    path.write_text(head + rows + re.sub(r"^ *-?\d+", "9999999999", rest, count=1))
+
+
+def table_of_names(folder, path):
+    path.write_text("frame,h,k,l,d,intensity,sigma\nrun-1,1,2,3,10,5,1\n")
+
+
+def table_of_halves(folder, path):
+    path.write_text("frame,h,k,l,d,intensity,sigma\n1,1.5,2,3,10,5,1\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["shots.stream", "--cell", "50,60,70,90,90,90"], "has the cell"),
+        (["shots.stream", "--limit", "5"], "limit would change nothing"),
+        (["shots.stream", "gain=3"], "gain would change nothing"),
+        (["merged/unmerged.mtz", "--cell", "50,60,70,90,90,90"], "has the cell"),
+        (["merged/unmerged.mtz", "--space-group", "P 21 21 21"], "has the space group P 43 21 2"),
+    ],
+)
+def test_what_would_be_passed_over_is_refused(folder, words, said, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(folder)
+    group = [] if "--space-group" in words else ["--space-group", "P 43 21 2"]
+    assert main(["merge", *words, *group, "-o", str(tmp_path / "out")]) == 2
+    assert said in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     ("make", "name", "said"),
     [
@@ -196,10 +280,13 @@ def stream_without_axes(folder, path):
         (foreign_stream, "f.stream", "no integrated reflections"),
         (one_crystal, "one.stream", "expected two or more"),
         (stream_without_axes, "bare.stream", "reciprocal axes"),
+        (stream_of_huge_indices, "huge.stream", "expected a whole number"),
+        (table_of_names, "names.csv", "frame of observation 1 is nan; expected a whole number"),
+        (table_of_halves, "halves.csv", "h of observation 1 is 1.5; expected a whole number"),
     ],
 )
 def test_what_cannot_be_merged_is_refused_in_a_sentence(folder, tmp_path, capsys, make, name, said):
     make(folder, tmp_path / name)
-    words = [] if name.endswith("mtz") else ["--space-group", "P 43 21 2"]
+    words = [] if name.endswith("mtz") else ["--space-group", "P 43 21 2", "--cell", "79.1,79.1,37.9,90,90,90"]
     assert main(["merge", str(tmp_path / name), *words, "-o", str(tmp_path / "out")]) == 2
     assert said in capsys.readouterr().err and not (tmp_path / "out").exists()

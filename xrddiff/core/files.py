@@ -25,13 +25,14 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 from .errors import BadInput, XrddiffError
-from .mediums import for_json
+from .mediums import for_json, plain_text
 
 # %% auto #0
 __all__ = ['CannotSave', 'why_not', 'sync', 'remove', 'temporary_name', 'process_place', 'clear_leftovers', 'process_exists',
            'process_start', 'writing', 'write_text', 'plain', 'sealed', 'sealed_yaml', 'is_broken', 'write_json',
-           'sha256', 'json_digest', 'lock', 'is_path', 'free_space', 'is_address', 'anywhere', 'absolute_path',
-           'state_folder', 'cache_dir', 'scratch_folder', 'package_version', 'package_folder', 'shipped_folder']
+           'sha256', 'json_digest', 'lock', 'is_path', 'free_space', 'writable', 'is_address', 'anywhere',
+           'absolute_path', 'state_folder', 'cache_dir', 'scratch_folder', 'package_version', 'package_folder',
+           'shipped_folder']
 
 # %% ../../nbs/core/files.ipynb #29de7d00
 class CannotSave(XrddiffError, OSError):
@@ -315,6 +316,25 @@ def free_space(folder: str | os.PathLike) -> tuple[Path, int]:
     path = Path(folder).absolute()
     there = next(p for p in (path, *path.parents) if p.is_dir())
     return there, shutil.disk_usage(there).free
+
+# %% ../../nbs/core/files.ipynb #e53ebbcc
+def writable(path: str | os.PathLike) -> None:
+    """Before any work is done, raise `BadInput` for an output that cannot be written; creates nothing."""
+    try:
+        os.lstat(path)
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError) as error:  # too long a name, a circle of links, a file among the folders
+        if not isinstance(error, NotADirectoryError):
+            why = why_not(error) if isinstance(error, OSError) else error
+            raise BadInput(f"cannot write {plain_text(path)}: {why}") from None
+    folder = Path(path).expanduser().absolute().parent
+    while not os.path.lexists(folder) and folder != folder.parent:
+        folder = folder.parent
+    if not folder.is_dir():
+        raise BadInput(f"cannot write {plain_text(path)}: {plain_text(folder)} is not a folder")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise BadInput(f"cannot write {plain_text(path)}: the folder {plain_text(folder)} is not writable")
 
 # %% ../../nbs/core/files.ipynb #a60a485f
 def is_address(place: Any) -> bool:

@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...core.errors import BadInput, nearest
+from ...core.files import writable
 
 if TYPE_CHECKING:
     from xrddiff.run.slurm.job import RankCommand
 
 # %% auto #0
-__all__ = ['PEAKS_HELP', 'PROFILE_FIELDS', 'frame_words', 'peaks_word', 'add_frames_and_mask', 'refuse_catalog_name', 'writable',
-           'picture_name', 'Parser', 'add_command', 'parse_words', 'add_profile', 'rank_command']
+__all__ = ['PEAKS_HELP', 'PROFILE_FIELDS', 'frame_words', 'peaks_word', 'add_frames_and_mask', 'refuse_catalog_name',
+           'kept_apart', 'picture_name', 'Parser', 'add_command', 'parse_words', 'add_profile', 'rank_command']
 
 # %% ../../../nbs/app/cli/arguments.ipynb #c0a50e12
 def frame_words(texts: Sequence[str]) -> dict[str, Any]:
@@ -90,17 +91,17 @@ def refuse_catalog_name(path: str) -> None:
         raise BadInput(f"there is no file {path}: it is a named data set; `xrddiff data fetch {path}` says where it is")
 
 
-def writable(path: str) -> None:
-    """Before any work is done, raise `BadInput` for an output that cannot be written; creates
-    nothing.
+def kept_apart(read: str, *written: str | None) -> None:
+    """Before any work is done, raise `BadInput` for an output that cannot be written, that would replace the file that is `read`,
+    or has the name of another output. None: an output that is not wanted.
     """
-    folder = Path(path).absolute().parent
-    while not os.path.lexists(folder) and folder != folder.parent:
-        folder = folder.parent
-    if not folder.is_dir():
-        raise BadInput(f"cannot write {path}: {folder} is not a folder")
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise BadInput(f"cannot write {path}: the folder {folder} is not writable")
+    names = [path for path in written if path]
+    for i, path in enumerate(names):
+        writable(path)
+        if any(os.path.abspath(path) == os.path.abspath(other) for other in names[:i]):
+            raise BadInput(f"{path} would be written twice, for two outputs; expected a name for each")
+        if os.path.exists(path) and os.path.exists(read) and os.path.samefile(path, read):
+            raise BadInput(f"{path} would be both read and written; expected another file to write")
 
 
 def picture_name(file: str, frame: int | str) -> str:

@@ -14,14 +14,15 @@ from typing import Any
 from xrddiff.app.cli.arguments import (
     PEAKS_HELP,
     frame_words,
+    kept_apart,
     peaks_word,
     picture_name,
     refuse_catalog_name,
-    writable,
 )
 from .indexing import add_index
 from .output import short_number
 from ...core.errors import BadInput
+from ...core.files import writable
 from ...core.mediums import complain, console, for_terminal, say
 
 # %% ../../../nbs/app/cli/data.ipynb #c0a50e10
@@ -106,7 +107,7 @@ def data_inspect(args: argparse.Namespace) -> int:
     if not args.no_png:
         png = args.png or picture_name(args.file, args.frame)
         try:
-            writable(png)
+            kept_apart(args.file, png)
         except BadInput as error:
             if args.png:
                 raise
@@ -137,8 +138,7 @@ def data_mask(args: argparse.Namespace) -> int:
 
     load_standing()
     picture = args.png or picture_name(args.file, "mask")
-    for path in filter(None, (args.output, picture)):
-        writable(path)
+    kept_apart(args.file, args.output, picture)
     if args.output:
         check_mask_name(args.output)
     ds, reasons, good, said = explain_mask(args.file, **frame_words(args.words))

@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .arguments import PEAKS_HELP, frame_words, peaks_word, picture_name, writable
+from .arguments import PEAKS_HELP, frame_words, kept_apart, peaks_word, picture_name
 from ...core.errors import BadInput
 from ...core.mediums import console, for_terminal, say
 
@@ -134,8 +134,7 @@ def data_index(args: argparse.Namespace) -> int:
     stream, csv = args.stream or f"{stem}.stream", str(Path(picture).with_suffix(".csv"))
     if args.geometry and not args.geometry.endswith(".geom"):
         raise BadInput(f"--geometry {args.geometry}: expected a name that ends in .geom")
-    for path in filter(None, (picture, stream, csv, args.geometry)):
-        writable(path)
+    kept_apart(args.file, picture, stream, csv, args.geometry)
     way = way_of(args)
     ds = frames_of(args)
     frames = _numbers(args, ds.sizes["frame"])

@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import argparse
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .arguments import PEAKS_HELP, frame_words, peaks_word
 from ...core.files import absolute_path
 from ...core.mediums import console, for_terminal, say
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 # %% auto #0
-__all__ = ['merge', 'add_merge']
+__all__ = ['merge', 'fitting', 'add_merge']
 
 # %% ../../../nbs/app/cli/merging.ipynb #07d14377
 def merge(args: argparse.Namespace) -> int:
@@ -36,7 +39,8 @@ def merge(args: argparse.Namespace) -> int:
     )  # fmt: skip
     folder = folder_for("merged", args.file, args.output)
     found = execute_merge(plan, folder)
-    console().print(_rich_shells(printed_shells(found.shells)))
+    terminal = console()
+    terminal.print(_rich_shells(fitting(printed_shells(found.shells), terminal.width)))
     say(*(f"note: {note}" for note in found.notes))
     chi = found.merged.chi_squared()
     say(f"crystals: {len(found.merged.half)}; χ² of five bins of intensity: {chi.min():.2f} to {chi.max():.2f}")
@@ -45,7 +49,25 @@ def merge(args: argparse.Namespace) -> int:
     return 0
 
 
-def _rich_shells(shells: Any) -> Any:
+def fitting(shells: pd.DataFrame, width: int) -> pd.DataFrame:
+    """What of a table of shells a terminal of `width` columns has room for: numbers that are cut say nothing. Intervals go first, then
+    columns that others tell about; `shells.csv` has all.
+    """
+
+    def needed(table: pd.DataFrame) -> int:
+        cells = table.reset_index().astype(str)
+        names = ["", *table.columns]
+        return sum(2 + max(len(name), *map(len, cells[c])) for name, c in zip(names, cells, strict=True)) - 2
+
+    if needed(shells) > width:
+        shells = shells.map(lambda value: str(value).partition(" (")[0])
+    for name in ("CC*", "possible", "multiplicity", "measured", "R_split", "complete"):
+        if needed(shells) > width:
+            shells = shells.drop(columns=name)
+    return shells
+
+
+def _rich_shells(shells: pd.DataFrame) -> Any:
     """The shells for a terminal."""
     from rich.table import Table
 

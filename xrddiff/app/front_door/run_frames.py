@@ -5,6 +5,7 @@
 # %% ../../../nbs/app/front_door/run_frames.ipynb #57305c53
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 from ...core.errors import BadInput, nearest
@@ -111,7 +112,7 @@ def reconstruct_with(run: Run, frames: xr.Dataset) -> xr.Dataset:
 
 # %% ../../../nbs/app/front_door/run_frames.ipynb #527ad607
 def index_set(
-    frames: xr.Dataset,
+    frames: xr.Dataset | str | os.PathLike,
     cell: Any = None,
     *,
     limit: int | None = None,
@@ -119,7 +120,7 @@ def index_set(
     peaks: Any = None,
     **options: Any,
 ) -> Indexing:
-    """Look for crystal lattices in `frames`; `.table` has a row for each of them.
+    """Look for crystal lattices in `frames`, also those of a file; `.table` has a row for each of them.
 
     `cell`: "36,44,52,90,90,90", six numbers, or a CIF or PDB file; None: that of the frames,
     searched for if they have none; "unknown": searched for in any case. `limit`: largest number of
@@ -128,13 +129,18 @@ def index_set(
     `options`: see `indexing.indexer.make_indexer`.
     Raises `BadInput` if the frames have no geometry or no wavelength.
     """
+    from xrddiff.data.formats.readers import open_frames
     from xrddiff.data.frames.frames import frame_count
     from xrddiff.data.frames.noise import draw_counts
     from xrddiff.data.frames.selection import evenly_spaced, select_frames
     from xrddiff.physics.indexing.indexer import index_frames
     from xrddiff.physics.indexing.series import index_series
 
+    if isinstance(frames, str | os.PathLike):
+        frames = open_frames(frames)
     if limit is not None:
+        if limit < 1:
+            raise BadInput(f"limit is {limit}; expected 1 or more frames")
         frames = select_frames(frames, evenly_spaced(range(frame_count(frames)), limit))
     if frames.attrs.get("samples_are") == "expected values":
         frames = draw_counts(frames, seed=0)

@@ -23,17 +23,17 @@ from ...data.formats.peak_files import need_stream
 from ...data.formats.readers import open_frames
 from ...data.frames.selection import evenly_spaced
 from ...learn.loading.catalog import load
-from ...physics.indexing.cells import Cell, fit_cell, read_cell
-from ...physics.indexing.indexer import cell_of_frames
+from ...physics.indexing.cells import CENTRINGS, Cell, fit_cell, read_cell
+from ...physics.indexing.indexer import cell_of_frames, check_search
 from ...physics.indexing.known_lattices import known_lattices
 from ...physics.indexing.reflections import reflection_table, stream_reflections
 from ...physics.indexing.series import index_series
 from ...physics.merging.ambiguity import resolve_ambiguity
 from ...physics.merging.files import read_unmerged_mtz
 from ...physics.merging.merged import MERGES, Merged, merge_reflections
-from ...physics.merging.observations import OVERLAPPED, SATURATED
+from ...physics.merging.observations import NEEDED, OVERLAPPED, SATURATED, check_indices, group_crystals
 from ...physics.merging.statistics import shell_table
-from ...physics.merging.symmetry import space_group, twin_laws
+from ...physics.merging.symmetry import asymmetric_unit, space_group, twin_laws
 from ...physics.simulation.crystal_files import crystal_of_file
 
 # %% auto #0
@@ -76,6 +76,9 @@ class MergePlan:
         for name, least in (("shells", 1), ("draws", 2)):
             if not least <= getattr(self, name) <= 10_000:
                 raise BadInput(f"{name} is {getattr(self, name)}; expected {least} to 10000")
+        if self.limit is not None and self.limit < 1:
+            raise BadInput(f"limit is {self.limit}; expected 1 or more frames")
+        check_search(distance_range=self.distance_range)
 
 # %% ../../../nbs/judge/inference/merges.ipynb #38131c00
 class Gathered(NamedTuple):
@@ -107,20 +110,26 @@ def gather_reflections(plan: MergePlan, frames: xr.Dataset | None = None) -> Gat
     Raises `BadInput` for a source that cannot be read, and a cell that does not fit the space group.
     """
     suffix = "" if frames is not None else Path(plan.source).suffix.lower()
-    if suffix == ".stream":
-        need_stream(plan.source)
-        group = _group_of(plan, None)
-        told = None if plan.cell is None else read_cell(plan.cell)
-        table, cell = stream_reflections(plan.source, group.xhm(), like=told)
-        return Gathered(table, fit_cell(cell, group, told)[0], group, float(table["wavelength"].median()), ())
-    if suffix == ".mtz":
-        table, parameters, group = read_unmerged_mtz(plan.source)
-        return Gathered(table, Cell(parameters, group.centring_type()), group, 0.0, ())
-    if suffix == ".csv":
-        if plan.cell is None:
-            raise BadInput(f"{plain_text(plan.source)} does not say its cell; expected one, as a,b,c,α,β,γ")
-        return Gathered(read_table(plan.source), read_cell(plan.cell), _group_of(plan, None), 0.0, ())
+    if suffix in _TABLES:
+        _refuse_words_of_frames(plan)
+        return _TABLES[suffix](plan)
+    if frames is not None and plan.words:
+        raise BadInput(
+            f"{next(iter(plan.words))}= describes a file; these frames are in memory and have their own metadata"
+        )
     return _of_frames(plan, _open(plan) if frames is None else frames)
+
+
+def _refuse_words_of_frames(plan: MergePlan) -> None:
+    """Raise `BadInput` for what was asked of frames, where the source has none: it would change nothing."""
+    unused = {
+        "limit": plan.limit is not None, "peaks": plan.peaks is not None, "distance_range": plan.distance_range != 0,
+        "index=False (--no-index)": not plan.index, **dict.fromkeys(plan.words, True),
+    }  # fmt: skip
+    if asked := [name for name, is_asked in unused.items() if is_asked]:
+        raise BadInput(
+            f"{plain_text(plan.source)} has observations, no frames, so {plain_text(asked[0])} would change nothing"
+        )
 
 
 def _open(plan: MergePlan) -> xr.Dataset:
@@ -136,13 +145,76 @@ def _peak_way(name: str | None) -> Any:
 
     return peak_way(name)
 
+# %% ../../../nbs/judge/inference/merges.ipynb #5d7de1a3
+def _of_stream(plan: MergePlan) -> Gathered:
+    """The observations of a CrystFEL stream."""
+    need_stream(plan.source)
+    group = _group_of(plan, None)
+    told = None if plan.cell is None else read_cell(plan.cell)
+    table, cell = stream_reflections(plan.source, group.xhm(), like=told)
+    cell, _ = fit_cell(cell, group, told)
+    _need_alike(plan, cell, told)
+    return Gathered(table, cell, group, float(table["wavelength"].median()), ())
+
+
+def _of_mtz(plan: MergePlan) -> Gathered:
+    """The observations of an unmerged MTZ file. A group that is told may have other screw axes than its own."""
+    table, parameters, own = read_unmerged_mtz(plan.source)
+    group = own if plan.group is None else space_group(plan.group)
+    if group.operations().derive_symmorphic() != own.operations().derive_symmorphic():
+        raise BadInput(
+            f"{plain_text(plan.source)} has the space group {own.xhm()}, not {group.xhm()}, by which its indices are equivalent"
+        )
+    cell = Cell(parameters, own.centring_type())
+    _need_alike(plan, cell, None if plan.cell is None else read_cell(plan.cell))
+    return Gathered(table, cell, group, 0.0, ())
+
+
+def _of_csv(plan: MergePlan) -> Gathered:
+    """The observations of a table: their indices in the asymmetric unit, d by the cell where it is not said."""
+    if plan.cell is None:
+        raise BadInput(f"{plain_text(plan.source)} does not say its cell; expected one, as a,b,c,α,β,γ")
+    table, group, cell = read_table(plan.source), _group_of(plan, None), read_cell(plan.cell)
+    if missing := [name for name in NEEDED if name not in table and name != "d"]:
+        raise BadInput(f"{plain_text(plan.source)} has no column {missing[0]}; expected {', '.join(NEEDED)}")
+    check_indices(table, plan.source)
+    cell, change = fit_cell(cell, group)
+    hkl = table[["h", "k", "l"]].to_numpy(np.int64) @ change.T
+    asu = asymmetric_unit(hkl, group)
+    if "isym" not in table or (asu.hkl != hkl).any():  # our own tables say how reflections got there
+        table["isym"] = asu.isym
+    table[["h", "k", "l"]] = asu.hkl
+    if "d" not in table:
+        table["d"] = gemmi.UnitCell(*cell.parameters).calculate_d_array(asu.hkl.astype(np.int32))
+    return Gathered(table, cell, group, 0.0, ())
+
+
+_TABLES = {".stream": _of_stream, ".mtz": _of_mtz, ".csv": _of_csv}
+
+
+def _need_alike(plan: MergePlan, cell: Cell, told: Cell | None) -> None:
+    """Raise `BadInput` if the cell of a source is another one than that which was `told`."""
+    if told is None:
+        return
+    edges, wanted = (np.sort(c.parameters[:3]) for c in (cell, told))  # in whatever order
+    if (np.abs(edges / wanted - 1) > 0.05).any():
+        raise BadInput(
+            f"{plain_text(plan.source)} has the cell {cell}, not {told}; expected the cell that it was indexed with"
+        )
+
 # %% ../../../nbs/judge/inference/merges.ipynb #cb2a696e
 def _of_frames(plan: MergePlan, ds: xr.Dataset) -> Gathered:
     """The observations of frames: indexed, refined together, and integrated."""
     group = _group_of(plan, ds.attrs.get("space_group"))
     cell = read_cell(plan.cell) if plan.cell is not None else cell_of_frames(ds)
     if cell is not None:
-        fit_cell(cell, group)  # before minutes of indexing
+        _, change = fit_cell(cell, group)  # before minutes of indexing
+        if cell.centring == "P" and (change == np.eye(3)).all() and group.centring_type() in CENTRINGS:
+            cell = Cell(cell.parameters, group.centring_type())  # numbers alone do not say it
+        if cell.centring not in ("P", group.centring_type()):
+            raise BadInput(
+                f"the cell {cell} is centred otherwise than the space group {group.xhm()}; expected the same"
+            )
     wanted, notes = range(ds.sizes["frame"]), []
     if plan.limit is not None and plan.limit < len(wanted):
         wanted = [int(i) for i in evenly_spaced(np.arange(len(wanted)), plan.limit)]
@@ -150,6 +222,10 @@ def _of_frames(plan: MergePlan, ds: xr.Dataset) -> Gathered:
         options = dict(frames=wanted, peaks=_peak_way(plan.peaks), distance_range=plan.distance_range)
         indexing = index_series(ds, cell, **options)
         hits = int((indexing.table["lattices"] > 0).sum())
+        if not hits:
+            raise BadInput(
+                f"{plain_text(plan.source)}: none of {len(wanted)} frames has a lattice of the cell {indexing.cell}; expected two or more"
+            )
         notes.append(f"{hits} of {len(wanted)} frames have a lattice")
         if indexing.note:
             notes.append(indexing.note)
@@ -214,6 +290,11 @@ def merge_gathered(plan: MergePlan, gathered: Gathered) -> MergeResult:
         )
     if plan.d_min is not None:
         table = table[table["d"] >= plan.d_min]
+    if len(group_crystals(table)[0]) == 1:
+        told = f" ({'; '.join(gathered.notes)})" if gathered.notes else ""
+        raise BadInput(
+            f"{plain_text(plan.source)} has one crystal{told}, and no halves to compare; expected two or more"
+        )
     merged = merge_reflections(table, plan.method, seed=plan.seed, group=gathered.group)
     if len(merged.half) < FEW:
         notes.append(f"{len(merged.half)} crystals: halves of so few say little; {FEW} or more do")

@@ -87,7 +87,7 @@ def printed_shells(shells: pd.DataFrame) -> pd.DataFrame:
         "possible": shells["possible"], "measured": shells["measured"],
         "complete": shells["completeness"].map("{:.3f}".format), "multiplicity": shells["multiplicity"].map("{:.1f}".format),
         "⟨I/σ⟩": shells["i_over_sigma"].map("{:.1f}".format), "CC1/2": interval("cc_half"),
-        "CC*": shells["cc_star"].map("{:.3f}".format), "R_split": interval("r_split"),
+        "CC*": [f"{v:.3f}" if np.isfinite(v) else "–" for v in shells["cc_star"]], "R_split": interval("r_split"),
     }  # fmt: skip
     return pd.DataFrame(columns, index=shells.index)
 

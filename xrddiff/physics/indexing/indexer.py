@@ -32,9 +32,9 @@ from .series_refinement import RefinedSeries
 
 # %% auto #0
 __all__ = ['INDEXED', 'STRAY', 'SAME', 'CONTROLS', 'FEWEST_PEAKS', 'FEWEST_WITH_PIXELS', 'FEW_PEAKS', 'SURE', 'REFINED', 'SHARE',
-           'WIDTH', 'GetPixels', 'FAR', 'Lattice', 'mark_found', 'in_order', 'distances', 'pixels_if_asked',
+           'WIDTH', 'GetPixels', 'FAR', 'FARTHEST', 'Lattice', 'mark_found', 'in_order', 'distances', 'pixels_if_asked',
            'share_of_strays', 'is_one_of', 'settled_lattices', 'with_spots', 'Indexer', 'Indexing', 'frame_tables',
-           'frame_row', 'cell_of_frames', 'make_indexer', 'index_frames']
+           'frame_row', 'cell_of_frames', 'check_search', 'make_indexer', 'index_frames']
 
 # %% ../../../nbs/physics/indexing/indexer.ipynb #57ab3ee5
 @dataclass(frozen=True, eq=False)
@@ -443,6 +443,20 @@ def cell_of_frames(ds: xr.Dataset) -> Cell | None:
     return Cell(tuple(np.asarray(told, float).ravel()), centring if centring in CENTRINGS else "P")
 
 # %% ../../../nbs/physics/indexing/indexer.ipynb #b8d92071
+FARTHEST = 0.5  # distance_range; each half of a percent of it is tried
+
+
+def check_search(lattices: int = 2, controls: int = 200, distance_range: float = 0.0) -> None:
+    """Raise `BadInput` for numbers of `make_indexer` that cannot be."""
+    for name, value, least, most in (
+        ("lattices", lattices, 1, 1000),
+        ("controls", controls, 0, 1_000_000),
+        ("distance_range", distance_range, 0, FARTHEST),
+    ):
+        if not least <= value <= most:  # NaN neither
+            raise BadInput(f"{name} is {value}; expected {least} to {most}")
+
+
 def make_indexer(
     ds: xr.Dataset,
     cell: Any = None,
@@ -462,8 +476,10 @@ def make_indexer(
     lattices: how many crystals to look for in a frame.
     controls: shuffled frames from which the chance level is learnt.
     distance_range: relative; the distance is searched within ± this, on the frames with most peaks.
-    Raises `BadInput` if the frames have no geometry or no wavelength, and if a cell is looked for that no frame supports.
+    Raises `BadInput` if the frames have no geometry or no wavelength, if a cell is looked for that no frame supports, and for
+    numbers that cannot be.
     """
+    check_search(lattices, controls, distance_range)
     as_panels(geometry_of(ds))
     wanted = _wanted(ds, frames)
     peaks = peaks_of_frames(ds, wanted, peaks)

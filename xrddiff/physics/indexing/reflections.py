@@ -20,6 +20,7 @@ from .cells import Cell, fit_cell
 from .indexer import INDEXED, Indexing, cell_of_frames
 from .integration import integrate_frame, learn_profile
 from .rays import as_panels, panel_numbers
+from ..merging.observations import check_indices
 from ..merging.symmetry import asymmetric_unit, space_group
 from ..simulation.scattering import excitation_error, ray_polarization
 
@@ -107,6 +108,7 @@ def stream_reflections(path: str | os.PathLike, group: str, like: Cell | None = 
     if "integrated" not in tables:
         raise BadInput(f"{plain_text(path)} has no integrated reflections; expected a stream of indexed frames")
     crystals, table = tables["crystals"], tables["integrated"]
+    check_indices(table, str(path))
     if crystals.drop(columns="centring").isna().any(axis=None):
         raise BadInput(
             f"{plain_text(path)} has a crystal without its cell, its reciprocal axes or the photon energy; expected a stream as indexamajig writes it"

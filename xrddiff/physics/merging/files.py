@@ -18,6 +18,7 @@ from ...core.files import package_version, writing
 from ...core.gate import open_file
 from ...core.mediums import plain_text
 from .merged import Merged
+from .observations import check_indices
 
 # %% auto #0
 __all__ = ['write_merged_mtz', 'write_unmerged_mtz', 'write_hkl', 'read_unmerged_mtz']
@@ -137,6 +138,8 @@ def read_unmerged_mtz(path: str | os.PathLike) -> tuple[pd.DataFrame, tuple[floa
     if missing := [label for label in wanted.values() if label not in labels]:
         raise BadInput(f"{plain_text(path)} has no column {missing[0]}; expected an unmerged MTZ file")
     table = pd.DataFrame({name: np.array(mtz.column_with_label(label)) for name, label in wanted.items()})
+    table[["h", "k", "l"]] = np.array(mtz)[:, :3]
+    check_indices(table, str(path))
     table[["h", "k", "l"]] = mtz.make_miller_array()
     table["d"] = mtz.cell.calculate_d_array(table[["h", "k", "l"]].to_numpy(np.int32))
     if "EXCITATION" in labels:

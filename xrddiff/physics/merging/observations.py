@@ -11,10 +11,11 @@ import numpy as np
 import pandas as pd
 
 from ...core.errors import BadInput
+from ...core.mediums import plain_text
 
 # %% auto #0
-__all__ = ['NEEDED', 'SATURATED', 'OVERLAPPED', 'expected_variance', 'Observations', 'group_crystals', 'isym_of',
-           'group_reflections']
+__all__ = ['NEEDED', 'SATURATED', 'OVERLAPPED', 'MOST_INDEX', 'expected_variance', 'Observations', 'group_crystals',
+           'check_indices', 'isym_of', 'group_reflections']
 
 # %% ../../../nbs/physics/merging/observations.ipynb #143e5966
 NEEDED = ("frame", "h", "k", "l", "d", "intensity", "sigma")
@@ -79,6 +80,27 @@ def group_crystals(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
     return np.unique(own, axis=0, return_inverse=True)
 
 
+MOST_INDEX = 32767  # of a reflection
+
+
+def check_indices(table: pd.DataFrame, name: str = "the table") -> None:
+    """Raise `BadInput` unless `h`, `k`, `l`, `frame` and, where there is one, `crystal` of a table of observations are whole numbers.
+
+    name: of the table, for the sentence.
+    """
+    for column in ("h", "k", "l", "frame", "crystal"):
+        if column not in table:
+            continue
+        values = pd.to_numeric(table[column], errors="coerce").to_numpy(float)
+        most = MOST_INDEX if column in "hkl" else 2**53
+        good = np.isfinite(values) & (np.abs(values) <= most) & (np.rint(values) == values)
+        if not good.all():
+            row = int(np.argmin(good))
+            raise BadInput(
+                f"{plain_text(name)}: {column} of observation {row + 1} is {plain_text(table[column].iloc[row])}; expected a whole number of at most {most}"
+            )
+
+
 def isym_of(table: pd.DataFrame) -> np.ndarray:
     """How each row of a table of observations got into the asymmetric unit (n,); 1, as it was, where it does not say."""
     return table["isym"].to_numpy(np.int64) if "isym" in table else np.ones(len(table), np.int64)
@@ -87,10 +109,11 @@ def isym_of(table: pd.DataFrame) -> np.ndarray:
 def group_reflections(reflections: pd.DataFrame) -> Observations:
     """Group the rows of a table of observations, but for those with full pixels.
 
-    Raises `BadInput` for a table without rows, or without what it needs.
+    Raises `BadInput` for a table without rows, without what it needs, or with indices that are no whole numbers.
     """
     if missing := [name for name in NEEDED if name not in reflections]:
         raise BadInput(f"the reflections have no column {missing[0]}; expected {', '.join(NEEDED)}")
+    check_indices(reflections, "the reflections")
     table = reflections
     if "flag" in table:
         table = table[table["flag"].to_numpy(np.int64) & SATURATED == 0]

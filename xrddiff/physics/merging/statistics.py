@@ -110,6 +110,10 @@ def shell_table(
     measured = _allowed(merged.table, group)
     measured = measured[own_d(measured) >= (d_min or 0)]
     if not len(measured):
+        if d_min is None:
+            raise BadInput(
+                "no reflection has an intensity; expected some that the space group does not forbid, and numbers near 1"
+            )
         raise BadInput(f"no reflection was measured to {d_min:g} Å; expected a smaller d_min")
     d_min = float(own_d(measured).min()) if d_min is None else d_min
     every = gemmi.make_miller_array(unit, group, d_min * (1 - 1e-6))

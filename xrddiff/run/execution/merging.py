@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...core.errors import BadInput
-from ...core.files import package_version, write_json, writing
+from ...core.files import package_version, writable, write_json, writing
 from ...core.mediums import plain_text
 
 if TYPE_CHECKING:
@@ -28,21 +28,28 @@ FILES = ("merged.mtz", "unmerged.mtz", "merged.hkl", "shells.csv")
 
 
 def check_new_folder(folder: str | os.PathLike) -> Path:
-    """`folder`, if it does not exist or is empty. Raises `BadInput` otherwise."""
+    """`folder`, if it does not exist or is empty, and can be written. Raises `BadInput` otherwise."""
     path = Path(folder).expanduser()
+    writable(path)
     if os.path.lexists(path) and not (path.is_dir() and not any(path.iterdir())):
         raise BadInput(f"{plain_text(path)} exists already; expected the name of a new folder (-o)")
     return path
 
 
 def save_merged(found: MergeResult, folder: str | os.PathLike) -> Path:
-    """Write merged intensities into a new folder; returns it. Raises `BadInput` if it has something in it."""
+    """Write merged intensities into a new folder, which is there when all of it is; returns it. Raises `BadInput` if it has something in it."""
+    with writing(whole := check_new_folder(folder)) as path:
+        _write(found, path)
+    return whole
+
+
+def _write(found: MergeResult, path: Path) -> None:
+    """Write the files of a merge into the folder `path`."""
     from xrddiff.judge.exports.package import write_sums
     from xrddiff.judge.views.merging import merging_report
     from xrddiff.physics.merging.files import write_hkl, write_merged_mtz, write_unmerged_mtz
 
-    path = check_new_folder(folder)
-    (path / "metrics").mkdir(parents=True, exist_ok=True)
+    (path / "metrics").mkdir(parents=True)
     cell, group = found.gathered.cell.parameters, found.gathered.group
     write_merged_mtz(found.merged, path / "merged.mtz", cell, group, found.gathered.wavelength)
     write_unmerged_mtz(found.merged, path / "unmerged.mtz", cell, group, found.gathered.wavelength)
@@ -57,7 +64,6 @@ def save_merged(found: MergeResult, folder: str | os.PathLike) -> Path:
     write_json(path / "metrics" / "merging.json", about)
     merging_report(found).write(path)
     write_sums(path)
-    return path
 
 
 def execute_merge(plan: MergePlan, folder: str | os.PathLike, frames: xr.Dataset | None = None) -> MergeResult:
