@@ -106,14 +106,16 @@ def fit_together(
     """
     count = len(at)
     rows, column = np.nonzero((shape > 0) & np.isfinite(net) & np.isfinite(floor)[:, None])
-    pixel, place = np.unique(at[rows, column], return_inverse=True)
+    used = np.zeros(at.max(initial=0) + 1, bool)
+    used[at[rows, column]] = True
+    place = (np.cumsum(used) - 1)[at[rows, column]]  # as from np.unique, without sorting
     P, x, I = shape[rows, column], net[rows, column], np.nan_to_num(start)  # noqa: E741
     flat = np.bincount(place, floor[rows]) / np.bincount(place)
 
     starts = np.r_[0, np.cumsum(np.bincount(rows, minlength=count))]
 
     def matrix(values: np.ndarray) -> scipy.sparse.csr_array:
-        return scipy.sparse.csr_array((values, place, starts), shape=(count, len(pixel)))
+        return scipy.sparse.csr_array((values, place, starts), shape=(count, used.sum()))
 
     profiles = matrix(P)
     for _ in range(4):
