@@ -4,7 +4,7 @@
 
 RUN is a finished run of `make demo`; nothing is written into it. `--before`: another checkout of xrddiff, measured in turn on copies of its own. Each number is CPU, user and system, of a process as a user starts it, with its
 imports and its own children; of the rounds the least and the (median). The runs of the lists are copies of RUN without its weights, large files as hard links. `first`: before anything is kept beside the runs. `--profile` adds the functions that
-take most of each. *The demo's rest* is `xrddiff run experiment_type=demo` without its trainings: of the autoencoder, the diffusion model and the network of counts with the frames that this one is taught on. It is measured only when `--only demo` names it, since it takes minutes. Writes bench/results/waits.json and waits.md.
+take most of each. *The demo's rest* is `xrddiff run experiment_type=demo` without its trainings: of the autoencoder, the diffusion model and the network of counts with the frames that this one is taught on. The small networks that judge the samples are trained in it, and said apart. It is measured only when `--only demo` names it, since it takes minutes. Writes bench/results/waits.json and waits.md.
 """
 
 from __future__ import annotations
@@ -31,23 +31,25 @@ import sys, time
 from pathlib import Path
 import xrddiff.judge.inference.counts_of_runs as counts
 from xrddiff.app.entry import command_line
+from xrddiff.judge.inference.judges import KeptClassifiers
+from xrddiff.judge.metrics.two_sample import PictureClassifier
 from xrddiff.learn.training.trainer import Trainer
-taken = 0.0
-def timed(function):
+taken = {"training": 0.0, "judges": 0.0}
+def timed(what, function):
     def call(*args, **words):
-        global taken
         before = time.process_time()
         try:
             return function(*args, **words)
         finally:
-            taken += time.process_time() - before
+            taken[what] += time.process_time() - before
     return call
-Trainer.fit, counts.train_counts = timed(Trainer.fit), timed(counts.train_counts)
+Trainer.fit, counts.train_counts = timed("training", Trainer.fit), timed("training", counts.train_counts)
+KeptClassifiers.fit, PictureClassifier.fit = timed("judges", KeptClassifiers.fit), timed("judges", PictureClassifier.fit)
 sys.argv[0], trained = "xrddiff", Path(sys.argv.pop())
 try:
     command_line()
 finally:
-    trained.write_text(str(taken))
+    trained.write_text(f"{taken['training']} {taken['judges']}")
 """
 SMALL = """
 import sys
@@ -80,6 +82,7 @@ class Side:
 
     def __init__(self, tree: Path, folder: Path, run: Path):
         self.tree, self.folder, self.source = tree, folder, run
+        self.judges: float | None = None  # seconds that the demo trained the networks of its evaluation
         folder.mkdir(parents=True, exist_ok=True)
 
     @property
@@ -118,8 +121,9 @@ class Side:
             raise SystemExit(f"{' '.join(words)} of {self.tree}: {done.stderr[-2000:]}")
         taken = after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
         if (trained := self.folder / "trained").exists():
-            print(f"{'':28} training {float(trained.read_text()):.1f}", flush=True)
-            taken -= float(trained.read_text())
+            training, self.judges = map(float, trained.read_text().split())
+            print(f"{'':28} training {training:.1f}, networks that judge {self.judges:.1f}", flush=True)
+            taken -= training
             trained.unlink()
         return taken
 
@@ -174,6 +178,11 @@ def page(found: dict[str, Any]) -> list[str]:
         "",
         *markdown(["", *sides, "goal", "rounds"], rows, "lr"),
     ]
+    if judges := found.get("judges"):
+        lines += [
+            "",
+            f"Of the demo's rest, {judges:.1f} s are the training of the networks that judge: the classifier of the condition, and those of the two-sample test.",
+        ]
     for name, top in found.get("profiles", {}).items():
         lines += ["", f"## `{name}`, {found['profiled']}", ""]
         lines += markdown(["cumulative s, profiled", "calls", "function"], top, "rrl")
@@ -227,6 +236,8 @@ def main() -> None:
         sides = {name: Side(tree, folder / name, args.run.resolve()) for name, tree in trees.items()}
         found = read_results("waits", {"waits": {}})
         found["waits"] |= measure(sides, args)
+        if sides["now"].judges is not None:
+            found["judges"] = sides["now"].judges
         if args.profile:
             kept = found.setdefault("profiles", {})
             kept |= {

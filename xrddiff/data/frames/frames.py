@@ -386,8 +386,9 @@ def pixel_grid(ds: xr.Dataset) -> tuple[float, float, float]:
     Raises `BadInput` for pixels that are not evenly spaced.
     """
     corners, step = [], None
-    for d in reversed(ds["intensity"].dims[-2:]):
-        at = ds[d].values if d in ds.coords and ds[d].attrs.get("units") == "px" else np.zeros(0)
+    for d in reversed(ds.variables["intensity"].dims[-2:]):
+        known = ds.variables[d] if d in ds.coords else None
+        at = known.values if known is not None and known.attrs.get("units") == "px" else np.zeros(0)
         if len(at) > 1:
             own = float(at[1] - at[0])
             even = own > 0 and np.abs(np.diff(at) - own).max() < 1e-6 * own

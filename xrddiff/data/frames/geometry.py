@@ -25,7 +25,7 @@ __all__ = ['panel_vectors', 'Geometry', 'pixel_positions', 'two_theta', 'azimuth
 def _of_frame(ds: xr.Dataset, name: str, frame: int | None) -> float:
     """A number of `frame`, or its mean over the frames: from the variable `name`, or the attribute."""
     if name in ds.variables:
-        values = ds[name].values
+        values = ds.variables[name].values
         return float(values.mean() if frame is None else values[frame])
     return float(ds.attrs[name])
 
@@ -71,15 +71,16 @@ class Geometry:
 
         Frames without one are refused with `BadInput`.
         """
-        if ds["intensity"].dims[1:] != ("y", "x"):
+        intensity = ds.variables["intensity"]
+        if intensity.dims[1:] != ("y", "x"):
             raise BadInput(
-                f"the frames have the dims {ds['intensity'].dims}; expected (frame, y, x): PanelGeometry describes panel stacks"
+                f"the frames have the dims {intensity.dims}; expected (frame, y, x): PanelGeometry describes panel stacks"
             )
         for name in ("distance", "pixel_size", "beam_center"):
             if name not in ds.attrs:
                 raise BadInput(f"the frames have no {name}; expected an attribute {name}")
         a, center = ds.attrs, beam_center_of(ds)
-        shape = tuple(int(n) for n in ds["intensity"].shape[1:])
+        shape = tuple(int(n) for n in intensity.shape[1:])
         size, polarization = float(a["pixel_size"]) * pixel_grid(ds)[2], float(a.get("polarization", 0.99))
         wavelength, distance = _wavelength(ds, frame), _of_frame(ds, "distance", frame)
         return cls(wavelength, distance, size, center, shape, polarization)
@@ -511,7 +512,7 @@ def lab_to_panel(rays: np.ndarray, geom: PanelGeometry) -> tuple[np.ndarray, np.
 # %% ../../../nbs/data/frames/geometry.ipynb #d0dd7c55
 def geometry_of(ds: xr.Dataset, frame: int | None = None) -> Geometry | PanelGeometry:
     """`Geometry` of images, `PanelGeometry` of panel stacks; without one, `BadInput`."""
-    return (PanelGeometry if "panel" in ds["intensity"].dims else Geometry).from_frames(ds, frame)
+    return (PanelGeometry if "panel" in ds.variables["intensity"].dims else Geometry).from_frames(ds, frame)
 
 
 def panel_distance(ds: xr.Dataset) -> float:
@@ -523,7 +524,7 @@ def is_cut(ds: xr.Dataset) -> bool:
     """Whether the images are panels or tiles that were cut from larger frames and have their own
     positions.
     """
-    return "panel" not in ds["intensity"].dims and {*PANEL_GEOMETRY} <= {*ds.variables}
+    return "panel" not in ds.variables["intensity"].dims and {*PANEL_GEOMETRY} <= {*ds.variables}
 
 
 def tile_geometry(ds: xr.Dataset, i: int, *, wavelength_of_frame: bool = True) -> PanelGeometry:

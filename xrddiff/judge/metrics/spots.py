@@ -81,8 +81,9 @@ def strong_peaks(peaks: pd.DataFrame) -> pd.DataFrame:
 
 def median_shape(image: np.ndarray, peaks: pd.DataFrame, mask: np.ndarray | None = None) -> np.ndarray:
     """Median width (px) and elongation of the strong peaks of an image, (2,); NaN if none can be measured."""
-    shape = spot_shapes(image, strong_peaks(peaks), mask).dropna()
-    return np.full(2, np.nan) if shape.empty else shape.median().to_numpy()
+    shape = spot_shapes(image, strong_peaks(peaks), mask).to_numpy()
+    known = shape[np.isfinite(shape).all(1)]
+    return np.median(known, axis=0) if len(known) else np.full(2, np.nan)
 
 
 def shape_table(ds: xr.Dataset, peaks: pd.DataFrame, shells: int = 4, **options: Any) -> pd.DataFrame:

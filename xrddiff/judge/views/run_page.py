@@ -101,7 +101,8 @@ def add_epochs(report: Report, run: Path) -> None:
         else list(dict.fromkeys(why.values()))
     )
     drawn = [
-        ReportImage(_title(n), f"plots/training/{n}.png", light, dark) for n, light, dark in training_pictures(history)
+        ReportImage(_title(n), f"plots/training/{n}.png", light, dark)
+        for n, light, dark in training_pictures(history, names)
     ]
     what = dict(figure=drawn[0], gallery=drawn[1:]) if drawn else {}
     lines = [("", _sentence(reason)) for reason in missing]

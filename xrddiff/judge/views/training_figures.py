@@ -79,9 +79,12 @@ def training_dashboard(history: pd.DataFrame, names: Sequence[str] | None = None
 DPI = 180
 
 
-def training_pictures(history: pd.DataFrame) -> Iterator[tuple[str, bytes, bytes]]:
-    """Name, light PNG and dark PNG of the dashboard and of each chart that can be drawn."""
-    names, _ = drawable(history)
+def training_pictures(history: pd.DataFrame, names: Sequence[str] | None = None) -> Iterator[tuple[str, bytes, bytes]]:
+    """Name, light PNG and dark PNG of the dashboard and of each chart that can be drawn.
+
+    names: those that can be drawn, if that is known.
+    """
+    names = drawable(history)[0] if names is None else names
     if names:
         yield "dashboard", *png_pair(training_dashboard(history, names), DPI)
     for name in names:

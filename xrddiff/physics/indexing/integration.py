@@ -40,10 +40,9 @@ class _Plane:
     """
 
     def __init__(self, values: np.ndarray, dx: np.ndarray, dy: np.ndarray, used: np.ndarray):
-        axes = np.stack([np.ones_like(dx), dx, dy], -1) * used[..., None]
-        H = np.einsum("npi,npj->nij", axes, axes) + 1e-9 * np.eye(3)
-        H = np.linalg.inv(H)
-        self.at = np.einsum("nij,npj,np->ni", H, axes, values, optimize=True)
+        axes = np.stack([np.ones_like(dx), dx, dy], 1) * used[:, None]
+        H = np.linalg.inv(axes @ axes.swapaxes(1, 2) + 1e-9 * np.eye(3))
+        self.at = (H @ (axes @ values[..., None]))[..., 0]
         self.count = used.sum(1)
         self.off = values - self(dx, dy)
         self.variance = np.where(used, self.off**2, 0).sum(1) / np.maximum(self.count - 3, 1)
@@ -60,12 +59,34 @@ INSEPARABLE = 10.0  # times the variance that a spot has alone: with more it is 
 def inverse_diagonal(H: scipy.sparse.csr_array) -> np.ndarray:
     """The diagonal (n,) of the inverse of a symmetric matrix, of which most rows have few others or none."""
     out, part = 1 / H.diagonal(), scipy.sparse.csgraph.connected_components(H)[1]
-    for own in np.split(np.argsort(part, kind="stable"), np.cumsum(np.bincount(part))[:-1]):
-        if len(own) > 1:
-            solve = scipy.sparse.linalg.splu(H[own][:, own].tocsc()).solve
-            for at in np.array_split(np.arange(len(own)), len(own) // 256 + 1):
-                one = (np.arange(len(own))[:, None] == at).astype(float)
-                out[own[at]] = solve(one)[at, np.arange(len(at))]
+    order, size = np.argsort(part, kind="stable"), np.bincount(part)
+    place = np.empty_like(order)  # of a row in its part
+    place[order] = np.arange(len(order)) - np.repeat(np.cumsum(size) - size, size)
+    row, column = (v := H.tocoo()).coords
+    for many in np.unique(size[size > 1]):
+        own = order[size[part[order]] == many].reshape(-1, many)
+        if many > _LARGE:
+            for at in own:
+                out[at] = _long_inverse_diagonal(H[at][:, at])
+            continue
+        number = np.cumsum(size == many) - 1
+        here = size[part[row]] == many
+        blocks = np.zeros((len(own), many, many))
+        blocks[number[part[row[here]]], place[row[here]], place[column[here]]] = v.data[here]
+        out[own] = np.linalg.inv(blocks).diagonal(axis1=1, axis2=2)
+    return out
+
+
+_LARGE = 64  # rows of a part: smaller ones are inverted together, as dense matrices
+
+
+def _long_inverse_diagonal(H: scipy.sparse.csr_array) -> np.ndarray:
+    """The same of one large part."""
+    solve, count = scipy.sparse.linalg.splu(H.tocsc()).solve, H.shape[0]
+    out = np.empty(count)
+    for at in np.array_split(np.arange(count), count // 256 + 1):
+        one = (np.arange(count)[:, None] == at).astype(float)
+        out[at] = solve(one)[at, np.arange(len(at))]
     return out
 
 
@@ -87,12 +108,16 @@ def fit_together(
     """
     count = len(at)
     rows, column = np.nonzero((shape > 0) & np.isfinite(net) & np.isfinite(floor)[:, None])
-    pixel, place = np.unique(at[rows, column], return_inverse=True)
+    used = np.zeros(at.max(initial=0) + 1, bool)
+    used[at[rows, column]] = True
+    place = (np.cumsum(used) - 1)[at[rows, column]]  # as from np.unique, without sorting
     P, x, I = shape[rows, column], net[rows, column], np.nan_to_num(start)  # noqa: E741
     flat = np.bincount(place, floor[rows]) / np.bincount(place)
 
+    starts = np.r_[0, np.cumsum(np.bincount(rows, minlength=count))]
+
     def matrix(values: np.ndarray) -> scipy.sparse.csr_array:
-        return scipy.sparse.csr_array((values, (rows, place)), shape=(count, len(pixel)))
+        return scipy.sparse.csr_array((values, place, starts), shape=(count, used.sum()))
 
     profiles = matrix(P)
     for _ in range(4):
@@ -165,11 +190,12 @@ def integrate_spots(
             net = np.where(near, values - np.where(known[:, None], plane(dx, dy), usual[0]), 0)
             spread = np.where(known, spread, usual[1])
             intensity, variance, grows = fit_together(around, shape, net, floor, spread, gain, intensity)
-    out = pd.DataFrame({"intensity": intensity, "sigma": np.sqrt(variance), "gain": grows}, index=spots.index)
-    out = out.assign(peak=np.where(inside, pixels[at], -np.inf).max(1, initial=-np.inf), background=plane.at[:, 0])
-    out.loc[~complete | (plane.count < FEWEST_FREE)] = np.nan
+    peak = np.where(inside, here, -np.inf).max(1, initial=-np.inf)
+    columns = dict(intensity=intensity, sigma=np.sqrt(variance), gain=grows, peak=peak, background=plane.at[:, 0])
+    measured = complete & (plane.count >= FEWEST_FREE)
     full, shared = (here >= saturation).any(1), (np.where(inside, discs[at], 0) > 1).any(1)
-    return out.assign(flag=SATURATED * full + OVERLAPPED * shared)
+    columns = {name: np.where(measured, values, np.nan) for name, values in columns.items()}
+    return pd.DataFrame(columns | dict(flag=SATURATED * full + OVERLAPPED * shared), index=spots.index)
 
 # %% ../../../nbs/physics/indexing/integration.ipynb #41095817
 @dataclass(frozen=True)

@@ -43,14 +43,18 @@ def draw_spots(fs: Tensor, ss: Tensor, weight: Tensor, shape: tuple[int, int], s
     height, width = shape
     half = int(np.ceil(3.5 * sigma))
     offset = torch.arange(-half, half + 1, device=fs.device)
-    x = fs.detach().floor().long()[:, None] + offset
-    y = ss.detach().floor().long()[:, None] + offset
+    i, j = fs.detach().floor().long(), ss.detach().floor().long()
+    seen = (i >= -half) & (i < width + half) & (j >= -half) & (j < height + half)
+    fs, ss, weight, i, j = (v[seen] for v in (fs, ss, weight, i, j))
+    x, y = i[:, None] + offset, j[:, None] + offset
     along = torch.exp(-0.5 * ((x + 0.5 - fs[:, None]) / sigma) ** 2)
     across = torch.exp(-0.5 * ((y + 0.5 - ss[:, None]) / sigma) ** 2)
     value = weight[:, None, None] * across[:, :, None] * along[:, None, :]
-    inside = ((y >= 0) & (y < height))[:, :, None] & ((x >= 0) & (x < width))[:, None, :]
-    at = (y[:, :, None] * width + x[:, None, :])[inside]
-    return value.new_zeros(height * width).scatter_reduce(0, at, value[inside], "amax").view(height, width)
+    # on a map with a margin, which spots at its edges reach, no pixel has to be left out
+    margin, wide = 2 * half, width + 4 * half
+    at = (y[:, :, None] + margin) * wide + x[:, None, :] + margin
+    drawn = value.new_zeros((height + 2 * margin) * wide).scatter_reduce(0, at.flatten(), value.flatten(), "amax")
+    return drawn.view(-1, wide)[margin : margin + height, margin : margin + width].contiguous()
 
 # %% ../../../nbs/physics/indexing/lattice_maps.ipynb #8d90e408
 @lru_cache(maxsize=64)
@@ -134,10 +138,10 @@ class LatticeMap:
         """(fs, ss, weight) of the reflections near the Ewald sphere of radius `k`."""
         inverse = torch.linalg.inv(A)
         # float32 finds the candidates, with some room; what they need in float64 is worked out for them alone
-        ray = hkl.to(A.device) @ inverse.detach().float().T
-        square = ray.square().sum(1)
-        near = (square + 2 * k * ray[:, 2]).abs() <= 2.2 * k * CUT * (self.radius + self.growth * square.sqrt())
-        hkl = hkl[near.cpu()].to(A)
+        x, y, z = inverse.detach().float() @ hkl.to(A.device).T
+        square = x * x + y * y + z * z
+        near = (square + 2 * k * z).abs() <= 2.2 * k * CUT * (self.radius + self.growth * square.sqrt())
+        hkl = hkl[near.nonzero()[:, 0].cpu()].to(A)
         ray = hkl @ inverse.T
         length = ray.norm(dim=1)
         out = ray + torch.tensor([0.0, 0.0, k]).to(ray)

@@ -74,11 +74,13 @@ def integrated_reflections(
         i: pd.concat([x.assign(crystal=j) for j, x in enumerate(own)], ignore_index=True) for i, own in spots.items()
     }
     profile = learn_profile(ds, joined) if profile is None else profile
-    tables = []
-    for frame, own in joined.items():
-        measured = integrate_frame(ds, frame, own, profile=profile)
-        tables.append(own.assign(frame=frame, **measured, **_rays(ds, frame, own)))
-    table = pd.concat(tables, ignore_index=True).dropna(subset="intensity")
+    measured = [integrate_frame(ds, frame, own, profile=profile) for frame, own in joined.items()]
+    rays = pd.concat([pd.DataFrame(_rays(ds, frame, own)) for frame, own in joined.items()], ignore_index=True)
+    table = pd.concat(
+        [pd.concat(joined.values(), ignore_index=True), pd.concat(measured, ignore_index=True), rays], axis=1
+    )
+    table["frame"] = np.repeat(list(joined), [len(own) for own in joined.values()])
+    table = table.dropna(subset="intensity")
     asu = asymmetric_unit(table[["h", "k", "l"]].to_numpy(np.int64) @ change.T, found)
     table[["h", "k", "l"]] = asu.hkl
     return table.assign(isym=asu.isym, panel=panel_numbers(table))[list(COLUMNS)].reset_index(drop=True)
