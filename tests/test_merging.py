@@ -14,7 +14,7 @@ from xrddiff.app.cli.main import main
 from xrddiff.core.errors import BadInput
 from xrddiff.data.formats.store import save_frames
 from xrddiff.data.frames.frames import frame_peaks
-from xrddiff.judge.inference.merges import MergePlan, merge_data
+from xrddiff.judge.inference.merges import MergePlan, gather_reflections, merge_data
 from xrddiff.physics.indexing.expected_intensities import merged_intensities
 from xrddiff.physics.indexing.indexer import index_frames
 from xrddiff.physics.indexing.known_lattices import known_lattices
@@ -212,6 +212,22 @@ def test_equivalent_indices_of_a_table_are_one_reflection(table, tmp_path):
     unique, found = (merge_data(MergePlan(str(tmp_path / f"{name}.csv"), **words)) for name in ("unique", "mates"))
     assert found.summary["reflections"] == unique.summary["reflections"]
     assert found.summary["cc_half"] == pytest.approx(unique.summary["cc_half"], abs=0.02)
+
+
+def test_rows_without_numbers_are_counted(table, tmp_path):
+    """Words where a number should be, and d of 0: the rows without an intensity are left out and said, d is that of the cell."""
+    odd = (
+        table[["frame", "h", "k", "l", "d", "intensity", "sigma"]].astype({"intensity": object}).reset_index(drop=True)
+    )
+    odd.loc[:4, "intensity"], odd.loc[5:9, "sigma"], odd.loc[10, "d"] = "bright", 0, 0
+    odd.to_csv(tmp_path / "odd.csv", index=False)
+    plan = MergePlan(str(tmp_path / "odd.csv"), "79.1,79.1,37.9,90,90,90", "P 43 21 2", method="mean", draws=2)
+    gathered = gather_reflections(plan)
+    assert (
+        gathered.notes[0].startswith(f"10 of {len(table)} rows have no intensity") and (gathered.table["d"] > 1).all()
+    )
+    with pytest.raises(BadInput, match="shells is 2.5; expected a whole number"):
+        MergePlan("odd.csv", shells=2.5)
 
 
 def test_a_cell_without_its_centring_has_that_of_the_group(stills):

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import glob
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -91,16 +92,22 @@ def refuse_catalog_name(path: str) -> None:
         raise BadInput(f"there is no file {path}: it is a named data set; `xrddiff data fetch {path}` says where it is")
 
 
-def kept_apart(read: str, *written: str | None) -> None:
-    """Before any work is done, raise `BadInput` for an output that cannot be written, that would replace the file that is `read`,
-    or has the name of another output. None: an output that is not wanted.
+def kept_apart(file: str, *written: str | None, words: Sequence[str] = ()) -> None:
+    """Before any work is done, raise `BadInput` for an output that cannot be written, that would replace what is read, or has
+    the name of another output. None: an output that is not wanted.
+
+    file: frames, or a pattern of them. words: beside them, such as `mask=bad.h5`, which are files too.
     """
+    asked = [file, *(word.partition("=")[2] for word in words)]
+    read = [
+        path for name in asked for path in (glob.glob(name) if glob.has_magic(name) else [name]) if os.path.exists(path)
+    ]
     names = [path for path in written if path]
     for i, path in enumerate(names):
         writable(path)
         if any(os.path.abspath(path) == os.path.abspath(other) for other in names[:i]):
             raise BadInput(f"{path} would be written twice, for two outputs; expected a name for each")
-        if os.path.exists(path) and os.path.exists(read) and os.path.samefile(path, read):
+        if os.path.exists(path) and any(os.path.samefile(path, other) for other in read):
             raise BadInput(f"{path} would be both read and written; expected another file to write")
 
 

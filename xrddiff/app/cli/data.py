@@ -107,7 +107,7 @@ def data_inspect(args: argparse.Namespace) -> int:
     if not args.no_png:
         png = args.png or picture_name(args.file, args.frame)
         try:
-            kept_apart(args.file, png)
+            kept_apart(args.file, png, words=args.words)
         except BadInput as error:
             if args.png:
                 raise
@@ -138,7 +138,7 @@ def data_mask(args: argparse.Namespace) -> int:
 
     load_standing()
     picture = args.png or picture_name(args.file, "mask")
-    kept_apart(args.file, args.output, picture)
+    kept_apart(args.file, args.output, picture, words=args.words)
     if args.output:
         check_mask_name(args.output)
     ds, reasons, good, said = explain_mask(args.file, **frame_words(args.words))

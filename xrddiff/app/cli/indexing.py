@@ -134,7 +134,7 @@ def data_index(args: argparse.Namespace) -> int:
     stream, csv = args.stream or f"{stem}.stream", str(Path(picture).with_suffix(".csv"))
     if args.geometry and not args.geometry.endswith(".geom"):
         raise BadInput(f"--geometry {args.geometry}: expected a name that ends in .geom")
-    kept_apart(args.file, picture, stream, csv, args.geometry)
+    kept_apart(args.file, picture, stream, csv, args.geometry, words=args.words)
     way = way_of(args)
     ds = frames_of(args)
     frames = _numbers(args, ds.sizes["frame"])

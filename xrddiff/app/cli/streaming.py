@@ -91,7 +91,9 @@ def _add_merging(p: argparse.ArgumentParser) -> None:
         "--space-group", dest="group", metavar="NAME",
         help="with --cell: integrate and merge in this group, such as 'P 43 21 2' (that of the file given as --cell)",
     )  # fmt: skip
-    p.add_argument("--method", default="partial", metavar="HOW", help="of the merge: partial or mean (partial)")
+    p.add_argument(
+        "--method", default="partial", metavar="HOW", help="of the merge: partial, mean or posterior (partial)"
+    )
     p.add_argument(
         "--resolution", dest="d_min", type=float, metavar="D", help="smallest d of the merge, Å (all that is measured)"
     )

@@ -122,7 +122,7 @@ def answer_frames(
     - `drop`: when the memory is full, drop the frame that has waited longest; otherwise the sender waits.
     - `page`: seconds between two updates of the page; 0: only at the end. `patience`: seconds without a change after
       which a file is answered. `progress`: show a bar.
-    - `group`: space group; with a cell, lattices are integrated and merged; `method`: "partial" or "mean"; `d_min`: Å.
+    - `group`: space group; with a cell, lattices are integrated and merged; `method`: as of `xd.merge`; `d_min`: Å.
       `enough`: what the page says the frames for. `save`: "hits" (CXI files), "stream" (of CrystFEL), or "hits,stream".
 
     Raises `BadInput` for a source that does not exist, a run that cannot score, or the folder of another stream.

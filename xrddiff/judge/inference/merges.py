@@ -16,7 +16,7 @@ import pandas as pd
 import xarray as xr
 
 from ...config.words.data_sets import CATALOG
-from ...core.errors import BadInput
+from ...core.errors import BadInput, is_whole
 from ...core.gate import read_table
 from ...core.mediums import plain_text
 from ...data.formats.peak_files import need_stream
@@ -74,9 +74,9 @@ class MergePlan:
         if self.d_min is not None and not 0.3 <= self.d_min <= 100:
             raise BadInput(f"d_min is {self.d_min:g} Å; expected 0.3 to 100")
         for name, least in (("shells", 1), ("draws", 2)):
-            if not least <= getattr(self, name) <= 10_000:
-                raise BadInput(f"{name} is {getattr(self, name)}; expected {least} to 10000")
-        if self.limit is not None and self.limit < 1:
+            if not (is_whole(value := getattr(self, name), least) and value <= 10_000):
+                raise BadInput(f"{name} is {value}; expected a whole number, {least} to 10000")
+        if self.limit is not None and not is_whole(self.limit):
             raise BadInput(f"limit is {self.limit}; expected 1 or more frames")
         check_search(distance_range=self.distance_range)
 
@@ -171,7 +171,7 @@ def _of_mtz(plan: MergePlan) -> Gathered:
 
 
 def _of_csv(plan: MergePlan) -> Gathered:
-    """The observations of a table: their indices in the asymmetric unit, d by the cell where it is not said."""
+    """The observations of a table: their indices in the asymmetric unit, d by the cell where it is not said. Notes tell of rows without numbers."""
     if plan.cell is None:
         raise BadInput(f"{plain_text(plan.source)} does not say its cell; expected one, as a,b,c,α,β,γ")
     table, group, cell = read_table(plan.source), _group_of(plan, None), read_cell(plan.cell)
@@ -184,9 +184,11 @@ def _of_csv(plan: MergePlan) -> Gathered:
     if "isym" not in table or (asu.hkl != hkl).any():  # our own tables say how reflections got there
         table["isym"] = asu.isym
     table[["h", "k", "l"]] = asu.hkl
-    if "d" not in table:
+    if "d" not in table or not (table["d"] > 0).all():
         table["d"] = gemmi.UnitCell(*cell.parameters).calculate_d_array(asu.hkl.astype(np.int32))
-    return Gathered(table, cell, group, 0.0, ())
+    measured = np.isfinite(table[["intensity", "sigma"]]).all(axis=1) & (table["sigma"] > 0)
+    left = f"{(~measured).sum()} of {len(table)} rows have no intensity, or no sigma above 0, and are left out"
+    return Gathered(table, cell, group, 0.0, () if measured.all() else (left,))
 
 
 _TABLES = {".stream": _of_stream, ".mtz": _of_mtz, ".csv": _of_csv}
