@@ -21,7 +21,7 @@ from xrddiff.physics.indexing.known_lattices import known_lattices
 from xrddiff.physics.indexing.reflections import reflection_table
 from xrddiff.physics.indexing.series import index_series
 from xrddiff.physics.indexing.stream import write_stream
-from xrddiff.physics.merging.files import read_unmerged_mtz
+from xrddiff.physics.merging.files import read_unmerged_mtz, write_unmerged_mtz
 from xrddiff.physics.merging.merged import merge_reflections
 from xrddiff.physics.merging.observations import OVERLAPPED
 from xrddiff.physics.merging.symmetry import asymmetric_unit, space_group
@@ -110,6 +110,12 @@ def test_posteriors_come_nearer_still_and_their_intervals_hold_the_truth(folder,
     slope, start = np.polyfit(strong["d"] ** -2.0, np.log(strong["f2"] / strong["true"]), 1)
     real = both["true"] * np.exp(start + slope * both["d"] ** -2.0)
     assert 0.85 < ((both["low"] <= real) & (real <= both["high"])).mean() < 0.95
+    cell, group = (79.1, 79.1, 37.9, 90, 90, 90), space_group("P 43 21 2")
+    read = read_unmerged_mtz(write_unmerged_mtz(merged, folder / "again.mtz", cell, group))[0]
+    again = merge_reflections(read, "posterior", group=group).posterior.table
+    same = again.merge(merged.posterior.table, on=list("hkl"), suffixes=("", "_first"))
+    off = (same["f2"] - same["f2_first"]).abs() / same["sigma_f2"]
+    assert len(same) > 0.99 * len(again) and off.median() < 0.05 and off.quantile(0.99) < 0.4
 
 
 def test_the_files_are_those_of_other_programs(folder):

@@ -18,7 +18,7 @@ from ...core.files import package_version, writing
 from ...core.gate import open_file
 from ...core.mediums import plain_text
 from .merged import Merged
-from .observations import check_indices
+from .observations import LEVERS, check_indices
 
 # %% auto #0
 __all__ = ['write_merged_mtz', 'write_unmerged_mtz', 'write_hkl', 'read_unmerged_mtz']
@@ -75,6 +75,7 @@ def write_merged_mtz(
 # %% ../../../nbs/physics/merging/files.ipynb #3e591793
 _UNMERGED = (
     ("M/ISYM", "Y"), ("BATCH", "B"), ("I", "J"), ("SIGI", "Q"), ("SIGICORR", "Q"), ("SCALEUSED", "R"), ("FRACTIONCALC", "R"), ("EXCITATION", "R"), ("FLAG", "I"),
+    ("GAIN", "R"), ("LEVERX", "R"), ("LEVERY", "R"), ("LEVERZ", "R"), ("LEVERG", "R"),
 )  # fmt: skip
 
 
@@ -89,7 +90,8 @@ def write_unmerged_mtz(
     corrected = np.where(merged.weight > 0, merged.weight, 1 / seen.sigma**2) ** -0.5
     columns = [seen.isym, seen.crystal + 1, seen.value, seen.sigma, corrected]
     columns += [1 / scaling.strength(seen), scaling.part(seen)]
-    data = np.column_stack([seen.hkl[seen.which], *columns, scaling.excitation(seen), merged.weight == 0])
+    columns += [scaling.excitation(seen), merged.weight == 0, np.broadcast_to(seen.gain, len(seen.d)), *seen.lever.T]
+    data = np.column_stack([seen.hkl[seen.which], *columns])
     mtz.set_data(data[np.lexsort((data[:, 4], *data[:, 2::-1].T))].astype(np.float32))
     for i, (frame, crystal) in enumerate(seen.crystals.tolist()):
         batch = gemmi.Mtz.Batch()
@@ -142,8 +144,9 @@ def read_unmerged_mtz(path: str | os.PathLike) -> tuple[pd.DataFrame, tuple[floa
     check_indices(table, str(path))
     table[["h", "k", "l"]] = mtz.make_miller_array()
     table["d"] = mtz.cell.calculate_d_array(table[["h", "k", "l"]].to_numpy(np.int32))
-    if "EXCITATION" in labels:
-        table["excitation"] = np.array(mtz.column_with_label("EXCITATION"))
+    for name in ("excitation", "gain", *LEVERS):
+        if (label := name.upper().replace("_", "")) in labels:
+            table[name] = np.nan_to_num(np.array(mtz.column_with_label(label)))
     if mtz.spacegroup is None or not mtz.cell.is_crystal():
         raise BadInput(f"{plain_text(path)} has no cell or no space group; expected an unmerged MTZ file")
     return table.astype({"isym": int, "frame": int}), tuple(mtz.cell.parameters), mtz.spacegroup

@@ -14,11 +14,12 @@ from ...core.errors import BadInput
 from ...core.mediums import plain_text
 
 # %% auto #0
-__all__ = ['NEEDED', 'SATURATED', 'OVERLAPPED', 'MOST_INDEX', 'expected_variance', 'Observations', 'group_crystals',
+__all__ = ['NEEDED', 'LEVERS', 'SATURATED', 'OVERLAPPED', 'MOST_INDEX', 'expected_variance', 'Observations', 'group_crystals',
            'check_indices', 'isym_of', 'group_reflections']
 
 # %% ../../../nbs/physics/merging/observations.ipynb #143e5966
 NEEDED = ("frame", "h", "k", "l", "d", "intensity", "sigma")
+LEVERS = ("lever_x", "lever_y", "lever_z", "lever_g")  # where a table has them, rather than g
 SATURATED, OVERLAPPED = 1, 2
 
 
@@ -135,6 +136,8 @@ def group_reflections(reflections: pd.DataFrame) -> Observations:
 
 def _lever(table: pd.DataFrame) -> np.ndarray:
     """Of each observation (n, 4): a rotation φ and a stretch δ move g by φ × g + δ g, and so the excitation error by φ·(g × u) + δ g·u."""
+    if set(LEVERS) <= set(table):
+        return table[list(LEVERS)].to_numpy(float)
     if "gx" not in table or "wavelength" not in table:
         return np.zeros((len(table), 4))
     g = table[["gx", "gy", "gz"]].to_numpy(float)
