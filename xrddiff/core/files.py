@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import errno
+import glob
 import hashlib
 import json
 import math
@@ -18,7 +19,7 @@ import tempfile
 import time
 import uuid
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager, suppress
 from importlib import metadata, resources
 from pathlib import Path
@@ -30,9 +31,9 @@ from .mediums import for_json, plain_text
 # %% auto #0
 __all__ = ['CannotSave', 'why_not', 'sync', 'remove', 'temporary_name', 'process_place', 'clear_leftovers', 'process_exists',
            'process_start', 'writing', 'write_text', 'plain', 'sealed', 'sealed_yaml', 'is_broken', 'write_json',
-           'sha256', 'json_digest', 'lock', 'is_path', 'free_space', 'writable', 'is_address', 'anywhere',
-           'absolute_path', 'state_folder', 'cache_dir', 'scratch_folder', 'package_version', 'package_folder',
-           'shipped_folder']
+           'sha256', 'json_digest', 'lock', 'is_path', 'free_space', 'is_among_files', 'writable', 'is_address',
+           'anywhere', 'absolute_path', 'state_folder', 'cache_dir', 'scratch_folder', 'package_version',
+           'package_folder', 'shipped_folder']
 
 # %% ../../nbs/core/files.ipynb #29de7d00
 class CannotSave(XrddiffError, OSError):
@@ -318,6 +319,14 @@ def free_space(folder: str | os.PathLike) -> tuple[Path, int]:
     return there, shutil.disk_usage(there).free
 
 # %% ../../nbs/core/files.ipynb #e53ebbcc
+def is_among_files(path: str | os.PathLike, names: Iterable[str | os.PathLike]) -> bool:
+    """Whether `path` is there, and one of the files `names`, some of which may be patterns."""
+    if not os.path.exists(path):
+        return False
+    files = (file for name in map(os.fspath, names) for file in (glob.glob(name) if glob.has_magic(name) else [name]))
+    return any(os.path.exists(file) and os.path.samefile(path, file) for file in files)
+
+
 def writable(path: str | os.PathLike) -> None:
     """Before any work is done, raise `BadInput` for an output that cannot be written; creates nothing."""
     try:

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import argparse
-import glob
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...core.errors import BadInput, nearest
-from ...core.files import writable
+from ...core.files import is_among_files, writable
 
 if TYPE_CHECKING:
     from xrddiff.run.slurm.job import RankCommand
@@ -98,16 +97,13 @@ def kept_apart(file: str, *written: str | None, words: Sequence[str] = ()) -> No
 
     file: frames, or a pattern of them. words: beside them, such as `mask=bad.h5`, which are files too.
     """
-    asked = [file, *(word.partition("=")[2] for word in words)]
-    read = [
-        path for name in asked for path in (glob.glob(name) if glob.has_magic(name) else [name]) if os.path.exists(path)
-    ]
+    read = [file, *(word.partition("=")[2] for word in words)]
     names = [path for path in written if path]
     for i, path in enumerate(names):
         writable(path)
         if any(os.path.abspath(path) == os.path.abspath(other) for other in names[:i]):
             raise BadInput(f"{path} would be written twice, for two outputs; expected a name for each")
-        if os.path.exists(path) and any(os.path.samefile(path, other) for other in read):
+        if is_among_files(path, read):
             raise BadInput(f"{path} would be both read and written; expected another file to write")
 
 

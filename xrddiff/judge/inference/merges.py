@@ -31,7 +31,14 @@ from ...physics.indexing.series import index_series
 from ...physics.merging.ambiguity import resolve_ambiguity
 from ...physics.merging.files import read_unmerged_mtz
 from ...physics.merging.merged import MERGES, Merged, merge_reflections
-from ...physics.merging.observations import NEEDED, OVERLAPPED, SATURATED, check_indices, group_crystals
+from xrddiff.physics.merging.observations import (
+    NEEDED,
+    OVERLAPPED,
+    SATURATED,
+    are_measured,
+    check_indices,
+    group_crystals,
+)
 from ...physics.merging.statistics import shell_table
 from ...physics.merging.symmetry import asymmetric_unit, space_group, twin_laws
 from ...physics.simulation.crystal_files import crystal_of_file
@@ -186,9 +193,9 @@ def _of_csv(plan: MergePlan) -> Gathered:
     table[["h", "k", "l"]] = asu.hkl
     if "d" not in table or not (table["d"] > 0).all():
         table["d"] = gemmi.UnitCell(*cell.parameters).calculate_d_array(asu.hkl.astype(np.int32))
-    measured = np.isfinite(table[["intensity", "sigma"]]).all(axis=1) & (table["sigma"] > 0)
-    left = f"{(~measured).sum()} of {len(table)} rows have no intensity, or no sigma above 0, and are left out"
-    return Gathered(table, cell, group, 0.0, () if measured.all() else (left,))
+    left = int((~are_measured(table)).sum())
+    note = f"{left} of {len(table)} rows have no intensity, or no sigma above 0, and are left out"
+    return Gathered(table, cell, group, 0.0, (note,) if left else ())
 
 
 _TABLES = {".stream": _of_stream, ".mtz": _of_mtz, ".csv": _of_csv}

@@ -24,7 +24,7 @@ import xarray as xr
 
 from ...config.words.data_sets import CATALOG, DataSet, find_data_set
 from ...core.errors import BadInput, is_whole
-from ...core.files import CannotSave, cache_dir, sha256
+from ...core.files import CannotSave, cache_dir, is_among_files, sha256
 from ...core.mediums import plain_text
 from ...data.formats.images import natural, open_images
 from ...data.formats.readers import open_frames
@@ -317,7 +317,7 @@ def convert(
     Raises `BadInput` if `target` exists and `overwrite` is False.
     """
     check_target(target)
-    if Path(target).exists() and Path(source).exists() and os.path.samefile(source, target):
+    if is_among_files(target, [source]):
         raise BadInput(f"{source} would be both read and written; expected another file to write")
     if not overwrite and os.path.lexists(target):
         raise BadInput(f"{target} exists already; expected a new name, or --overwrite (overwrite=True) to replace it")

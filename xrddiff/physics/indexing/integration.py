@@ -229,7 +229,10 @@ def integrate_frame(ds: xr.Dataset, frame: int, spots: pd.DataFrame, **options: 
     """`integrate_spots` of a frame of a data set, with its mask, gain, readout noise, saturation and pedestal."""
     if not {"fs", "ss"} <= set(spots):
         raise BadInput(f"the spots have the columns {', '.join(spots)}; expected fs and ss")
-    pixels = frame_pixels(ds, frame)
+    return _integrated(frame_pixels(ds, frame), spots, **options)
+
+
+def _integrated(pixels: FramePixels, spots: pd.DataFrame, **options: float | None) -> pd.DataFrame:
     known = {"gain": pixels.gain, "noise": pixels.noise, "saturation": pixels.saturation}
     return integrate_spots(pixels.image, spots, pixels.mask, **known | options)
 
@@ -269,8 +272,9 @@ def learn_profile(ds: xr.Dataset, spots: Mapping[int, pd.DataFrame], frames: int
     moments = []
     for frame in list(spots)[:: max(1, len(spots) // frames)]:
         own = spots[frame].reset_index(drop=True)
-        measured = integrate_frame(ds, frame, own)
+        pixels = frame_pixels(ds, frame)
+        measured = _integrated(pixels, own)
         bright = (measured["intensity"] > BRIGHT * measured["sigma"]) & (measured["flag"] == 0)
-        moments.append(second_moments(frame_pixels(ds, frame).image, own[bright], measured[bright]))
+        moments.append(second_moments(pixels.image, own[bright], measured[bright]))
     moments = np.concatenate(moments) if moments else np.zeros(0)
     return width_of_moment(float(np.median(moments))) if len(moments) >= FEWEST_BRIGHT else None

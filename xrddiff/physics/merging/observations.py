@@ -15,7 +15,7 @@ from ...core.mediums import plain_text
 
 # %% auto #0
 __all__ = ['NEEDED', 'LEVERS', 'SATURATED', 'OVERLAPPED', 'MOST_INDEX', 'expected_variance', 'Observations', 'group_crystals',
-           'check_indices', 'isym_of', 'group_reflections']
+           'check_indices', 'isym_of', 'are_measured', 'group_reflections']
 
 # %% ../../../nbs/physics/merging/observations.ipynb #143e5966
 NEEDED = ("frame", "h", "k", "l", "d", "intensity", "sigma")
@@ -107,6 +107,11 @@ def isym_of(table: pd.DataFrame) -> np.ndarray:
     return table["isym"].to_numpy(np.int64) if "isym" in table else np.ones(len(table), np.int64)
 
 
+def are_measured(table: pd.DataFrame) -> np.ndarray:
+    """Which rows of a table of observations (n,) have d, an intensity and a σ above 0."""
+    return np.isfinite(table[["d", "intensity", "sigma"]].to_numpy(float)).all(1) & (table["sigma"].to_numpy(float) > 0)
+
+
 def group_reflections(reflections: pd.DataFrame) -> Observations:
     """Group the rows of a table of observations, but for those with full pixels.
 
@@ -118,8 +123,7 @@ def group_reflections(reflections: pd.DataFrame) -> Observations:
     table = reflections
     if "flag" in table:
         table = table[table["flag"].to_numpy(np.int64) & SATURATED == 0]
-    ok = np.isfinite(table[["d", "intensity", "sigma"]].to_numpy(float)).all(1) & (table["sigma"].to_numpy(float) > 0)
-    table = table[ok]
+    table = table[are_measured(table)]
     if not len(table):
         raise BadInput("there are no reflections to merge; expected some with an intensity and a sigma above 0")
     crystals, crystal = group_crystals(table)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from xrddiff.judge.inference.merges import MergePlan, MergeResult
 
 # %% auto #0
-__all__ = ['FILES', 'check_new_folder', 'save_merged', 'execute_merge']
+__all__ = ['FILES', 'check_new_folder', 'save_merged', 'write_merge', 'execute_merge']
 
 # %% ../../../nbs/run/execution/merging.ipynb #5d601836
 FILES = ("merged.mtz", "unmerged.mtz", "merged.hkl", "shells.csv")
@@ -39,12 +39,12 @@ def check_new_folder(folder: str | os.PathLike) -> Path:
 def save_merged(found: MergeResult, folder: str | os.PathLike) -> Path:
     """Write merged intensities into a new folder, which is there when all of it is; returns it. Raises `BadInput` if it has something in it."""
     with writing(whole := check_new_folder(folder)) as path:
-        _write(found, path)
+        write_merge(found, path)
     return whole
 
 
-def _write(found: MergeResult, path: Path) -> None:
-    """Write the files of a merge into the folder `path`."""
+def write_merge(found: MergeResult, path: Path) -> None:
+    """Write the files of a merge into the folder `path`, which this makes."""
     from xrddiff.judge.exports.package import write_sums
     from xrddiff.judge.views.merging import merging_report
     from xrddiff.physics.merging.files import write_hkl, write_merged_mtz, write_unmerged_mtz

@@ -25,7 +25,7 @@ from ...physics.indexing.cells import Cell, fit_cell, read_cell
 from ...physics.merging.drift import Drift, find_drifts
 from ...physics.merging.forecast import FEWEST_CRYSTALS, MEASURES, TITLES, Forecast, forecast
 from ...physics.merging.symmetry import space_group
-from ..execution.merging import check_new_folder, save_merged
+from ..execution.merging import check_new_folder, write_merge
 from .answering import BASIS
 
 # %% auto #0
@@ -233,5 +233,5 @@ def save_running(running: RunningMerge, folder: str | Path) -> Path | None:
     if not (place / SUMS).is_file():  # not a merge
         check_new_folder(place)
     with writing(place) as part:
-        save_merged(running.standing.found, part)
+        write_merge(running.standing.found, part)
     return place
