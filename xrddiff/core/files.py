@@ -29,11 +29,11 @@ from .errors import BadInput, XrddiffError
 from .mediums import for_json, plain_text
 
 # %% auto #0
-__all__ = ['CannotSave', 'why_not', 'sync', 'remove', 'temporary_name', 'process_place', 'clear_leftovers', 'process_exists',
-           'process_start', 'writing', 'write_text', 'plain', 'sealed', 'sealed_yaml', 'is_broken', 'write_json',
-           'sha256', 'json_digest', 'lock', 'is_path', 'free_space', 'is_among_files', 'writable', 'is_address',
-           'anywhere', 'absolute_path', 'state_folder', 'cache_dir', 'scratch_folder', 'package_version',
-           'package_folder', 'shipped_folder']
+__all__ = ['MARK', 'CannotSave', 'why_not', 'sync', 'remove', 'temporary_name', 'final_name', 'process_place', 'clear_leftovers',
+           'process_exists', 'process_start', 'writing', 'write_text', 'plain', 'json_checksum', 'sealed',
+           'take_checksum', 'sealed_yaml', 'is_broken_yaml', 'write_json', 'sha256', 'json_digest', 'lock', 'is_path',
+           'free_space', 'is_among_files', 'writable', 'is_address', 'anywhere', 'absolute_path', 'state_folder',
+           'cache_dir', 'scratch_folder', 'package_version', 'package_folder', 'shipped_folder']
 
 # %% ../../nbs/core/files.ipynb #29de7d00
 class CannotSave(XrddiffError, OSError):
@@ -83,6 +83,15 @@ def temporary_name(path: Path, ending: str = "part") -> Path:
     return path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}-{process_place()}-{os.getpid()}.{ending}")
 
 
+_PART = re.compile(r"\.(.+)\.[0-9a-f]{12}-[0-9a-f]{8}-\d+\.part", re.DOTALL)
+
+
+def final_name(path: str | os.PathLike) -> str:
+    """The name of the file for which `path` is a hidden name of `writing`; of any other file its own."""
+    name = os.path.basename(os.fspath(path))
+    return found[1] if (found := _PART.fullmatch(name)) else name
+
+
 def process_place() -> str:
     """The machine and container in which a process number is valid, as a short hash."""
     try:
@@ -130,25 +139,34 @@ def process_start(pid: int) -> str:
     return ""
 
 # %% ../../nbs/core/files.ipynb #3ea9e774
+MARK = "xrddiff.json"  # in a folder of results: who writes, or wrote, them (`core.safe_write`)
+
+
 @contextmanager
-def writing(path: str | Path, *, parents: bool = True, durable: bool = True) -> Iterator[Path]:
+def writing(path: str | Path, *, parents: bool = True, durable: bool = True, replace: bool = True) -> Iterator[Path]:
     """A hidden path next to `path`, to which the block writes a file or a folder.
 
     If the block succeeds, it replaces `path`; otherwise it is removed. Then leftovers of processes
-    killed on this machine are removed too.
+    killed on this machine are removed too. A `path` that is such a hidden path itself is written as it is.
     `parents`: create the folder of `path` if it does not exist.
     `durable`: wait until everything is on disk; set it to False if a reader can detect what a power
     cut lost.
-    Raises `CannotSave`, with one sentence, for errors of the operating system.
+    `replace`: False leaves a `path` that has come in the meantime as it is, and raises.
+    Raises `CannotSave`, with one sentence, for errors of the operating system, and if a link within a folder of
+    results leads out of it.
     """
     path = Path(path)
-    part = temporary_name(path)
+    inner = _PART.fullmatch(path.name) is not None
+    part = path if inner else temporary_name(path)
     try:
+        if link := _link_above(path):
+            raise CannotSave(f"cannot save {path}: {link} is a link out of its folder; nothing was written")
         if parents:
             path.parent.mkdir(parents=True, exist_ok=True)
         yield part
-        _put_in_place(part, path, sync if durable else lambda _: None)
-        clear_leftovers(path)
+        if not inner:
+            _put_in_place(part, path, sync if durable else lambda _: None, replace)
+            clear_leftovers(path)
     except OSError as error:
         remove(part)
         if isinstance(error, XrddiffError):
@@ -161,7 +179,22 @@ def writing(path: str | Path, *, parents: bool = True, durable: bool = True) -> 
         raise
 
 
-def _put_in_place(part: Path, path: Path, sync: Callable[[Path], None]) -> None:
+def _link_above(path: Path) -> Path | None:
+    """A link between a file and the folder of results that it is in, which leads out of that folder."""
+    links: list[Path] = []
+    for folder in path.parents:
+        if (folder / MARK).is_file() or (folder / "environment.json").is_file():  # of a run
+            if not folder.is_symlink():
+                whole = os.path.realpath(folder) + os.sep
+                return next((link for link in links if not os.path.realpath(link).startswith(whole)), None)
+        if folder.is_symlink():
+            links.append(folder)
+    return None
+
+
+def _put_in_place(part: Path, path: Path, sync: Callable[[Path], None], replace: bool) -> None:
+    if not replace and os.path.lexists(path) and not (path.is_dir() and not any(path.iterdir())):
+        raise FileExistsError(errno.EEXIST, "it has come in the meantime, and was left as it is")
     if part.is_dir():
         for file in part.rglob("*"):
             sync(file)
@@ -173,8 +206,21 @@ def _put_in_place(part: Path, path: Path, sync: Callable[[Path], None]) -> None:
             remove(old)
     if part.exists():
         sync(part)
-        os.replace(part, path)
+        if replace or part.is_dir() or not _linked(part, path):
+            os.replace(part, path)
     sync(path.parent)
+
+
+def _linked(part: Path, path: Path) -> bool:
+    """Give a file its name in a step that fails if the name is taken; False where the file system has no links."""
+    try:
+        os.link(part, path)
+    except FileExistsError:
+        raise
+    except OSError:
+        return False
+    part.unlink()
+    return True
 
 # %% ../../nbs/core/files.ipynb #12cdab9b
 def write_text(path: str | os.PathLike, text: str) -> Path:
@@ -236,15 +282,42 @@ def _float(value: float, nan: str, where: str, at: str) -> float | None:
     raise BadInput(f"{_with_place(where, at)} is {value}; expected a finite number")
 
 # %% ../../nbs/core/files.ipynb #1c652416
-_SEAL = re.compile(rb"(?:[ \t]{32}|\n# crc32: [0-9a-f]{8})\n?\Z")
-_SEAL_LENGTH = 33
+_FIELD = "checksum"
+
+
+def json_checksum(value: Any) -> str:
+    """The checksum of a JSON value, whatever its layout: "crc32:" and eight digits."""
+    return f"crc32:{zlib.crc32(json.dumps(value, sort_keys=True, separators=(',', ':')).encode()):08x}"
 
 
 def sealed(text: str) -> str:
-    """A JSON text, or one line of JSON, with its checksum in the blanks at its end."""
+    """A JSON text, or one line of JSON, with its checksum as the last field of its object, or of the last object of its list.
+
+    A list without objects has no place for it and is returned as it is.
+    """
     text = text.rstrip()
-    bits = f"{zlib.crc32(text.encode()):032b}"
-    return text + bits.replace("0", " ").replace("1", "\t") + "\n"
+    value = json.loads(text)
+    last = value[-1] if isinstance(value, list) and value else value
+    if not isinstance(last, dict):
+        return text + "\n"
+    body, close, rest = text.rpartition("}")
+    end = body[len(body.rstrip()) :]  # line break and indent before the brace
+    line = end + " " * (2 if isinstance(value, dict) and "\n  " in text else 1) if "\n" in end else " "
+    comma = "," if last else ""
+    return f'{body.rstrip()}{comma}{line if last else ""}"{_FIELD}": "{json_checksum(value)}"{end}{close}{rest}\n'
+
+
+def take_checksum(value: Any) -> bool | None:
+    """Remove the checksum from a value read from JSON; return whether it fits, None if there is none."""
+    last = value[-1] if isinstance(value, list) and value else value
+    found = last.get(_FIELD) if isinstance(last, dict) else None
+    if not (isinstance(found, str) and found.startswith("crc32:")):
+        return None
+    del last[_FIELD]
+    return found == json_checksum(value)
+
+
+_YAML_SEAL = re.compile(rb"\n# crc32: ([0-9a-f]{8})\s*\Z")
 
 
 def sealed_yaml(text: str) -> str:
@@ -253,14 +326,10 @@ def sealed_yaml(text: str) -> str:
     return f"{text}\n# crc32: {zlib.crc32(text.encode()):08x}\n"
 
 
-def is_broken(data: bytes) -> bool:
-    """Whether the seal of some data does not match them. Data without a seal are accepted."""
-    tail = data[-_SEAL_LENGTH:]
-    if (found := _SEAL.search(tail)) is None:
-        return False
-    text = data[: len(data) - len(tail) + found.start()]
-    seal = sealed_yaml if b"#" in found[0] else sealed
-    return seal(text.decode("utf-8", "replace")).strip("\n") != data.decode("utf-8", "replace").strip("\n")
+def is_broken_yaml(data: bytes) -> bool:
+    """Whether the checksum of a YAML text does not match it. Text without one is accepted."""
+    found = _YAML_SEAL.search(data[-200:])
+    return found is not None and f"{zlib.crc32(data[: data.rindex(b'# crc32: ')].rstrip()):08x}".encode() != found[1]
 
 # %% ../../nbs/core/files.ipynb #27840cb6
 def write_json(path: str | os.PathLike, value: Any) -> Path:

@@ -5,6 +5,8 @@
 # %% ../../nbs/core/gate.ipynb #a0a4d3b6
 from __future__ import annotations
 
+import csv
+import hashlib
 import io
 import json
 import math
@@ -15,12 +17,13 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import msgspec
 
 from .errors import BadInput
-from .files import is_broken, state_folder
+from .files import is_broken_yaml, is_path, sha256, state_folder, take_checksum
 from .mediums import plain_text
 
 if TYPE_CHECKING:
@@ -28,9 +31,10 @@ if TYPE_CHECKING:
     import pandas as pd
 
 # %% auto #0
-__all__ = ['MOST', 'DEPTH', 'DIGITS', 'CONTAINERS', 'COLUMNS', 'CELLS', 'open_file', 'need_file', 'need_folder', 'read_bytes',
-           'read_tail', 'read_text', 'from_json', 'from_yaml', 'checked', 'read_json', 'read_yaml', 'or_default',
-           'read_table', 'read_array', 'read_arrays', 'Consent']
+__all__ = ['MOST', 'DEPTH', 'DIGITS', 'CONTAINERS', 'SUMS', 'COLUMNS', 'CELLS', 'Missing', 'missing', 'need_path', 'open_file',
+           'need_file', 'need_folder', 'sums_of', 'check_sum', 'read_bytes', 'read_tail', 'read_text', 'from_json',
+           'from_yaml', 'checked', 'read_json', 'read_yaml', 'or_default', 'read_table', 'read_array', 'read_arrays',
+           'Consent']
 
 # %% ../../nbs/core/gate.ipynb #ddbb1fe1
 MOST = 8 << 20  # bytes of a file that is read in one piece; its values take up to thirty times as much memory
@@ -39,18 +43,37 @@ DIGITS = 300  # of a number: it must also fit in a float64
 CONTAINERS = 500_000  # lists and objects of less than 16 bytes each: an empty one takes seventy in memory
 
 
+class Missing(BadInput, FileNotFoundError):
+    """A file or folder that does not exist."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+def missing(path: str | os.PathLike, expected: str = "", near: str = "") -> Missing:
+    """The error of a path that does not exist; `expected`: what should be there, with its article. `near`: a further sentence."""
+    return Missing(f"{plain_text(path)} does not exist{f' (expected {expected})' if expected else ''}{near}")
+
+
+def need_path(path: str | os.PathLike, expected: str = "") -> Path:
+    """Return `path`, with the user's home in place of `~`, if it exists; else raise `Missing`. `expected`: as for `missing`."""
+    found = Path(path).expanduser()
+    if not is_path(found):
+        raise missing(path, expected)
+    return found
+
+
 @contextmanager
-def open_file(path: str | os.PathLike) -> Iterator[BinaryIO]:
+def open_file(path: str | os.PathLike, expected: str = "") -> Iterator[BinaryIO]:
     """A regular file, open for reading bytes; opening never blocks.
 
-    Raises `BadInput` if it is anything else or cannot be read; `FileNotFoundError` if it does not
-    exist.
+    Raises `BadInput` if it is anything else or cannot be read; `Missing` if it does not exist; `expected`: see `missing`.
     """
     name = plain_text(path)
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # opening a pipe would wait for a writer
     except FileNotFoundError:
-        raise
+        raise missing(path, expected) from None
     except (OSError, ValueError) as error:
         raise BadInput(f"cannot read {name}: {getattr(error, 'strerror', None) or 'its name cannot be used'}") from None
     if not stat.S_ISREG(os.fstat(fd).st_mode):
@@ -63,10 +86,10 @@ def open_file(path: str | os.PathLike) -> Iterator[BinaryIO]:
             raise BadInput(f"cannot read {name}: {error.strerror or error}") from None
 
 
-def need_file(path: str | os.PathLike) -> None:
-    """Check a file as `open_file` does, for a reader that opens the file itself."""
-    with open_file(path):
-        pass
+def need_file(path: str | os.PathLike, expected: str = "") -> None:
+    """Check a file as `open_file` does, and against `SHA256SUMS` beside it, for a reader that opens the file itself."""
+    with open_file(path, expected):
+        check_sum(path)
 
 
 def need_folder(path: str | os.PathLike) -> None:
@@ -90,6 +113,35 @@ def need_folder(path: str | os.PathLike) -> None:
             raise BadInput(f"cannot read {plain_text(here)}: {error.strerror}") from None
 
 # %% ../../nbs/core/gate.ipynb #4801c5a2
+SUMS = "SHA256SUMS"  # of a folder: a line for each file, as `sha256sum` writes and checks it
+_SUM = re.compile(r"([0-9a-f]{64}) [ *](.{1,4096})")
+
+
+def sums_of(folder: str | os.PathLike) -> dict[str, str]:
+    """The table of hashes of a folder: name of a file -> SHA-256. Raises `BadInput` if it is damaged, `Missing` without one."""
+    path = Path(folder) / SUMS
+    with open_file(path) as file:
+        data = file.read(MOST + 1)
+    lines = data.decode("utf-8", "replace").splitlines()
+    found = [_SUM.fullmatch(line) for line in lines]
+    if len(data) > MOST or not all(found):
+        raise BadInput(f"{plain_text(path)} is damaged: it is not a table of hashes")
+    return {m[2]: m[1] for m in found}
+
+
+def check_sum(path: str | os.PathLike, data: bytes | None = None) -> None:
+    """Compare a file with its hash in `SHA256SUMS` beside it, if it has one there. data: what it holds. Raises `BadInput`."""
+    path = Path(path)
+    if path.name == SUMS or not is_path(path.parent / SUMS, "file"):
+        return
+    expected = sums_of(path.parent).get(path.name)
+    if expected is None:
+        return
+    found = sha256(path) if data is None else hashlib.sha256(data).hexdigest()
+    if found != expected:
+        raise BadInput(f"{plain_text(path)} is damaged or was changed: its SHA-256 is not that in {SUMS} beside it")
+
+
 def read_bytes(path: str | os.PathLike, most: int = MOST, offset: int = 0) -> bytes:
     """The bytes of a regular file from `offset` to its end; the file may have at most `most` bytes.
 
@@ -103,6 +155,8 @@ def read_bytes(path: str | os.PathLike, most: int = MOST, offset: int = 0) -> by
         data = file.read(most + 1)  # the file may be growing
     if len(data) > most:
         raise BadInput(f"{plain_text(path)} has more than {most} bytes")
+    if not offset:
+        check_sum(path, data)
     return data
 
 
@@ -134,8 +188,6 @@ def from_json(text: str | bytes, where: str) -> Any:
         return int(digits)
 
     data = text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass")
-    if is_broken(data):
-        raise BadInput(f"{where} is damaged: its checksum is wrong")
     if data.count(b"[") + data.count(b"{") > max(CONTAINERS, len(data) // 16):
         raise BadInput(f"{where} has more than {CONTAINERS} lists and objects")
     try:
@@ -149,6 +201,10 @@ def from_json(text: str | bytes, where: str) -> Any:
     except (ValueError, RecursionError):
         raise BadInput(f"{where} is not JSON that can be read: it is nested too deeply") from None
     _check_values(found, where)
+    if take_checksum(found) is False:
+        raise BadInput(
+            f"{where} is damaged or was edited by hand: its checksum is wrong; to use it anyway, remove the checksum"
+        )
     if b"\\ud" in data.lower():
         try:
             json.dumps(found, ensure_ascii=False).encode()
@@ -177,7 +233,7 @@ def from_yaml(text: str | bytes, where: str) -> Any:
     """
     import yaml
 
-    if is_broken(text.encode("utf-8", "replace") if isinstance(text, str) else text):
+    if is_broken_yaml(text.encode("utf-8", "replace") if isinstance(text, str) else text):
         raise BadInput(
             f"{where} is damaged or was edited by hand: its checksum is wrong; to use it anyway, remove its last line"
         )
@@ -278,6 +334,7 @@ def read_table(
     import pandas as pd
 
     name, data = plain_text(path), read_bytes(path, most)
+    _check_last_row(data, name)
     lines = data.count(b"\n")
     columns = data.partition(b"\n")[0].count(b",") + 1
     if columns > COLUMNS or columns * lines > CELLS:
@@ -293,6 +350,18 @@ def read_table(
         if table[column].dtype.kind not in "iuf":
             table[column] = pd.to_numeric(table[column].astype(object), errors="coerce")
     return table
+
+
+def _check_last_row(data: bytes, name: str) -> None:
+    """Refuse a table whose last row has been cut."""
+    head, *_ = data.split(b"\n", 1)
+    last = data.rstrip().rpartition(b"\n")[2]
+    if b'"' in last or b'"' in head:  # a cell may have line breaks
+        return
+    found, expected = (len(next(csv.reader([line.decode("utf-8", "replace")]), [])) for line in (last, head))
+    if found < expected:
+        row = data.rstrip().count(b"\n")
+        raise BadInput(f"{name} is cut: its last row, {row}, has {found} of {expected} columns")
 
 
 def read_array(path: str | os.PathLike, most: int = 1 << 30) -> np.ndarray:

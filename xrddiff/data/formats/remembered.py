@@ -20,8 +20,8 @@ import numpy as np
 import xarray as xr
 
 from ...core.errors import BadInput
-from ...core.files import cache_dir, is_broken, json_digest, package_version, plain, remove, sealed, writing
-from ...core.gate import checked, from_json, read_arrays
+from ...core.files import cache_dir, json_digest, package_version, plain, remove, sealed, writing
+from ...core.gate import checked, from_json, read_arrays, read_json
 from .hdf5 import MaskRows
 from .store import lay_out_zarr, read_store, seal_zarr
 from xrddiff.data.frames.rows import (
@@ -228,10 +228,7 @@ def recall(key: str) -> tuple[xr.Dataset, dict[str, Any]] | None:
     """
     place = cache_dir() / "folders" / key
     try:
-        written = (place / "rows.json").read_bytes()
-        if is_broken(written):
-            return None
-        said = json.loads(written)
+        said = read_json(place / "rows.json", most=LONGEST)
         with np.load(place / "arrays.npz", allow_pickle=False) as file:
             rows = rows_of(said["states"], dict(file))
         ds = read_store(place / "frames.zarr")

@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 import msgspec
 
 from ...core.errors import BadInput, XrddiffError
-from ...core.files import is_broken, sealed
+from ...core.files import sealed, take_checksum
 from ...core.gate import checked, from_json, read_bytes
 from ...core.mediums import plain_text
 
@@ -31,7 +31,7 @@ JOURNAL = "journal.log"
 MOST = 64 << 20  # bytes of a journal
 LINE = 1 << 20  # bytes of a line
 SETTLE = 1.0  # s, for the bytes of the last line to arrive on a file system where its length arrives first
-_SEAL = re.compile(rb"[ \t]{32}\Z")
+_SEAL = re.compile(rb'"checksum": ?"crc32:')
 _TORN = b" torn"  # ends a line whose writer was killed while it wrote
 
 
@@ -41,8 +41,12 @@ def seal_line(entry: dict[str, Any]) -> bytes:
 
 
 def _fits(line: bytes) -> bool:
-    """Whether a line ends with its checksum."""
-    return _SEAL.search(line) is not None and not is_broken(line)
+    """Whether a line has its checksum."""
+    if _SEAL.search(line, max(0, len(line) - 64)) is None:
+        return False
+    with suppress(ValueError, RecursionError):
+        return bool(take_checksum(json.loads(line)))
+    return False
 
 # %% ../../../nbs/run/studies/journal.ipynb #4bffebb5
 _Moment = Annotated[str, msgspec.Meta(max_length=64)]
