@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from .saved_config import load_config, need_run
+from ..core.gate import missing
 from .used_words import ModelParts, chosen_name, chosen_options, given_parts, model_parts, used_maps
 from .words.data_sets import CATALOG, STAND_INS, check_frames, data_name
 from .words.vocabulary import Config, get_word, value_problem, vocabulary
@@ -61,7 +62,7 @@ def _starting_point(cfg: Config, ranks: int) -> str | None:
                 f"training.train_{part}_from_checkpoint=true needs {word}, the run folder or checkpoint to start from"
             )
         if checkpoint and not is_path(path):
-            return f"{word}: there is no file or folder {path}"
+            return str(missing(path, "the folder of a run or a checkpoint", word))
     return None
 
 # %% ../../nbs/config/contradictions.ipynb #a8c01bdd
@@ -77,7 +78,7 @@ def _unused_start(cfg: Config, ranks: int) -> str | None:
             continue
         if part == "vae" and parts.denoiser and path is not None and not checkpoint:
             if not is_path(path):
-                return f"{words[1]}: there is no file or folder {path}"
+                return str(missing(path, "the folder of a run or a checkpoint", words[1]))
             continue  # the autoencoder is taken as it is
         if path is not None and not checkpoint:
             return f"{words[1]} is set but would not be used: add {words[0]}=true"
@@ -409,7 +410,7 @@ def _missing(word: str, path: str | None) -> str | None:
         root = Path(found.anchor)
         if next(root.glob(str(found.relative_to(root))), None) is not None:
             return None
-    return f"{word}: there is no file or folder {path}"
+    return str(missing(path, "a file or folder", word))
 
 # %% ../../nbs/config/contradictions.ipynb #94689d83
 @_check

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from .old_words import old_schema, old_words
+from ..core.gate import missing
 from .words.model import SIZE_NAMES
 from .words.vocabulary import GROUPS, Word
 from ..core.errors import BadInput, nearest
@@ -179,7 +180,7 @@ def _search_path(override: Override) -> None:
     for place in places:
         folder = Path(place.removeprefix("file://")).expanduser()
         if not place.startswith("pkg://") and not is_path(folder, "dir"):
-            raise BadInput(f"hydra.searchpath: there is no folder {place}")
+            raise missing(place, "a folder of presets", "hydra.searchpath")
 
 # %% ../../nbs/config/overrides.ipynb #4f6c7b80
 def check_type(override: Override, words: dict[str, Word]) -> None:

@@ -16,7 +16,7 @@ from .old_words import old_schema, say_now, take_apart, types_of
 from .words.vocabulary import GROUPS, Config, vocabulary
 from ..core.errors import BadInput, nearest
 from ..core.files import is_path
-from ..core.gate import checked, read_yaml
+from ..core.gate import checked, missing, read_yaml
 from ..core.mediums import plain_text
 
 # %% ../../nbs/config/saved_config.ipynb #66924c94
@@ -42,8 +42,8 @@ def load_config(path: str | os.PathLike) -> Config:
     expected = "expected the config.yaml of a run"
     try:
         saved = read_yaml(path, most=MOST_CONFIG)
-    except FileNotFoundError as error:
-        raise BadInput(f"cannot read {plain_text(path)}: {error.strerror}") from None
+    except FileNotFoundError:
+        raise missing(path, "the config.yaml of a run") from None
     except BadInput as error:
         raise BadInput(f"{error}; {expected}") from None
     name = plain_text(path)
@@ -109,7 +109,7 @@ def need_run(run: Path, said: str) -> None:
     """
     if os.path.lexists(plain := run / "config.yaml") and not is_path(plain, "dir"):
         return  # a config.yaml that is not a regular file is refused when it is read
-    what = "it has no config.yaml" if is_path(run, "dir") else "there is no such folder"
+    what = "it has no config.yaml" if is_path(run, "dir") else "it does not exist"
     meant = f"{run.parent}" if is_path(run.parent / "config.yaml", "file") else _newest_run(run)
     hint = f"; did you mean {meant}?" if meant else ""
     raise BadInput(f"{said}: {what}; expected the folder of a run, <output_dir>/<model>/<date>/<time>{hint}")

@@ -16,6 +16,7 @@ import stat
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -32,9 +33,9 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['MOST', 'DEPTH', 'DIGITS', 'CONTAINERS', 'SUMS', 'COLUMNS', 'CELLS', 'Missing', 'missing', 'need_path', 'open_file',
-           'need_file', 'need_folder', 'sums_of', 'check_sum', 'read_bytes', 'read_tail', 'read_text', 'from_json',
-           'from_yaml', 'checked', 'read_json', 'read_yaml', 'or_default', 'read_table', 'read_array', 'read_arrays',
-           'Consent']
+           'need_file', 'need_folder', 'sums_of', 'is_inner_name', 'check_sum', 'read_bytes', 'read_tail', 'read_text',
+           'from_json', 'from_yaml', 'checked', 'read_json', 'read_yaml', 'or_default', 'read_table', 'read_array',
+           'read_arrays', 'Consent']
 
 # %% ../../nbs/core/gate.ipynb #ddbb1fe1
 MOST = 8 << 20  # bytes of a file that is read in one piece; its values take up to thirty times as much memory
@@ -50,16 +51,32 @@ class Missing(BadInput, FileNotFoundError):
         return str(self.args[0])
 
 
-def missing(path: str | os.PathLike, expected: str = "", near: str = "") -> Missing:
-    """The error of a path that does not exist; `expected`: what should be there, with its article. `near`: a further sentence."""
-    return Missing(f"{plain_text(path)} does not exist{f' (expected {expected})' if expected else ''}{near}")
+def missing(path: str | os.PathLike, expected: str = "", word: str = "") -> Missing:
+    """Return the error of a path that does not exist, with a guess at the name that was meant.
+
+    expected: what should be there, with its article. word: the setting that names the path.
+    """
+    name, folder = plain_text(path), Path(path).expanduser().parent
+    why = "" if is_path(folder, "dir") else f": there is no folder {plain_text(folder)}"
+    near = get_close_matches(Path(path).name, or_default(lambda: os.listdir(folder)[:10_000], []), n=1, cutoff=0.7)
+    meant = f"; did you mean {plain_text(Path(path).with_name(near[0]))}?" if near else ""
+    asked = f" (expected {expected})" if expected else ""
+    return Missing(f"{f'{word}: ' if word else ''}{name} does not exist{why}{asked}{meant}")
 
 
-def need_path(path: str | os.PathLike, expected: str = "") -> Path:
-    """Return `path`, with the user's home in place of `~`, if it exists; else raise `Missing`. `expected`: as for `missing`."""
+def need_path(path: str | os.PathLike, expected: str = "", word: str = "", kind: str = "exists") -> Path:
+    """Return `path`, with the user's home in place of `~`, if it exists; else raise `Missing`.
+
+    expected, word: as for `missing`. kind: "exists", "file" or "dir".
+    """
     found = Path(path).expanduser()
     if not is_path(found):
-        raise missing(path, expected)
+        raise missing(path, expected, word)
+    if not is_path(found, kind):
+        what = "a folder" if is_path(found, "dir") else "a file"
+        raise BadInput(
+            f"{f'{word}: ' if word else ''}{plain_text(path)} is {what}{f' (expected {expected})' if expected else ''}"
+        )
     return found
 
 
@@ -127,6 +144,13 @@ def sums_of(folder: str | os.PathLike) -> dict[str, str]:
     if len(data) > MOST or not all(found):
         raise BadInput(f"{plain_text(path)} is damaged: it is not a table of hashes")
     return {m[2]: m[1] for m in found}
+
+
+def is_inner_name(name: Any) -> bool:
+    """Whether a text names a file within a folder: it is relative, and does not lead out of it."""
+    return (
+        isinstance(name, str) and name == plain_text(name) and not os.path.isabs(name) and ".." not in Path(name).parts
+    )
 
 
 def check_sum(path: str | os.PathLike, data: bytes | None = None) -> None:

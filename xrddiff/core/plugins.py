@@ -22,7 +22,7 @@ from typing import Any
 
 from .errors import BadInput, XrddiffError
 from .files import write_json, writing
-from .gate import Consent, checked, from_json, read_bytes, read_json
+from .gate import Consent, checked, from_json, missing, read_bytes, read_json
 from xrddiff.core.registry import (
     GROUND,
     Entry,
@@ -111,7 +111,7 @@ def _read(path: Path) -> bytes:
     try:
         return read_bytes(path)
     except FileNotFoundError:
-        raise BadInput(f"plugins: there is no file {path}") from None
+        raise missing(path, "a plug-in, a Python file", "plugins") from None
     except BadInput as error:
         raise BadInput(f"plugins: {error}") from None
 

@@ -13,7 +13,7 @@ import socket
 import stat
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import is_dataclass
 from itertools import islice
@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
-from .errors import BadInput
+from .errors import BadInput, XrddiffError
 from xrddiff.core.files import (
     MARK,
     CannotSave,
@@ -43,8 +43,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 # %% auto #0
-__all__ = ['Kind', 'named_files', 'read_there', 'Holder', 'read_mark', 'check_output', 'link_out_of', 'own_png', 'new_output',
-           'write_sums', 'save_table', 'write_table']
+__all__ = ['Kind', 'named_files', 'read_there', 'Holder', 'read_mark', 'is_free', 'check_output', 'link_out_of', 'own_png',
+           'new_output', 'write_sums', 'save_table', 'write_table']
 
 # %% ../../nbs/core/safe_write.ipynb #6346ae6f
 _NAMES = 10_000  # files of a pattern that are compared
@@ -99,10 +99,10 @@ def _is_within(path: str, folder: str) -> bool:
     return path == folder or path.startswith(folder.rstrip(os.sep) + os.sep)
 
 
-def read_there(path: str | os.PathLike, reads: Iterable[Path]) -> Path | None:
+def read_there(path: str | os.PathLike, reads: Iterable[Path], *, members: bool = True) -> Path | None:
     """Find the file of `reads` that writing to `path` would harm: itself, by any name; one within the folder `path`; or the folder whose member it is.
 
-    Files are compared by device and number (inode), so that links of both kinds are seen through.
+    members: False leaves the last out: a folder of results may stand in one that is read. Files are compared by device and number (inode), so that links of both kinds are seen through.
     """
     whole = os.path.realpath(path)
     about = os.stat(path) if os.path.exists(path) else None
@@ -113,7 +113,7 @@ def read_there(path: str | os.PathLike, reads: Iterable[Path]) -> Path | None:
                 return read
             if about is not None and stat.S_ISDIR(about.st_mode) and _is_within(inside, whole):
                 return read
-            if stat.S_ISDIR(own.st_mode) and _is_member(whole, about, inside):
+            if members and stat.S_ISDIR(own.st_mode) and _is_member(whole, about, inside):
                 return read
     return None
 
@@ -170,6 +170,15 @@ def _this_process(command: str) -> Holder:
 def read_mark(folder: str | os.PathLike) -> Holder | None:
     """Return the mark of a folder of results; None for any other folder. A mark that is damaged has no command."""
     return _read_holder(Path(folder) / MARK)
+
+
+def is_free(folder: str | os.PathLike) -> bool:
+    """Whether a place for results is new, empty, or has those of a process that ended before it had finished."""
+    folder = Path(folder)
+    mark = read_mark(folder)
+    if mark is not None:
+        return mark.state != "finished" and not mark.alive
+    return not os.path.lexists(folder) or folder.is_dir() and not any(folder.iterdir())
 
 
 def _read_holder(path: Path) -> Holder | None:
@@ -231,7 +240,7 @@ def check_output(
     _need_writable(path, name)
     if kind == "place" and os.path.isdir(path):
         path = Path(os.path.realpath(path))  # a folder may stand on another disk
-    if (read := read_there(path, named_files(reads))) is not None:
+    if (read := read_there(path, named_files(reads), members=kind != "place")) is not None:
         what = "" if os.path.realpath(read) == os.path.realpath(path) else f", with {plain_text(read)}"
         raise BadInput(f"{name} would be both read and written{what}; expected another name for the output")
     if os.path.lexists(path):
@@ -351,17 +360,24 @@ def new_output(
                 check_output(path, **told)  # it may have come while this process asked
                 with writing(path, replace=overwrite or _is_own_picture(path)) as part:
                     yield part
+                    if kind == "folder":
+                        _mark_folder(part, holder)
             finally:
                 with suppress(OSError):
                     claim.unlink()
     except OSError as error:
         _remove_folders(made)
-        if isinstance(error, CannotSave | BadInput):
+        if isinstance(error, XrddiffError):
             raise
         raise CannotSave(error.errno, f"cannot save {plain_text(path)}: {why_not(error)}") from error
     except BaseException:
         _remove_folders(made)
         raise
+
+
+def _mark_folder(part: Path, holder: Holder) -> None:
+    holder.state, holder.ended = "finished", time.time()
+    write_text(part / MARK, sealed(for_json(msgspec.to_builtins(holder))))
 
 
 def _this_command() -> str:
@@ -391,15 +407,16 @@ def _remove_folders(made: Iterable[Path]) -> None:
 
 
 @contextmanager
-def _open_place(path: Path, holder: Holder, check: Any) -> Iterator[None]:
+def _open_place(path: Path, holder: Holder, check: Callable[[], Any]) -> Iterator[None]:
     """Hold the mark of a folder for the block, and write into it how the block ended."""
     with _claimed_place(path, holder, check) as fd:
         try:
             yield
         except BaseException:
-            if [p.name for p in path.iterdir()] == [MARK]:  # refused before anything was written
-                (path / MARK).unlink()
-            else:
+            with suppress(OSError):
+                if os.listdir(path) == [MARK]:  # refused before anything was written
+                    (path / MARK).unlink()
+            if (path / MARK).exists():
                 holder.state, holder.ended = "failed", time.time()
                 _keep(fd, holder)
             raise
@@ -408,7 +425,7 @@ def _open_place(path: Path, holder: Holder, check: Any) -> Iterator[None]:
 
 
 @contextmanager
-def _claimed_place(path: Path, holder: Holder, check: Any) -> Iterator[int]:
+def _claimed_place(path: Path, holder: Holder, check: Callable[[], Any]) -> Iterator[int]:
     former = read_mark(path)
     if former is None or not former.alive or former.place == process_place():
         check()

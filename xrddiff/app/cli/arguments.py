@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...core.errors import BadInput, nearest
-from ...core.files import is_among_files, writable
 
 if TYPE_CHECKING:
     from xrddiff.run.slurm.job import RankCommand
 
 # %% auto #0
 __all__ = ['PEAKS_HELP', 'PROFILE_FIELDS', 'frame_words', 'peaks_word', 'add_frames_and_mask', 'refuse_catalog_name',
-           'kept_apart', 'picture_name', 'Parser', 'add_command', 'parse_words', 'add_profile', 'rank_command']
+           'files_read', 'add_overwrite', 'picture_name', 'Parser', 'add_command', 'parse_words', 'add_profile',
+           'rank_command']
 
 # %% ../../../nbs/app/cli/arguments.ipynb #c0a50e12
 def frame_words(texts: Sequence[str]) -> dict[str, Any]:
@@ -88,23 +88,17 @@ def refuse_catalog_name(path: str) -> None:
     from xrddiff.config.words.data_sets import CATALOG
 
     if path in CATALOG and not os.path.exists(path):
-        raise BadInput(f"there is no file {path}: it is a named data set; `xrddiff data fetch {path}` says where it is")
+        raise BadInput(f"{path} does not exist: it is a named data set; `xrddiff data fetch {path}` prints where it is")
 
 
-def kept_apart(file: str, *written: str | None, words: Sequence[str] = ()) -> None:
-    """Before any work is done, raise `BadInput` for an output that cannot be written, that would replace what is read, or has
-    the name of another output. None: an output that is not wanted.
+def files_read(args: argparse.Namespace, *written: str) -> list[Any]:
+    """Return the values of all arguments but the outputs `written`: they name every file that a command reads."""
+    return [value for name, value in vars(args).items() if name not in written]
 
-    file: frames, or a pattern of them. words: beside them, such as `mask=bad.h5`, which are files too.
-    """
-    read = [file, *(word.partition("=")[2] for word in words)]
-    names = [path for path in written if path]
-    for i, path in enumerate(names):
-        writable(path)
-        if any(os.path.abspath(path) == os.path.abspath(other) for other in names[:i]):
-            raise BadInput(f"{path} would be written twice, for two outputs; expected a name for each")
-        if is_among_files(path, read):
-            raise BadInput(f"{path} would be both read and written; expected another file to write")
+
+def add_overwrite(p: argparse.ArgumentParser) -> None:
+    """Add --overwrite."""
+    p.add_argument("--overwrite", action="store_true", help="replace output files that exist")
 
 
 def picture_name(file: str, frame: int | str) -> str:

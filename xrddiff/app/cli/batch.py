@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .arguments import PROFILE_FIELDS, add_command, add_profile
+from .arguments import add_overwrite
 from .output import write_or_print
 from ...core.errors import BadInput
 from ...core.mediums import complain, console, for_json, for_shell, say
@@ -65,7 +66,7 @@ def _print_or_submit(plan: JobPlan, args: argparse.Namespace) -> int:
     from xrddiff.run.slurm.submission import send_plan, sent_lines
 
     if args.dry_run or args.output:
-        write_or_print(plan.cluster_script(), args.output)
+        write_or_print(plan.cluster_script(), args)
         return 0
     say(*sent_lines(plan, send_plan(plan)))
     return 0
@@ -78,7 +79,7 @@ def _run_here(plan: JobPlan, args: argparse.Namespace) -> int:
 
     script, ranks, threads = plan.local_script(), plan.profile.ranks, plan.local_threads
     if args.dry_run or args.output:
-        write_or_print(script, args.output)
+        write_or_print(script, args)
         return 0
     say(f"{ranks} rank{'s' * (ranks > 1)} of {threads} thread{'s' * (threads > 1)} on this machine", flush=True)
     code, folder = run_here(script), str(plan.job.folder())
@@ -164,6 +165,7 @@ def _script_arguments(p: argparse.ArgumentParser) -> None:
         "--dry-run", action="store_true", help="print the batch script and stop; it can be piped into sbatch"
     )
     p.add_argument("-o", "--output", metavar="FILE", help="write the batch script to a file and stop")
+    add_overwrite(p)
 
 # %% ../../../nbs/app/cli/batch.ipynb #740f69bc
 def add_cluster_commands(commands: Any) -> None:

@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .arguments import add_command, rank_command
+from ...core.safe_write import new_output
+from .arguments import add_overwrite, files_read
 from .output import write_or_print
 from ...core.errors import BadInput
-from ...core.gate import read_json
+from ...core.gate import missing, read_json
 from ...core.mediums import say
 from ...core.registry import register
 
@@ -117,7 +119,7 @@ def scaling(args: argparse.Namespace) -> int:
     else:
         table, head = _predict(args)
     if args.figure:
-        _draw(table, args.figure)
+        _draw(table, args)
     if args.json:
         say(table.to_json(orient="records", indent=2), breaks=True)
     else:
@@ -125,7 +127,7 @@ def scaling(args: argparse.Namespace) -> int:
     return 0
 
 
-def _draw(table: pd.DataFrame, file: str) -> None:
+def _draw(table: pd.DataFrame, args: argparse.Namespace) -> None:
     import matplotlib
 
     from xrddiff.core.ranks.scaling import plot_scaling
@@ -134,10 +136,11 @@ def _draw(table: pd.DataFrame, file: str) -> None:
     if "efficiency" not in table:
         raise BadInput("--figure: an efficiency needs the time of a step on one rank; give --step-ms")
     axes = plot_scaling(table)
-    try:
-        axes.figure.savefig(file, bbox_inches="tight", dpi=120)
-    except (OSError, ValueError) as error:
-        raise BadInput(f"cannot write {file}: {getattr(error, 'strerror', None) or error}") from None
+    kind = Path(args.figure).suffix.removeprefix(".").lower()
+    if kind not in (known := axes.figure.canvas.get_supported_filetypes()):
+        raise BadInput(f"--figure {args.figure}: expected a name that ends in one of {', '.join(known)}")
+    with new_output(args.figure, reads=files_read(args, "figure"), overwrite=args.overwrite) as part:
+        axes.figure.savefig(part, format=kind, bbox_inches="tight", dpi=120)
 
 # %% ../../../nbs/app/cli/cluster_tools.ipynb #fa55dca9
 def _predict(args: argparse.Namespace) -> tuple[pd.DataFrame, str]:
@@ -218,8 +221,8 @@ def _measured_network(file: str) -> Network:
     expected = "expected what `xrddiff comm-test --json` prints"
     try:
         found = read_json(file)
-    except OSError as error:
-        raise BadInput(f"cannot read {file}: {error.strerror}") from None
+    except FileNotFoundError:
+        raise missing(file, "what `xrddiff comm-test --json` prints") from None
     except BadInput as error:
         raise BadInput(f"{error}; {expected}") from None
     try:
@@ -241,7 +244,7 @@ def write_accelerate_config(args: argparse.Namespace) -> int:
     text = accelerate_config(
         chosen_profile(args.profile, nodes=args.nodes), machine_rank=args.machine_rank, main_process_ip=args.main_process_ip, main_process_port=args.main_process_port
     )  # fmt: skip
-    write_or_print(text, args.output, "configuration")
+    write_or_print(text, args, "configuration")
     return 0
 
 # %% ../../../nbs/app/cli/cluster_tools.ipynb #ed8fe9e0
@@ -308,6 +311,7 @@ def add_tools(commands: Any) -> None:
         "--strong", action="store_true", help="one batch is divided among the ranks, instead of one batch per rank"
     )
     p.add_argument("--figure", metavar="FILE", help="draw the efficiency")
+    add_overwrite(p)
     p.add_argument("--json", action="store_true", help="for programs")
 
     p = add_command(commands, "accelerate-config", write_accelerate_config, "the file that `accelerate launch` reads")
@@ -317,3 +321,4 @@ def add_tools(commands: Any) -> None:
     p.add_argument("--main-process-ip", metavar="HOST", help="address of machine 0, as the others see it")
     p.add_argument("--main-process-port", type=int, metavar="PORT")
     p.add_argument("-o", "--output", metavar="FILE", help="write it to a file")
+    add_overwrite(p)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .arguments import frame_words
+from ...core.gate import need_path
 from .output import show_summary
 from ...core.errors import BadInput
 from ...core.files import absolute_path
@@ -70,8 +71,8 @@ def check_crystal(args: argparse.Namespace) -> None:
     plan = _plan(args)
     if plan.cell is not None:
         read_cell(plan.cell)
-    if plan.intensities is not None and not Path(plan.intensities).exists():
-        raise BadInput(f"--intensities: there is no file {plan.intensities}")
+    if plan.intensities is not None:
+        need_path(plan.intensities, "a PDB, CIF or MTZ file with |F|²", "--intensities")
     if plan.frames in CATALOG and not Path(plan.frames).exists():
         return
     n = open_frames(plan.frames, **plan.words).sizes["frame"]

@@ -9,12 +9,14 @@ __all__ = ['data_list', 'data_fetch', 'data_simulate', 'data_convert', 'data_ins
 # %% ../../../nbs/app/cli/data.ipynb #20341510
 import argparse
 import os
+from contextlib import nullcontext
 from typing import Any
 
 from xrddiff.app.cli.arguments import (
     PEAKS_HELP,
+    add_overwrite,
+    files_read,
     frame_words,
-    kept_apart,
     peaks_word,
     picture_name,
     refuse_catalog_name,
@@ -22,7 +24,7 @@ from xrddiff.app.cli.arguments import (
 from .indexing import add_index
 from .output import short_number
 from ...core.errors import BadInput
-from ...core.files import writable
+from ...core.safe_write import check_output, new_output, own_png
 from ...core.mediums import complain, console, for_terminal, say
 
 # %% ../../../nbs/app/cli/data.ipynb #c0a50e10
@@ -61,8 +63,9 @@ def data_simulate(args: argparse.Namespace) -> int:
     """Simulate shots of an experiment, or of a crystal on a detector, into a file."""
     from xrddiff.learn.loading.catalog import simulate_to
 
-    writable(args.output)
-    say(simulate_to(args.output, _simulated(args), args.n, args.seed))
+    given = dict(reads=files_read(args, "output"), overwrite=args.overwrite)
+    check_output(args.output, **given)
+    say(simulate_to(args.output, _simulated(args), args.n, args.seed, **given))
     return 0
 
 
@@ -88,8 +91,8 @@ def data_convert(args: argparse.Namespace) -> int:
     from xrddiff.learn.loading.catalog import convert
 
     load_standing()
-    writable(args.target)
     refuse_catalog_name(args.source)
+    check_output(args.target, reads=files_read(args, "target"), overwrite=args.overwrite)
     say(convert(args.source, args.target, overwrite=args.overwrite, **frame_words(args.words)))
     return 0
 
@@ -107,7 +110,7 @@ def data_inspect(args: argparse.Namespace) -> int:
     if not args.no_png:
         png = args.png or picture_name(args.file, args.frame)
         try:
-            kept_apart(args.file, png, words=args.words)
+            check_output(png, reads=files_read(args, "png"), overwrite=args.overwrite)
         except BadInput as error:
             if args.png:
                 raise
@@ -115,7 +118,14 @@ def data_inspect(args: argparse.Namespace) -> int:
             complain(f"note: no picture: {error}; use --png to say where to save it")
     refuse_catalog_name(args.file)
     peaks, words = peaks_word(args.words)
-    about = inspect_file(args.file, frame=args.frame, png=png, peaks=peaks, **frame_words(words))
+    with (
+        nullcontext()
+        if png is None
+        else new_output(png, reads=files_read(args, "png"), overwrite=args.overwrite) as part
+    ):
+        about = inspect_file(args.file, frame=args.frame, png=part, peaks=peaks, **frame_words(words))
+    if "picture" in about:
+        about["picture"] = png
     problem = about.pop("problem", None)
     console().print(about)
     if problem:
@@ -129,7 +139,6 @@ def data_mask(args: argparse.Namespace) -> int:
     """
     from rich.table import Table
 
-    from xrddiff.core.files import writing
     from xrddiff.core.plugins import load_standing
     from xrddiff.data.formats.mask_files import check_mask_name, write_mask
     from xrddiff.judge.views.inspection import explain_mask
@@ -138,9 +147,10 @@ def data_mask(args: argparse.Namespace) -> int:
 
     load_standing()
     picture = args.png or picture_name(args.file, "mask")
-    kept_apart(args.file, args.output, picture, words=args.words)
+    given = dict(reads=files_read(args, "output", "png"), overwrite=args.overwrite)
+    check_output(picture, **given)
     if args.output:
-        check_mask_name(args.output)
+        check_output(check_mask_name(args.output), **given)
     ds, reasons, good, said = explain_mask(args.file, **frame_words(args.words))
     n = ds["intensity"].sizes["frame"]
     if not 0 <= args.frame < n:
@@ -155,11 +165,13 @@ def data_mask(args: argparse.Namespace) -> int:
     for line in said["notes"]:
         say(line)
     title = f"{os.path.basename(os.path.abspath(args.file))}, frame {args.frame}"
-    with writing(picture) as part:
-        part.write_bytes(png(show_mask(ds, reasons, args.frame, title=title), dpi=110, palette=False))
+    with new_output(picture, **given) as part:
+        part.write_bytes(own_png(png(show_mask(ds, reasons, args.frame, title=title), dpi=110, palette=False)))
     say(f"picture: {picture}")
     if args.output:
-        say(f"mask: {write_mask(args.output, good, reasons, reason_bits())}")
+        with new_output(args.output, **given) as part:
+            write_mask(part, good, reasons, reason_bits())
+        say(f"mask: {args.output}")
     return 0
 
 # %% ../../../nbs/app/cli/data.ipynb #78015e30
@@ -222,6 +234,7 @@ def add_data(commands: Any) -> None:
     p.add_argument("--seed", type=int, default=0, help="shot i of a seed is always the same frame (0)")
     p.add_argument("--artefacts", type=int, metavar="KEY", help=artefacts)
     add_crystal_options(p)
+    add_overwrite(p)
     p.add_argument("words", nargs="*", default=[], metavar="word=value", help=detector_words)
     p.set_defaults(command=data_simulate, parser=p)
 
@@ -230,6 +243,7 @@ def add_data(commands: Any) -> None:
     p.add_argument("--frame", type=int, default=0, metavar="I", help="the frame to draw (0)")
     p.add_argument("--png", metavar="OUT", help="where to save the picture (here, under the file's name)")
     p.add_argument("--no-png", action="store_true", help="no picture")
+    add_overwrite(p)
     p.add_argument("words", nargs="*", default=[], metavar="word=value", help=f"{words}; {PEAKS_HELP}")
     p.set_defaults(command=data_inspect, parser=p)
 
@@ -238,6 +252,7 @@ def add_data(commands: Any) -> None:
     p.add_argument("-o", "--output", metavar="MASK", help="a .npy, .tif, .edf or .h5 to write, which mask= reads again")
     p.add_argument("--frame", type=int, default=0, metavar="I", help="the frame to draw (0)")
     p.add_argument("--png", metavar="OUT", help="where to save the picture (here, under the file's name)")
+    add_overwrite(p)
     p.add_argument("words", nargs="*", default=[], metavar="word=value", help=words)
     p.set_defaults(command=data_mask, parser=p)
 
@@ -246,6 +261,6 @@ def add_data(commands: Any) -> None:
     p = kinds.add_parser("convert", help="rewrite frames as .zarr, .h5, .cxi (CrystFEL, Cheetah) or .nxs (DIALS)")
     p.add_argument("source", help="any supported file, or a folder of images")
     p.add_argument("target", help="a .zarr, .h5, .cxi or .nxs to write")
-    p.add_argument("--overwrite", action="store_true", help="replace the target if it exists")
+    add_overwrite(p)
     p.add_argument("words", nargs="*", default=[], metavar="word=value", help=words)
     p.set_defaults(command=data_convert, parser=p)

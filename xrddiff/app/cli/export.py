@@ -10,7 +10,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from .arguments import frame_words
+from .arguments import add_overwrite, frame_words
 from ...core.errors import BadInput
 from ...core.mediums import say
 from ...core.registry import entries
@@ -29,7 +29,7 @@ def export(args: argparse.Namespace) -> int:
         raise BadInput("--steps and --seed are for --format peaks, which trains")
     if args.samples is not None and args.maps is None:
         raise BadInput("-n is for --maps FILE.h5, which writes the maps of so many samples")
-    path = export_run(args.run, args.format, args.output, args.words)
+    path = export_run(args.run, args.format, args.output, args.words, overwrite=args.overwrite)
     for file in sorted(p for p in path.rglob("*") if p.is_file()):
         say(f"{file.relative_to(path).as_posix():<40} {size(file)}")
     say(f"exported: {path}")
@@ -46,7 +46,7 @@ def _export_peaks(args: argparse.Namespace) -> int:
 
     told = {"words": args.words} if holds_run(args.run) else frame_words(args.words)
     given = {name: value for name in ("steps", "seed") if (value := getattr(args, name)) is not None}
-    path = export_peaks(args.run, args.output, **told, **given)
+    path = export_peaks(args.run, args.output, **told, **given, overwrite=args.overwrite)
     made = open_peak_net(path)
     held = made.about["held_out"]
     say(f"peak finder: {path} ({size(path)}), threshold {made.threshold:.2f}")
@@ -81,6 +81,7 @@ def add_export(commands: Any) -> None:
         metavar="FOLDER",
         help="folder to write (RUN/exported/FORMAT); for peaks a file (RUN/exported/peaks.safetensors, or NAME-peaks.safetensors)",
     )
+    add_overwrite(p)
     p.add_argument(
         "--maps", metavar="FILE.h5", help="also write the maps that samples of a run with condition_maps are told"
     )

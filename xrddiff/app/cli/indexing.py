@@ -10,7 +10,9 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .arguments import PEAKS_HELP, frame_words, kept_apart, peaks_word, picture_name
+from .arguments import PEAKS_HELP, frame_words, peaks_word, picture_name
+from ...core.safe_write import check_output, new_output, own_png, save_table
+from .arguments import add_overwrite, files_read
 from ...core.errors import BadInput
 from ...core.mediums import console, for_terminal, say
 
@@ -119,7 +121,6 @@ def data_index(args: argparse.Namespace) -> int:
     """Find the lattices of frames, and refine detector, cell and crystals of all frames together;
     print a table, draw a frame, and write a CSV file and a CrystFEL stream.
     """
-    from xrddiff.core.files import writing
     from xrddiff.core.plugins import load_standing
     from xrddiff.judge.views.indexing import show_indexing
     from xrddiff.judge.views.plots import png
@@ -134,7 +135,12 @@ def data_index(args: argparse.Namespace) -> int:
     stream, csv = args.stream or f"{stem}.stream", str(Path(picture).with_suffix(".csv"))
     if args.geometry and not args.geometry.endswith(".geom"):
         raise BadInput(f"--geometry {args.geometry}: expected a name that ends in .geom")
-    kept_apart(args.file, picture, stream, csv, args.geometry, words=args.words)
+    outputs = [path for path in (picture, csv, stream, args.geometry) if path]
+    given = dict(reads=files_read(args, "png", "stream", "geometry"), overwrite=args.overwrite)
+    if len({os.path.abspath(path) for path in outputs}) < len(outputs):
+        raise BadInput(f"two outputs have one name among {', '.join(outputs)}; expected a name for each")
+    for path in outputs:
+        check_output(path, **given)
     way = way_of(args)
     ds = frames_of(args)
     frames = _numbers(args, ds.sizes["frame"])
@@ -148,14 +154,15 @@ def data_index(args: argparse.Namespace) -> int:
         say(f"… {len(frames) - 20} more in {csv}")
     say(*_summary(indexing, cell != "unknown", geometry_of(ds)))
     best = int(indexing.table.sort_values(["lattices", "indexed"], ascending=False, kind="stable").index[0])
-    with writing(picture) as part:
-        part.write_bytes(png(show_indexing(ds, indexing, best).figure, dpi=110, palette=False))
-    with writing(csv) as part:
-        indexing.table.to_csv(part)
-    write_stream(stream, ds, indexing, os.path.abspath(args.file))
+    with new_output(picture, **given) as part:
+        part.write_bytes(own_png(png(show_indexing(ds, indexing, best).figure, dpi=110, palette=False)))
+    with new_output(csv, **given) as part:
+        save_table(indexing.table, part, index=True)
+    with new_output(stream, **given) as part:
+        write_stream(part, ds, indexing, os.path.abspath(args.file))
     say(f"picture: {picture}", f"table: {csv}", f"stream: {stream}")
     if args.geometry:
-        with writing(args.geometry) as part:
+        with new_output(args.geometry, **given) as part:
             part.write_text(geometry_text(indexing.geometry(ds)), encoding="utf-8")
         say(f"geometry: {args.geometry}")
     return 0
@@ -192,6 +199,7 @@ def add_index(kinds: Any, words: str) -> None:
         help="leave each frame as it is indexed alone (default: detector, cell and crystals are refined together)",
     )  # fmt: skip
     p.add_argument("--geometry", metavar="OUT.geom", help="where to save the refined detector, as a CrystFEL geometry")
+    add_overwrite(p)
     p.add_argument("--png", metavar="OUT", help="where to save the picture (here, under the file's name)")
     p.add_argument("--stream", metavar="OUT", help="where to save the CrystFEL stream (here, under the file's name)")
     p.add_argument("words", nargs="*", default=[], metavar="word=value", help=f"{words}; {PEAKS_HELP}")

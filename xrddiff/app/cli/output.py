@@ -6,12 +6,14 @@
 __all__ = ['short_number', 'summary_table', 'show_summary', 'write_or_print']
 
 # %% ../../../nbs/app/cli/output.ipynb #7ccd0c8f
+import argparse
 import os
 import sys
 from pathlib import Path
 from typing import Any
 
-from ...core.errors import BadInput
+from ...core.safe_write import new_output
+from .arguments import files_read
 from ...core.gate import read_json
 from ...core.mediums import console, for_terminal, say
 
@@ -57,16 +59,14 @@ def show_summary(path: Path) -> None:
     say(f"report: {report}" if report.is_file() else f"run: {path}")
 
 # %% ../../../nbs/app/cli/output.ipynb #4316c03c
-def write_or_print(text: str, output: str | None, what: str = "script") -> None:
-    """Print `text`, or write it to the file `output` and report the file's name on stderr.
+def write_or_print(text: str, args: argparse.Namespace, what: str = "script") -> None:
+    """Print `text`, or write it to the file of `--output` and report the file's name on stderr.
 
     `what` names the content in that report. Raises `BadInput` if the file cannot be written.
     """
-    if output is None:
+    if args.output is None:
         sys.stdout.write(text)
         return
-    try:
-        Path(output).write_bytes(os.fsencode(text))
-    except OSError as error:
-        raise BadInput(f"cannot write {output}: {error.strerror}") from None
-    say(f"{what}: {output}", file=sys.stderr)
+    with new_output(args.output, reads=files_read(args, "output"), overwrite=args.overwrite) as part:
+        part.write_bytes(os.fsencode(text))
+    say(f"{what}: {args.output}", file=sys.stderr)

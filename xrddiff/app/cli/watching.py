@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .arguments import add_command
+from ...core.safe_write import new_output
+from .arguments import add_overwrite
 from ...core.errors import BadInput
 from ...core.mediums import console, plain_text
 
@@ -28,7 +30,9 @@ if TYPE_CHECKING:
 __all__ = ['draw_once', 'follow', 'watch', 'is_terminal', 'beside', 'add_watch']
 
 # %% ../../../nbs/app/cli/watching.ipynb #3a6d0864
-def draw_once(s: Standing, *, width: int = 120, height: int = 32, svg: str | None = None) -> None:
+def draw_once(
+    s: Standing, *, width: int = 120, height: int = 32, svg: str | None = None, overwrite: bool = False
+) -> None:
     """Print the dashboard, or write it to a file as a picture (SVG)."""
     import io
 
@@ -45,10 +49,8 @@ def draw_once(s: Standing, *, width: int = 120, height: int = 32, svg: str | Non
     record.print(drawn)
     title = f"xrddiff watch {plain_text(s.run.name)}"
     text = re.sub(r"@font-face \{.*?\}", "", record.export_svg(title=title), flags=re.S)
-    try:
-        Path(svg).write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise BadInput(f"cannot write {svg}: {error.strerror}") from None
+    with new_output(svg, reads=s.run, overwrite=overwrite) as part:
+        part.write_text(text, encoding="utf-8")
 
 
 def follow(watched: Watched, every: float, stay: Callable[[], bool] = lambda: True) -> Standing:
@@ -87,7 +89,7 @@ def watch(args: argparse.Namespace) -> int:
     watched = find_watched(args.target)
     if args.once or args.svg or not sys.stdout.isatty():
         width = min(args.width, 400) if args.width else 120
-        draw_once(watched.standing(), width=max(40, width), svg=args.svg)
+        draw_once(watched.standing(), width=max(40, width), svg=args.svg, overwrite=args.overwrite)
         return 0
     s = follow(watched, args.every)
     draw_once(s, width=os.get_terminal_size().columns, height=min(30, os.get_terminal_size().lines - 1))
@@ -142,5 +144,6 @@ def add_watch(commands: Any) -> None:
     p.add_argument("--once", action="store_true", help="show the dashboard once and stop")
     p.add_argument("--every", type=float, default=1.0, metavar="S", help="seconds between updates (1)")
     p.add_argument("--svg", metavar="FILE", help="write the dashboard to a file as a picture, and stop")
+    add_overwrite(p)
     p.add_argument("--width", type=int, metavar="N", help="characters, with --once and --svg (120)")
     p.add_argument("--beside", type=int, help=argparse.SUPPRESS)

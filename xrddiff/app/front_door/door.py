@@ -128,19 +128,24 @@ def recover(
 # %% ../../../nbs/app/front_door/door.ipynb #1ce55743
 @plain_errors
 def train_peaks(
-    frames: xr.Dataset | str | os.PathLike, output: str | os.PathLike | None = None, *, steps: int = 800, seed: int = 0
+    frames: xr.Dataset | str | os.PathLike,
+    output: str | os.PathLike | None = None,
+    *,
+    steps: int = 800,
+    seed: int = 0,
+    overwrite: bool = False,
 ) -> Path:
     """Train a peak network, and write it to one file, which `xd.index(…, peaks="net:FILE")` and the commands use; returns its
     path.
 
     - `frames`: frames with a table of spots, such as those of `xd.twin(…).frames(24)`, a file of them, or the folder of a
       run that draws crystals it is asked for.
-    - `output`: a name that ends in .safetensors; None names it after the file.
+    - `output`: a name that ends in .safetensors; None names it after the file. `overwrite`: replace it if it exists.
     - `steps`, `seed`: of the training.
     """
     from xrddiff.judge.exports.peak_finders import export_peaks
 
-    return export_peaks(frames, output, steps=steps, seed=seed)
+    return export_peaks(frames, output, steps=steps, seed=seed, overwrite=overwrite)
 
 # %% ../../../nbs/app/front_door/door.ipynb #0b5cf635
 @plain_errors

@@ -15,12 +15,13 @@ import pandas as pd
 import xarray as xr
 
 from .results import answer_html, answer_text
+from ...core.safe_write import new_output
 from .run_numbers import plain_errors
 from ...config.words.data_sets import CATALOG
 from ...core.errors import BadInput, is_whole
 from ...core.plugins import load_standing
 from ...data.formats.readers import open_frames
-from ...data.formats.store import save_frames
+from ...data.formats.store import check_target, save_frames
 from ...learn.loading import catalog
 
 if TYPE_CHECKING:
@@ -90,13 +91,14 @@ class MaskOfFile:
         return show_mask(self.frames, self.reasons, frame, title=title)
 
     @plain_errors
-    def save(self, path: str | os.PathLike) -> Path:
-        """Write the mask to a .npy, .tif, .edf or .h5, which `mask=` reads again; returns the path."""
+    def save(self, path: str | os.PathLike, *, overwrite: bool = False) -> Path:
+        """Write the mask to a .npy, .tif, .edf or .h5, which `mask=` reads again; returns the path. overwrite: replace a file."""
         from xrddiff.data.formats.mask_files import check_mask_name, write_mask
         from xrddiff.judge.views.masks import reason_bits
 
-        check_mask_name(path)
-        return Path(write_mask(path, self.valid, self.reasons, reason_bits()))
+        with new_output(check_mask_name(path), reads=self.frames.attrs, overwrite=overwrite) as part:
+            write_mask(part, self.valid, self.reasons, reason_bits())
+        return Path(path)
 
     def __repr__(self) -> str:
         return answer_text({}, self.table) + "\n\n" + "\n".join(self.notes)
@@ -144,9 +146,10 @@ def convert_frames(
         return Path(catalog.convert(source, target, overwrite=overwrite, progress=progress, **words))
     if words:
         raise BadInput(f"{next(iter(words))}= describes a file; these frames are in memory and have their own metadata")
-    if os.path.lexists(target) and not overwrite:
-        raise BadInput(f"{target} exists already; expected a new name, or overwrite=True to replace it")
-    return Path(save_frames(source, target))
+    check_target(target)
+    with new_output(target, reads=source.attrs, overwrite=overwrite) as part:
+        save_frames(source, part)
+    return Path(target)
 
 # %% ../../../nbs/app/front_door/files.ipynb #d0a1200f
 @plain_errors
@@ -159,13 +162,14 @@ def simulate_frames(
     seed: int = 0,
     artefacts: int | None = None,
     progress: bool | None = None,
+    overwrite: bool = False,
     **options: Any,
 ) -> xr.Dataset:
     """Simulate shots 0 … n−1 of an experiment, or of your crystal on your detector, as `xrddiff data simulate` does.
 
     - `what`: sim-422, sim-522, sim128; or a crystal: a PDB, mmCIF, CIF or MTZ file, with a `detector`, a frame, a
       .geom, .poni or .expt file, or the name of an experiment.
-    - `output`: a .zarr, .h5, .cxi or .nxs to write; the frames are then those of the file. None: frames in memory.
+    - `output`: a .zarr, .h5, .cxi or .nxs to write; the frames are then those of the file. None: frames in memory. `overwrite`: replace it if it exists.
     - `seed`: shot i of a seed is always the same frame. `artefacts`: key of artefacts that no header tells of.
     - `options`: of `physics.simulation.own_experiments.own_experiment`: mosaicity and rotation (degrees), spectrum,
       bandwidth, size (µm), fluence (photons/µm²), background, and words of the detector's file.
@@ -178,7 +182,8 @@ def simulate_frames(
     what = os.fspath(what) if isinstance(what, os.PathLike) else what
     experiment = described_experiment(what, detector, artefacts=artefacts, **options)
     if output is not None:
-        return open_frames(catalog.simulate_to(output, experiment, n, seed, progress=progress))
+        files = dict(reads=[what, detector, options], overwrite=overwrite)
+        return open_frames(catalog.simulate_to(output, experiment, n, seed, progress=progress, **files))
     if not is_whole(n):
         raise BadInput(f"n is {n!r}; expected a number of shots of {experiment.name}, 1 or more")
     return simulate(experiment, range(int(n)), seed)

@@ -98,7 +98,7 @@ def data_overrides(data: Any) -> tuple[list[str], xr.Dataset | None]:
     if is_address(name) or is_path(Path(name).expanduser()) or any(c in name for c in "*?["):
         return as_overrides({"data.data_path": name}), None
     hint = nearest(name, {*presets("data"), *CATALOG})
-    raise BadInput(f"data: there is no file, no preset and no named set {name!r}{hint}")
+    raise BadInput(f"data: {name!r} does not exist (expected a file, a preset or a named set){hint}")
 
 
 def _own_frames(data: Any) -> tuple[list[str], xr.Dataset | None]:

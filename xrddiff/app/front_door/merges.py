@@ -121,16 +121,11 @@ def merge_intensities(
     Raises `BadInput` for a source that cannot be read, or a cell that does not fit the space group.
     """
     from xrddiff.judge.inference.merges import MergePlan, merge_data
-    from xrddiff.run.execution.merging import check_new_folder, save_merged
+    from xrddiff.run.execution.merging import execute_merge
 
     frames = source if isinstance(source, xr.Dataset) else None
     name = "frames" if frames is not None else os.fspath(source)
     plan = MergePlan(
         name, absolute_path(cell), group, method, d_min, shells, draws, seed, index, limit, peaks, distance_range, words
     )  # fmt: skip
-    if output is not None:
-        check_new_folder(output)
-    found = merge_data(plan, frames)
-    if output is not None:
-        save_merged(found, output)
-    return MergedIntensities(found)
+    return MergedIntensities(merge_data(plan, frames) if output is None else execute_merge(plan, output, frames))

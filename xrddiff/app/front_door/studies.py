@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from .results import answer_html, answer_text
+from ...core.gate import need_path
 from .run_numbers import Page, about_run, plain_errors
 from .trained_run import TrainedRun, open_run
 from ...core.errors import BadInput, XrddiffError
-from ...core.files import is_path
 from ...core.plugins import plugin_scope
 from ...run.slurm.status import Jobs, current_state
 from ...run.studies.listing import begun_at
@@ -39,9 +39,7 @@ def runs(folder: str | os.PathLike = "output") -> pd.DataFrame:
     `xd.open_run(xd.runs().index[-1])` opens the newest. Raises `BadInput` if there is no such
     folder.
     """
-    folder = Path(folder).expanduser()
-    if not is_path(folder, "dir"):
-        raise BadInput(f"there is no folder {folder}; expected a folder of runs, such as output_dir")
+    folder = need_path(folder, "a folder of runs, such as output_dir", kind="dir")
     found, jobs = {}, Jobs()
     for level in ("*", "*/*", "*/*/*"):
         for path in folder.glob(f"{level}/config.yaml"):

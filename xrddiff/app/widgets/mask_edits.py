@@ -14,7 +14,8 @@ import xarray as xr
 from matplotlib.path import Path as Outline
 
 from ...core.errors import BadInput
-from ...core.files import is_path
+from ...core.safe_write import check_output, new_output
+from ...core.gate import need_path
 from ...data.formats.mask_files import check_mask_name, write_mask
 from ...data.frames.automask import Automask, masking_of
 from ...data.frames.frames import frame_mask
@@ -198,10 +199,8 @@ def save_edited(
     `replace`, or if no pixel is left.
     """
     path = check_mask_name(Path(path).expanduser())
-    if not replace and is_path(path):
-        raise BadInput(f"there is a file {path} already; expected another name for the mask")
-    if not is_path(path.parent, "dir"):
-        raise BadInput(f"there is no folder {path.parent}; expected one for the mask {path.name}")
+    check_output(path, reads=ds.attrs, overwrite=replace)
+    need_path(path.parent, f"a folder for the mask {path.name}", kind="dir")
     good, bits = shared_mask(ds)
     edits = edited.reshape(good.shape) if good.ndim == 2 or not isinstance(geometry, PanelGeometry) else None
     if edits is None:
@@ -210,4 +209,6 @@ def save_edited(
     if not good.any():
         raise BadInput("the mask leaves no valid pixel; expected some")
     bits = np.where(edits == MASKED_BY_HAND, bits | GIVEN_BIT, bits)
-    return write_mask(path, good, bits, reason_bits()), good
+    with new_output(path, reads=ds.attrs, overwrite=replace) as part:
+        write_mask(part, good, bits, reason_bits())
+    return path, good

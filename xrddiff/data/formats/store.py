@@ -21,7 +21,7 @@ import numpy as np
 import xarray as xr
 
 from ...core.errors import BadInput
-from ...core.files import CannotSave, plain, writing
+from ...core.files import CannotSave, final_name, plain, writing
 from ...core.gate import from_json, need_folder, read_json
 from ...core.registry import by_suffix, find, get, register
 from .arrays import is_zarr
@@ -359,13 +359,14 @@ def check_target(path: str | Path) -> Path:
     Raises `BadInput` for an unknown suffix, `CannotSave` if a folder with other files is in its
     place.
     """
-    path = Path(path)
-    if path.suffix not in (known := by_suffix("writer")):
+    path, name = Path(path), final_name(path)
+    suffix = Path(name).suffix
+    if suffix not in (known := by_suffix("writer")):
         first = {name: suffix for suffix, name in reversed(known.items())}
         raise BadInput(
-            f"cannot save frames as {path.name!r}: expected a name that ends in {' or '.join(reversed(first.values()))}"
+            f"cannot save frames as {name!r}: expected a name that ends in {' or '.join(reversed(first.values()))}"
         )
-    if path.is_dir() and not (path.suffix == ".zarr" and (is_zarr(path) or not any(path.iterdir()))):
+    if path.is_dir() and not (suffix == ".zarr" and (is_zarr(path) or not any(path.iterdir()))):
         raise CannotSave(f"cannot save {path}: there is a folder of that name, and it is not a zarr store")
     return path
 
@@ -386,7 +387,7 @@ def save_frames(ds: xr.Dataset, path: str | Path, *, progress: Callable[[int], N
     """
     path = check_target(path)
     validate_frames(ds, "the frames to save", geometry=False)
-    name = by_suffix("writer")[path.suffix]
+    name = by_suffix("writer")[Path(final_name(path)).suffix]
     save, progress = get("writer", name), progress or (lambda n: None)
     if find("writer", name).traits.get("whole"):
         save(ds, path, progress)

@@ -12,8 +12,7 @@ import weakref
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from difflib import get_close_matches
-from itertools import islice, product
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +21,7 @@ import hdf5plugin
 import numpy as np
 
 from ...core.errors import BadInput, XrddiffError
+from ...core.gate import missing
 from ..frames.bounds import MOST_FRAMES, RAISE, check_packed, most_bytes, most_pixels
 
 # %% auto #0
@@ -51,19 +51,6 @@ def odd_kind(path: str | os.PathLike) -> str:
     return next((words for test, words in _KINDS if test(mode)), "")
 
 
-def _missing(path: Path) -> str:
-    """The message that `path` does not exist, with a guess at what was meant."""
-    if not os.path.isdir(path.parent):
-        return f"{path} does not exist: there is no folder {path.parent}"
-    try:
-        with os.scandir(path.parent) as entries:
-            names = [entry.name for entry in islice(entries, 10_000)]
-    except OSError:
-        names = []
-    near = get_close_matches(path.name, names, n=1, cutoff=0.7)
-    return f"{path} does not exist" + (f"; did you mean {str(path.parent / near[0])!r}?" if near else "")
-
-
 def readable(path: Path) -> Path:
     """`path` itself.
 
@@ -74,8 +61,9 @@ def readable(path: Path) -> Path:
     except PermissionError:
         raise BadInput(f"{path} cannot be read: permission denied on the way to it") from None
     except (OSError, ValueError) as error:
-        missing = isinstance(error, FileNotFoundError | NotADirectoryError)
-        raise BadInput(_missing(path) if missing else f"{path} cannot be read: {reason(error)}") from None
+        if isinstance(error, FileNotFoundError | NotADirectoryError):
+            raise missing(path) from None
+        raise BadInput(f"{path} cannot be read: {reason(error)}") from None
     if kind:
         raise BadInput(f"{path} is {kind}; expected a file or a folder")
     if not os.access(path, os.R_OK):

@@ -17,12 +17,13 @@ import torch
 from torch import Tensor
 
 from ...core.errors import BadInput
-from ...core.files import package_version, writing
+from ...core.safe_write import check_output, new_output
+from ...core.files import package_version
 from ...core.mediums import plain_text
 from ...core.registry import get
 from ...data.formats.store import save_frames
 from .graphs import Exportable, Graph, open_exportable
-from .package import check_package_target, finish_package
+from .package import finish_package
 from .peak_finders import export_peaks
 from ..inference.sample_jobs import open_sample_job
 from ...learn.recipes.counts_nets import COUNTS
@@ -74,29 +75,35 @@ class GraphExporter(Exporter):
 
 # %% ../../../nbs/judge/exports/exporters.ipynb #a57bc34d
 def export_run(
-    run: str | Path, format: str = "pt2", output: str | Path | None = None, words: Sequence[str] = ()
+    run: str | Path,
+    format: str = "pt2",
+    output: str | Path | None = None,
+    words: Sequence[str] = (),
+    *,
+    overwrite: bool = False,
 ) -> Path:
     """Export a finished run; returns the folder of the package.
 
     run: the run folder.
     format: one of `xrddiff list exporter`; or `peaks`, which is a file (`export_peaks`).
-    output: the folder; None = RUN/exported/FORMAT.
+    output: the folder; None = RUN/exported/FORMAT. overwrite: replace an exported model that is there.
     words: options of `inference`, which become the defaults of the exported model.
     Raises `BadInput` for a run that is not finished, or that this format cannot hold.
     """
     if format == "peaks":
-        return export_peaks(run, output, words)
+        return export_peaks(run, output, words, overwrite=overwrite)
     exporter = get("exporter", format)()
     exporter.check()
     run = Path(run).expanduser()
-    path = check_package_target(run / "exported" / format if output is None else output)
+    path = Path(run / "exported" / format if output is None else output).expanduser()
+    check_output(path, kind="folder", overwrite=overwrite)
     made = open_exportable(run, words)
     if (run / COUNTS).is_dir():
         warnings.warn(
             "the network of expected counts is not exported: the exported model draws what the decoder gives",
             stacklevel=2,
         )
-    with writing(path) as part:
+    with new_output(path, kind="folder", overwrite=overwrite) as part:
         part.mkdir()
         more = exporter.write(made, part)
         save_frames(made.template, part / "template.h5")
@@ -121,9 +128,7 @@ def export_maps(run: str | Path, path: str | Path, samples: int = 64, words: Seq
         raise BadInput(f"{plain_text(run)} is told no maps; expected a run with model.condition_maps")
     if samples < 1:
         raise BadInput(f"maps of {samples} samples were asked for; expected at least 1")
-    if path.exists():
-        raise BadInput(f"{path} exists; expected the name of a new file")
-    with writing(path) as part, h5py.File(part, "w") as file:
+    with new_output(path, reads=run) as part, h5py.File(part, "w") as file:
         for first in range(0, samples, MAPS_AT_ONCE):
             numbers = range(first, min(first + MAPS_AT_ONCE, samples))
             for name, values in job.generator.scenes.condition_maps(numbers, job.settings).items():

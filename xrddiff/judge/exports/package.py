@@ -6,50 +6,31 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from ...core.errors import BadInput
-from ...core.files import plain, sha256, write_text
-from ...core.gate import read_json, read_text
+from ...core.gate import SUMS, is_inner_name, need_path, sums_of
+from ...core.safe_write import write_sums
+from ...core.files import MARK, plain, sha256
+from ...core.gate import read_json
 
 # %% auto #0
-__all__ = ['FORMAT', 'VERSION', 'SUMS', 'MANIFEST', 'check_package_target', 'write_sums', 'finish_package', 'check_package',
-           'read_package']
+__all__ = ['FORMAT', 'VERSION', 'MANIFEST', 'finish_package', 'check_package', 'read_package']
 
 # %% ../../../nbs/judge/exports/package.ipynb #8dda38e9
 FORMAT = "xrddiff exported model"
 VERSION = 1
-SUMS = "SHA256SUMS"
 MANIFEST = "manifest.json"
 
 
 def _files(folder: Path) -> list[str]:
     """The files of a package by their paths inside it, without the table of hashes."""
     files = (p.relative_to(folder).as_posix() for p in folder.rglob("*") if not p.is_dir())
-    return sorted(name for name in files if name != SUMS)
+    return sorted(name for name in files if name not in (SUMS, MARK))
 
 # %% ../../../nbs/judge/exports/package.ipynb #403a208d
-def check_package_target(path: str | Path) -> Path:
-    """`path`, if a package can be written there: it does not exist, is an empty folder, or is a
-    package.
-    """
-    path = Path(path).expanduser()
-    if path.is_dir() and any(path.iterdir()) and not (path / SUMS).is_file():
-        raise BadInput(f"{path} is a folder with other files; expected a new name, or an exported model to replace")
-    if path.exists() and not path.is_dir():
-        raise BadInput(f"{path} is a file; expected the name of a folder for the exported model")
-    return path
-
-
-def write_sums(folder: Path) -> None:
-    """Write the table of the hashes of all files of a folder into it."""
-    write_text(folder / SUMS, "".join(f"{sha256(folder / name)}  {name}\n" for name in _files(folder)))
-
-
 def finish_package(folder: str | Path, manifest: Mapping[str, Any]) -> Path:
     """Write `manifest` (JSON values) and the hashes of all files of `folder`; returns the folder."""
     folder = Path(folder)
@@ -62,14 +43,12 @@ def finish_package(folder: str | Path, manifest: Mapping[str, Any]) -> Path:
 def _sums(folder: Path) -> dict[str, str]:
     """The table of hashes: file name -> SHA-256."""
     if not (folder / SUMS).is_file():
-        what = f"it has no {SUMS}" if folder.is_dir() else "there is no such folder"
-        raise BadInput(f"{folder}: {what}; expected an exported model (xrddiff export RUN)")
-    with suppress(OSError, BadInput):
-        lines = read_text(folder / SUMS).splitlines()
-        found = [re.fullmatch(r"([0-9a-f]{64})  ([\w./-]+)", line) for line in lines]
-        if lines and all(found):
-            return {m[2]: m[1] for m in found}
-    raise BadInput(f"{folder} is damaged: {SUMS} is not a table of hashes")
+        need_path(folder, "an exported model, the folder that `xrddiff export RUN` writes")
+        raise BadInput(f"{folder} has no {SUMS}; expected an exported model (xrddiff export RUN)")
+    sums = sums_of(folder)
+    if not sums or any(not is_inner_name(name) for name in sums):
+        raise BadInput(f"{folder} is damaged: {SUMS} is not a table of hashes of files within it")
+    return sums
 
 
 def check_package(folder: str | Path) -> None:

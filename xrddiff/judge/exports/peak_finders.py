@@ -13,6 +13,7 @@ from typing import Any
 import xarray as xr
 
 from ...core.errors import BadInput
+from ...core.safe_write import check_output
 from ...core.mediums import plain_text
 from ...data.formats.readers import open_frames
 from ..inference.sample_jobs import open_sample_job
@@ -62,25 +63,31 @@ def export_peaks(
     *,
     steps: int = STEPS,
     seed: int = 0,
+    overwrite: bool = False,
     **frame_words: Any,
 ) -> Path:
     """Train a peak network and write it to one file; returns its path.
 
     source: frames with a table of spots, or a file of them, as `open_frames` takes it; or the folder of a run that draws
     asked crystals. output: a name that ends in .safetensors; None: exported/peaks.safetensors in the run, or NAME-peaks.safetensors
-    here. words: of `inference`, for a run. frame_words: as for `open_frames`, for a file. steps, seed: of the training.
+    here; overwrite: replace it. words: of `inference`, for a run. frame_words: as for `open_frames`, for a file. steps, seed: of the training.
     """
     if isinstance(source, xr.Dataset):
         if output is None:
             raise BadInput("frames in memory have no name; expected output, a name that ends in .safetensors")
-        return save_peak_net(train_peak_net(source, steps=steps, seed=seed), output)
+        check_output(checked_target(output), reads=source.attrs, overwrite=overwrite)
+        made = train_peak_net(source, steps=steps, seed=seed)
+        return save_peak_net(made, output, overwrite=overwrite, reads=source.attrs)
     if holds_run(source):
         run = Path(source).expanduser()
         target = checked_target(output or run / "exported" / "peaks.safetensors")
-        return save_peak_net(net_of_run(run, words, steps, seed), target)
+        check_output(target, overwrite=overwrite)
+        return save_peak_net(net_of_run(run, words, steps, seed), target, overwrite=overwrite)
     if words:
         raise BadInput(f"'{plain_text(words[0])}' is of the inference of a run; {plain_text(source)} is none")
     name = os.path.basename(os.path.abspath(source)).partition(".")[0] or "frames"
     target = checked_target(output or f"{name}-peaks.safetensors")
+    given = dict(overwrite=overwrite, reads=[source, frame_words])
+    check_output(target, **given)
     frames = open_frames(source, **frame_words)
-    return save_peak_net(train_peak_net(frames, steps=steps, seed=seed), target)
+    return save_peak_net(train_peak_net(frames, steps=steps, seed=seed), target, **given)

@@ -17,6 +17,7 @@ import pandas as pd
 import xarray as xr
 
 from ...config.words.data_sets import CATALOG
+from ...core.gate import missing
 from ...core.errors import BadInput
 from ...core.files import is_address
 from ...core.registry import Names
@@ -56,7 +57,7 @@ def open_frames_of(name: str | Path) -> xr.Dataset:
     if not os.path.exists(path) and str(name) in CATALOG:
         return load(str(name))
     if not os.path.exists(path) and not any(c in str(name) for c in "*?["):
-        raise BadInput(f"{name}: no such folder, file or named data set")
+        raise missing(name, "a file or folder of frames, a run, or a named data set")
     if os.path.isfile(path / "config.yaml"):
         path = samples_of(path)
     frames = open_frames(path, complete=False)  # scores that need a missing geometry report it

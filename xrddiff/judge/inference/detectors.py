@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ...config.used_words import show_crystals
+from ...core.gate import missing
 from ...core.errors import BadInput
 from ...core.files import is_address, is_path
 from ...core.seeds import numpy_rng
@@ -107,17 +108,15 @@ def detector_frames(source: str) -> xr.Dataset:
     elif is_address(source):
         frames = open_frames(source, complete=False)
     elif not is_path(source):
-        raise BadInput(
-            f"inference.detector: there is no file {source}, and no such named set; expected a file, or one of {', '.join(CATALOG)}"
-        )
+        raise missing(source, f"a file, or one of {', '.join(CATALOG)}", "inference.detector")
     else:
         path = Path(source).expanduser()
         geometry = path.suffix in (".geom", ".poni")
         frames = _of_geometry_file(path) if geometry else open_frames(path, complete=False)
     known = {*frames.attrs, *frames.variables}
-    if missing := [n for n in (PANEL_GEOMETRY if "panel" in frames["intensity"].dims else _NEEDED) if n not in known]:
+    if lacking := [n for n in (PANEL_GEOMETRY if "panel" in frames["intensity"].dims else _NEEDED) if n not in known]:
         raise BadInput(
-            f"inference.detector: {source} does not say its {' and '.join(missing)}; expected a known geometry"
+            f"inference.detector: {source} does not say its {' and '.join(lacking)}; expected a known geometry"
         )
     return select_frames(frames, slice(0, 1))
 

@@ -15,6 +15,7 @@ import pandas as pd
 import xarray as xr
 
 from ...config.words.data_sets import CATALOG
+from ...core.safe_write import own_png
 from ...core.errors import BadInput
 from ...core.files import is_address, writing
 from ...core.mediums import console, for_terminal
@@ -283,7 +284,7 @@ def inspect_file(
         words = dict(title=f"{path.name}, frame {frame}")
         ax = show_frame(ds, frame, **words) if found is None else show_peaks(ds, frame, found, **words)
         with writing(png) as part:
-            part.write_bytes(drawn(ax.figure, dpi=110))
+            part.write_bytes(own_png(drawn(ax.figure, dpi=110)))
         out["picture"] = str(png)
     return out
 

@@ -18,7 +18,7 @@ import pandas as pd
 
 from ...core.errors import BadInput
 from ...core.files import sealed, writing
-from ...core.gate import MOST, or_default, read_bytes, read_json
+from ...core.gate import MOST, missing, or_default, read_bytes, read_json
 from ...core.mediums import for_json
 from ...core.templates import render
 
@@ -271,7 +271,7 @@ def read_report(folder: str | Path) -> Report:
         record = read_json(file, dict[str, Any])
         sections = [_section(s, Path(folder)) for s in record["sections"]]
         return Report(str(record["title"]), str(record["lead"]), sections)
-    except OSError as error:
-        raise BadInput(f"cannot read {file}: {error.strerror}") from None
+    except FileNotFoundError:
+        raise missing(file, "the record of a report, which a run writes") from None
     except (LookupError, ValueError, TypeError, AttributeError):
         raise BadInput(f"{file} is damaged: expected the file that a run wrote with its report") from None

@@ -5,7 +5,6 @@
 # %% ../../../nbs/learn/loading/catalog.ipynb #b40b9335
 from __future__ import annotations
 
-import os
 import re
 import sys
 import tarfile
@@ -23,8 +22,9 @@ import pandas as pd
 import xarray as xr
 
 from ...config.words.data_sets import CATALOG, DataSet, find_data_set
+from ...core.safe_write import check_output, new_output
 from ...core.errors import BadInput, is_whole
-from ...core.files import CannotSave, cache_dir, is_among_files, sha256
+from ...core.files import CannotSave, cache_dir, sha256
 from ...core.mediums import plain_text
 from ...data.formats.images import natural, open_images
 from ...data.formats.readers import open_frames
@@ -267,7 +267,16 @@ def _bar(total: int, words: str, progress: bool | None) -> Any:
         yield bar.update
 
 
-def simulate_to(path: str | Path, experiment: Any, n: int, seed: int = 0, *, progress: bool | None = None) -> Path:
+def simulate_to(
+    path: str | Path,
+    experiment: Any,
+    n: int,
+    seed: int = 0,
+    *,
+    progress: bool | None = None,
+    overwrite: bool = False,
+    reads: Any = (),
+) -> Path:
     """Simulate the shots 0 … n−1 of an experiment into a file.
 
     path: the file, `.h5` or `.zarr`.
@@ -275,6 +284,7 @@ def simulate_to(path: str | Path, experiment: Any, n: int, seed: int = 0, *, pro
     n: number of shots.
     seed: seed of the shots.
     progress: see `simulated_frames`.
+    overwrite, reads: see `core.safe_write.check_output`.
     Returns the path.
     """
     from xrddiff.physics.simulation.experiments import find_experiment
@@ -286,20 +296,20 @@ def simulate_to(path: str | Path, experiment: Any, n: int, seed: int = 0, *, pro
     if not is_whole(n):
         raise BadInput(f"n is {n!r}; expected a number of shots of {experiment.name}, 1 or more")
     check_disk(experiment, n, Path(path).absolute().parent)
-    if n <= block_size(experiment.detector.shape):
-        return save_frames(simulate(experiment, range(int(n)), seed), path)
-    folder = Path(path).absolute().parent
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        # block by block through temporary files beside the target: a large set need not fit in memory
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".simulate-") as place:
-            ds = simulated_frames(experiment, n, seed=seed, cache=place, progress=progress)
-            return save_frames(ds, path)
-    except OSError as error:  # name the target, not one of the temporary blocks
-        why = (
-            str(error).rpartition(": ")[2] if isinstance(error, CannotSave) else (error.strerror or str(error)).lower()
-        )
-        raise CannotSave(f"cannot save {path}: {why}") from error
+    with new_output(path, reads=reads, overwrite=overwrite) as part:
+        if n <= block_size(experiment.detector.shape):
+            save_frames(simulate(experiment, range(int(n)), seed), part)
+            return Path(path)
+        try:
+            # block by block through temporary files beside the target: a large set need not fit in memory
+            with tempfile.TemporaryDirectory(dir=part.parent, prefix=".simulate-") as place:
+                ds = simulated_frames(experiment, n, seed=seed, cache=place, progress=progress)
+                save_frames(ds, part)
+        except OSError as error:  # name the target, not one of the temporary blocks
+            found = isinstance(error, CannotSave)
+            why = str(error).rpartition(": ")[2] if found else (error.strerror or str(error)).lower()
+            raise CannotSave(f"cannot save {path}: {why}") from error
+    return Path(path)
 
 
 def convert(
@@ -317,10 +327,7 @@ def convert(
     Raises `BadInput` if `target` exists and `overwrite` is False.
     """
     check_target(target)
-    if is_among_files(target, [source]):
-        raise BadInput(f"{source} would be both read and written; expected another file to write")
-    if not overwrite and os.path.lexists(target):
-        raise BadInput(f"{target} exists already; expected a new name, or --overwrite (overwrite=True) to replace it")
+    check_output(target, reads=[source, words], overwrite=overwrite)
     ds = settled(open_frames(source, **({"complete": False} | words)))
     if missing := missing_geometry(ds):
         said = ", ".join(f"{name} ({unit})" for name, unit in missing.items())
@@ -328,5 +335,9 @@ def convert(
             f"{source} does not say its {said}: written without it; anything that needs angles will ask for it",
             stacklevel=2,
         )
-    with _bar(ds.sizes["frame"], f"writing {Path(target).name}", progress) as told:
-        return save_frames(ds, target, progress=told)
+    with (
+        new_output(target, reads=[source, words], overwrite=overwrite) as part,
+        _bar(ds.sizes["frame"], f"writing {Path(target).name}", progress) as told,
+    ):
+        save_frames(ds, part, progress=told)
+    return Path(target)

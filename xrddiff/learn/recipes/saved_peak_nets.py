@@ -21,8 +21,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from ...core.errors import BadInput, nearest
-from ...core.files import json_digest, plain, writing
-from ...core.gate import checked, from_json, read_bytes
+from ...core.safe_write import new_output
+from ...core.files import json_digest, plain
+from ...core.gate import checked, from_json, missing, read_bytes
 from ...core.mediums import plain_text
 from ...data.frames.frames import frame_count
 from ...data.frames.noise import draw_counts
@@ -151,8 +152,10 @@ def _weights_digest(tensors: dict[str, Any]) -> str:
     return json_digest(each)
 
 
-def save_peak_net(trained: TrainedPeakNet, path: str | os.PathLike) -> Path:
-    """Write a trained peak network to one file; returns its path, which ends in .safetensors."""
+def save_peak_net(
+    trained: TrainedPeakNet, path: str | os.PathLike, *, overwrite: bool = False, reads: Any = ()
+) -> Path:
+    """Write a trained peak network to one file; returns its path, which ends in .safetensors. overwrite, reads: see `check_output`."""
     path = checked_target(path)
     tensors = {k: t.detach().cpu().contiguous() for k, t in sorted(trained.net.state_dict().items())}
     about = plain(trained.about, "what is said of the peak network", nan="refuse")
@@ -160,7 +163,7 @@ def save_peak_net(trained: TrainedPeakNet, path: str | os.PathLike) -> Path:
     head["weights"] = _weights_digest(tensors)
     head["digest"] = json_digest(head)
     data = save(tensors, {_HEAD: json.dumps(head, sort_keys=True)})
-    with writing(path) as part:
+    with new_output(path, overwrite=overwrite, reads=reads) as part:
         part.write_bytes(data)
     return path
 
@@ -181,7 +184,7 @@ def open_peak_net(path: str | os.PathLike) -> TrainedPeakNet:
     try:
         data = read_bytes(path, MOST)
     except FileNotFoundError:
-        raise BadInput(f"there is no {name}; {expected}") from None
+        raise missing(path, expected.removeprefix("expected ")) from None
     length = int.from_bytes(data[:8], "little")
     if not 0 < length <= len(data) - 8:
         raise BadInput(f"{name} is no safetensors file; {expected}")

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from ...core.errors import BadInput, XrddiffError
 from ...core.files import free_space, json_digest, plain, sha256, sync, write_text, writing
-from ...core.gate import need_file, read_json
+from ...core.gate import missing, need_file, read_json
 
 # %% auto #0
 __all__ = ['MOST_STATE', 'CheckpointError', 'checkpoint_name', 'clean_checkpoints', 'save_checkpoint', 'find_fault',
@@ -320,7 +320,7 @@ def load_checkpoint(path: str | Path, *, verify: bool = True) -> Checkpoint:
     """
     path = Path(path)
     if not path.exists():
-        raise CheckpointError(f"checkpoint {path} does not exist; expected a checkpoint folder or a run folder")
+        raise CheckpointError(str(missing(path, "the folder of a checkpoint or of a run")))
     if not _STEP.fullmatch(path.name.removeprefix("abandoned-")) and not (path / "manifest.json").exists():
         found = latest_checkpoint(path / "checkpoints" if (path / "checkpoints").is_dir() else path)
         if found is None:

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import os
 from functools import lru_cache
+from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tqdm.auto import tqdm
 
 from .notebooks import execute_anew
+from ...core.safe_write import check_output, is_free
 from .workers import Workers, open_workers, parse_workers, run_tasks
 
 if TYPE_CHECKING:
@@ -60,9 +62,12 @@ def compare_together(plan: ComparisonPlan, workers: Workers | None = None) -> Co
 
 
 def folder_for(what: str, frames: str | os.PathLike, folder: str | os.PathLike | None = None) -> Path:
-    """The folder for the results of a file, such as its "evaluation": `folder`, or `NAME-evaluation` in the current folder."""
+    """The folder for the results of a file, such as its "evaluation": `folder`, or `NAME-evaluation` in the current folder, with a number if that is taken."""
+    if folder is not None:
+        return Path(folder)
     name = Path(frames).expanduser().absolute().name.partition(".")[0] or "frames"
-    return Path(folder) if folder is not None else Path(f"{name}-{what}")
+    numbers = chain([""], (f"-{n}" for n in count(2)))
+    return next(path for n in numbers if is_free(path := Path(f"{name}-{what}{n}")))
 
 
 def execute_compare(
@@ -77,6 +82,7 @@ def execute_compare(
 
     if workers is not None:
         parse_workers(workers)
+    check_output(folder, kind="place", reads=asdict(plan))
     _opened.cache_clear()
     _opened(plan)  # files that cannot be opened are refused before a folder is made
     return execute_anew(folder, "evaluate_frames", dict(plan=asdict(plan), workers=workers), terminal=terminal)

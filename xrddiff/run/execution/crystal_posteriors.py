@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...core.errors import BadInput
+from ...core.safe_write import new_output
 from ...core.files import remove, write_json
 from ...core.gate import read_json
 from ...core.ranks.stopping import StopRequest
@@ -38,12 +39,15 @@ if TYPE_CHECKING:
 __all__ = ['posterior_folder', 'execute_crystal_posterior']
 
 # %% ../../../nbs/run/execution/crystal_posteriors.ipynb #fc768bed
-def posterior_folder(plan: CrystalPlan, folder: str | os.PathLike | None = None) -> Path:
-    """Make the folder of a posterior, or reopen one with the same plan that was stopped.
+def posterior_folder(plan: CrystalPlan, folder: str | os.PathLike | None = None, held: ExitStack | None = None) -> Path:
+    """Make the folder of a posterior, or reopen one with the same plan that was stopped; `held` keeps it for this process until it is closed.
 
     folder: None = `output/posterior/DATE/TIME`. Raises `BadInput` if it is finished, or has another
         plan.
     """
+    if held is None:
+        with ExitStack() as held:
+            return posterior_folder(plan, folder, held)
     wanted = Path(folder) if folder is not None else Path("output") / "posterior" / time.strftime("%Y-%m-%d/%H-%M-%S")
     told = json.loads(json.dumps(asdict(plan)))
     try:
@@ -57,19 +61,23 @@ def posterior_folder(plan: CrystalPlan, folder: str | os.PathLike | None = None)
                 )
             if run_state(wanted).finished:
                 raise BadInput(f"{wanted} has a finished posterior; expected another folder")
-            return wanted
-        if folder is not None and wanted.exists() and any(wanted.iterdir()):
-            raise BadInput(
-                f"{wanted} has other files in it; expected a new folder, or one of a posterior that was stopped"
-            )
-        wanted.parent.mkdir(parents=True, exist_ok=True)
-        path = wanted if wanted.is_dir() and folder is not None else make_free_folder(wanted)
+            return _hold(wanted, told, held)
+        if folder is None:
+            wanted.parent.mkdir(parents=True, exist_ok=True)
+            wanted = make_free_folder(wanted)
+        path = _hold(wanted, told, held)
         (path / "metrics").mkdir(exist_ok=True)
         write_json(path / "environment.json", environment())
         write_json(path / "plan.json", told)
     except (OSError, ValueError) as error:
         raise BadInput(f"cannot keep a posterior in {wanted}: {getattr(error, 'strerror', None) or error}") from None
     return path
+
+
+def _hold(folder: Path, told: Any, held: ExitStack) -> Path:
+    return held.enter_context(
+        new_output(folder, kind="place", reads=told, again=True, command="xrddiff posterior crystal")
+    )
 
 
 def execute_crystal_posterior(
@@ -90,7 +98,7 @@ def execute_crystal_posterior(
     with ExitStack() as held:
 
         def begin() -> str:
-            path = posterior_folder(plan, folder).absolute()
+            path = posterior_folder(plan, folder, held).absolute()
             held.enter_context(hold_run(path, "posterior"))
             clear_marks(path)
             if on_start:

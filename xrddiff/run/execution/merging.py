@@ -11,9 +11,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...core.errors import BadInput
-from ...core.files import package_version, writable, write_json, writing
-from ...core.mediums import plain_text
+from ...core.safe_write import new_output, save_table
+from ...core.files import package_version, write_json
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -21,26 +20,17 @@ if TYPE_CHECKING:
     from xrddiff.judge.inference.merges import MergePlan, MergeResult
 
 # %% auto #0
-__all__ = ['FILES', 'check_new_folder', 'save_merged', 'write_merge', 'execute_merge']
+__all__ = ['FILES', 'save_merged', 'write_merge', 'execute_merge']
 
 # %% ../../../nbs/run/execution/merging.ipynb #5d601836
 FILES = ("merged.mtz", "unmerged.mtz", "merged.hkl", "shells.csv")
 
 
-def check_new_folder(folder: str | os.PathLike) -> Path:
-    """`folder`, if it does not exist or is empty, and can be written. Raises `BadInput` otherwise."""
-    path = Path(folder).expanduser()
-    writable(path)
-    if os.path.lexists(path) and not (path.is_dir() and not any(path.iterdir())):
-        raise BadInput(f"{plain_text(path)} exists already; expected the name of a new folder (-o)")
-    return path
-
-
 def save_merged(found: MergeResult, folder: str | os.PathLike) -> Path:
     """Write merged intensities into a new folder, which is there when all of it is; returns it. Raises `BadInput` if it has something in it."""
-    with writing(whole := check_new_folder(folder)) as path:
+    with new_output(folder, kind="folder", command="xrddiff merge") as path:
         write_merge(found, path)
-    return whole
+    return Path(folder).expanduser()
 
 
 def write_merge(found: MergeResult, path: Path) -> None:
@@ -54,11 +44,9 @@ def write_merge(found: MergeResult, path: Path) -> None:
     write_merged_mtz(found.merged, path / "merged.mtz", cell, group, found.gathered.wavelength)
     write_unmerged_mtz(found.merged, path / "unmerged.mtz", cell, group, found.gathered.wavelength)
     write_hkl(found.merged, path / "merged.hkl", group)
-    with writing(path / "shells.csv") as part:
-        found.shells.to_csv(part, index_label="shell")
+    save_table(found.shells, path / "shells.csv", index="shell")
     if found.merged.posterior is not None:
-        with writing(path / "posterior.csv") as part:
-            found.merged.posterior.table.to_csv(part, index=False)
+        save_table(found.merged.posterior.table, path / "posterior.csv")
     write_json(path / "metrics" / "summary.json", {name: {"merged": value} for name, value in found.summary.items()})
     about: Mapping[str, Any] = {"plan": asdict(found.plan), "notes": list(found.notes), "xrddiff": package_version()}
     write_json(path / "metrics" / "merging.json", about)
@@ -70,7 +58,7 @@ def execute_merge(plan: MergePlan, folder: str | os.PathLike, frames: xr.Dataset
     """Merge what a plan asks for, and save it in a new folder. frames: those of the source, if they are open."""
     from xrddiff.judge.inference.merges import merge_data
 
-    check_new_folder(folder)
-    found = merge_data(plan, frames)
-    save_merged(found, folder)
+    with new_output(folder, kind="folder", reads=plan, command="xrddiff merge") as path:
+        found = merge_data(plan, frames)
+        write_merge(found, path)
     return found

@@ -48,6 +48,8 @@ from papermill.engines import Engine, NotebookExecutionManager, papermill_engine
 from papermill.exceptions import PapermillExecutionError
 
 from ...core import launcher
+from ...core.safe_write import new_output
+from ...core.gate import need_path
 from ...core.errors import BadInput, XrddiffError, nearest
 from ...core.files import scratch_folder, shipped_folder, write_text
 from ...core.mediums import say
@@ -546,7 +548,9 @@ def _failure(error: PapermillExecutionError, job: _Job, source: Path) -> BaseExc
 # %% ../../../nbs/run/execution/notebooks.ipynb #3ae97ef2
 def _read(source: Path) -> nbformat.NotebookNode:
     try:
-        return nbformat.read(source, as_version=4)
+        return nbformat.read(need_path(source, "a notebook"), as_version=4)
+    except BadInput:
+        raise
     except OSError as error:
         raise BadInput(f"cannot read the notebook {source}: {error.strerror}") from None
     except Exception:
@@ -581,16 +585,17 @@ def execute_in(
 
 
 def execute_anew(
-    folder: str | os.PathLike, notebook: str, parameters: dict[str, Any], *, terminal: bool = True
+    folder: str | os.PathLike, notebook: str, parameters: dict[str, Any], *, terminal: bool = True, again: bool = False
 ) -> Path:
     """`execute_in` a folder that is made for it, with one for metrics, and that the notebook is told as `folder`; returns it.
 
-    Raises `BadInput` if it cannot be written to.
+    again: the folder may have the results of an earlier run of the notebook. Raises `BadInput` if it has anything else, or cannot be written to.
     """
-    folder = Path(folder).expanduser().absolute()
-    try:
-        (folder / "metrics").mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise BadInput(f"cannot write to {folder}: {error.strerror}") from None
-    execute_in(folder, notebook, {"folder": str(folder), **parameters}, terminal=terminal)
-    return folder
+    name = f"xrddiff {_COMMANDS.get(notebook, notebook)}"
+    with new_output(folder, kind="place", reads=() if again else parameters, again=again, command=name) as place:
+        (place / "metrics").mkdir(exist_ok=True)
+        execute_in(place, notebook, {"folder": str(place), **parameters}, terminal=terminal)
+    return place
+
+
+_COMMANDS = {"evaluate_frames": "evaluate"}  # of notebooks that have another name

@@ -9,7 +9,7 @@ import os
 from dataclasses import asdict
 from pathlib import Path
 
-from ...core.errors import BadInput
+from ...core.safe_write import check_output
 from ...judge.inference.recoveries import RecoveryPlan, earlier_recovery, has_truth
 from ...judge.inference.twin_plan import TwinPlan
 from .notebooks import execute_anew
@@ -24,6 +24,7 @@ def execute_twin(plan: TwinPlan, folder: str | os.PathLike, *, terminal: bool = 
     terminal: True = show the output live. Raises `BadInput` where there is a twin already, and for frames that cannot be
     opened or are too few.
     """
+    check_output(folder, kind="place", reads=asdict(plan))
     plan.halves(plan.open())
     return _execute("twin", plan, folder, terminal)
 
@@ -35,17 +36,13 @@ def execute_recovery(plan: RecoveryPlan, folder: str | os.PathLike, *, terminal:
     terminal: True = show the output live. Raises `BadInput` where there are such frames already, and for frames that cannot be
     opened or are too few to learn from.
     """
+    check_output(folder, kind="place", reads=asdict(plan))
     if earlier_recovery(plan) is None and not has_truth(given := plan.open()):
         plan.halves(given)
     return _execute("recover", plan, folder, terminal)
 
 
 def _execute(notebook: str, plan: TwinPlan, folder: str | os.PathLike, terminal: bool) -> Path:
-    """Execute a notebook of a plan in a folder that has no such frames yet."""
+    """Execute a notebook of a plan in a new folder."""
     plan.known()
-    folder = Path(folder).expanduser().absolute()
-    if (folder / plan.output).exists():
-        raise BadInput(
-            f"{folder / plan.output} exists already; expected another folder, or another name for the frames"
-        )
     return execute_anew(folder, notebook, dict(plan=asdict(plan)), terminal=terminal)

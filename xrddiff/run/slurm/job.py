@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ...core import launcher
+from ...core.gate import need_path
 from ...core.errors import BadInput, XrddiffError, nearest
 from ...core.mediums import complain, say
 from ...core.plugins import load_standing, plugin_scope
@@ -218,8 +219,7 @@ def prepare(job: Job, task: int = 0) -> Path:
 
     path = job.folder(task)
     if job.kind == "script":
-        if not Path(job.script).is_file():
-            raise BadInput(f"script: there is no file {job.script}")
+        need_path(job.script, "a script", "script", "file")
         complete_run(path)
     elif job.kind == "command":
         return _command_folder(path)

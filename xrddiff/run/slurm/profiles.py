@@ -17,7 +17,7 @@ import yaml
 
 from ...core.errors import BadInput, nearest
 from ...core.files import shipped_folder
-from ...core.gate import read_text
+from ...core.gate import missing, read_text
 
 # %% ../../../nbs/run/slurm/profiles.ipynb #310954d6
 @dataclass(frozen=True)
@@ -305,8 +305,8 @@ def _load(path: Path) -> Profile:
     expected = "expected a YAML file with a profile"
     try:
         text = read_text(path, 1 << 20)
-    except OSError as error:
-        raise BadInput(f"{path}: {error.strerror}; {expected}") from None
+    except FileNotFoundError:
+        raise missing(path, "a YAML file with a profile") from None
     except BadInput as error:
         raise BadInput(f"{path}: {error}; {expected}") from None
     try:

@@ -6,8 +6,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +17,13 @@ from zarr.codecs import Crc32cCodec, ZstdCodec
 from zarr.storage import LocalStore
 
 from ...core.errors import BadInput
-from ...core.files import CannotSave, json_checksum, lock, why_not
+from ...core.files import CannotSave, json_checksum, why_not
 from ...core.gate import from_json, read_json
 from ...core.mediums import plain_text
 from ...data.headers.gate import as_bad_input, reason
 
 # %% auto #0
-__all__ = ['STORE', 'TABLES', 'NUMBERS', 'SUMMARY', 'Answers', 'read_answers', 'read_stack', 'read_stream_summary',
-           'locked_answers']
+__all__ = ['STORE', 'TABLES', 'NUMBERS', 'SUMMARY', 'Answers', 'read_answers', 'read_stack', 'read_stream_summary']
 
 # %% ../../../nbs/run/streaming/answers.ipynb #48af5dbc
 STORE = "answers.zarr"
@@ -249,14 +247,3 @@ def read_stream_summary(folder: str | Path) -> dict[str, Any]:
         raise BadInput(
             f"{plain_text(folder)} has no {SUMMARY}; expected the folder of a stream that has ended"
         ) from None
-
-
-@contextmanager
-def locked_answers(folder: str | Path) -> Iterator[None]:
-    """Lock the folder of a stream for this process. Raises `BadInput` if another one has it."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "a") as file:
-        if not lock(file):
-            raise BadInput(f"another process is already answering frames in {folder}")
-        yield

@@ -20,6 +20,7 @@ import numpy as np
 import xarray as xr
 
 from ...core.errors import BadInput
+from ...core.gate import need_path
 from ...core.files import json_digest
 from ...core.mediums import plain_text
 from ...core.registry import by_suffix, entries, get, register
@@ -454,9 +455,7 @@ def find_source(source: str) -> str:
         if name == "zmq":
             place_of(source)
         return name
-    path = Path(source).expanduser()
-    if not path.exists():
-        raise BadInput(f"there is no {source}; expected a folder, a file, or an address such as tcp://detector:9999")
+    path = need_path(source, "a folder, a file, or an address such as tcp://detector:9999")
     return "folder" if path.is_dir() and path.suffix != ".zarr" else "file"
 
 

@@ -14,18 +14,17 @@ import numpy as np
 import pandas as pd
 
 from ...config.words.inference import ENOUGH
+from ...core.safe_write import new_output
 from ...core.errors import BadInput
-from ...core.files import writing
 from ...core.mediums import plain_text
 from ...data.headers.gate import reason
-from ...judge.exports.package import SUMS
 from ...judge.inference.merges import Gathered, MergePlan, MergeResult, merge_gathered
 from ...judge.views.merging import show_forecasts, show_shells
 from ...physics.indexing.cells import Cell, fit_cell, read_cell
 from ...physics.merging.drift import Drift, find_drifts
 from ...physics.merging.forecast import FEWEST_CRYSTALS, MEASURES, TITLES, Forecast, forecast
 from ...physics.merging.symmetry import space_group
-from ..execution.merging import check_new_folder, write_merge
+from ..execution.merging import write_merge
 from .answering import BASIS
 
 # %% auto #0
@@ -230,8 +229,6 @@ def save_running(running: RunningMerge, folder: str | Path) -> Path | None:
     if running.standing is None:
         return None
     place = Path(folder) / MERGED
-    if not (place / SUMS).is_file():  # not a merge
-        check_new_folder(place)
-    with writing(place) as part:
+    with new_output(place, kind="folder", overwrite=True, command="xrddiff stream") as part:
         write_merge(running.standing.found, part)
     return place

@@ -10,7 +10,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from contextvars import copy_context
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -21,6 +21,7 @@ import numpy as np
 import pandas as pd
 
 from ...config.words.inference import ENOUGH
+from ...core.safe_write import new_output
 from ...core.errors import BadInput
 from ...core.files import write_json, writing
 from ...core.gate import read_json
@@ -48,7 +49,7 @@ from xrddiff.run.streaming.answering import (
     together,
     unanswered,
 )
-from .answers import SUMMARY, Answers, locked_answers, read_answers
+from .answers import SUMMARY, Answers, read_answers
 from .arrivals import Arrived, Layout, Listening, find_source, open_source, refused, written_name
 from .detector_messages import MOST_BYTES
 from .enough import MergeWish, RunningMerge, read_enough, save_running
@@ -56,7 +57,7 @@ from .live_page import StreamStanding, write_page
 from .saved_hits import HitSaver, read_kinds
 
 # %% auto #0
-__all__ = ['DROPPED', 'WRITE', 'INDEXERS', 'NOT_YET', 'Buffer', 'StreamPlan', 'claim_folder', 'as_it_is_kept', 'Reception',
+__all__ = ['DROPPED', 'WRITE', 'INDEXERS', 'NOT_YET', 'Buffer', 'StreamPlan', 'claimed_folder', 'as_it_is_kept', 'Reception',
            'Unwritten', 'Tasks', 'summary', 'write_end', 'question_of', 'open_merge', 'end_merge', 'renew_page',
            'Stream', 'answer_with_bar']
 
@@ -211,10 +212,9 @@ class StreamPlan:
         return wish
 
 # %% ../../../nbs/run/streaming/stream.ipynb #6b687dff
-def claim_folder(plan: StreamPlan, folder: Path) -> None:
-    """Make `folder` the folder of this plan. Raises `BadInput` if it has the answers of another
-    stream.
-    """
+@contextmanager
+def claimed_folder(plan: StreamPlan, folder: Path) -> Iterator[None]:
+    """Hold `folder` for this plan: a new one, or that of the same stream. Raises `BadInput` if it has anything else, or another process has it."""
     path, mine = folder / "stream.json", plan.kept()
     if os.path.lexists(path):
         try:
@@ -227,10 +227,10 @@ def claim_folder(plan: StreamPlan, folder: Path) -> None:
                     f"{folder} has answers of a stream with {name.replace('_', '-')} "
                     f"{plain_text(theirs.get(name), 200)}; expected the same here, not {value}, or another folder"
                 )
-    else:
-        with as_bad_input(f"{folder} cannot be the folder of a stream"):
-            folder.mkdir(parents=True, exist_ok=True)
-        write_json(path, mine)
+    reads = [plan.source, plan.peaks, plan.cell, plan.run]
+    with new_output(folder, kind="place", reads=reads, again=True, command="xrddiff stream") as place:
+        write_json(place / "stream.json", mine)
+        yield
 
 # %% ../../../nbs/run/streaming/stream.ipynb #b50738a3
 def as_it_is_kept(arrived: Arrived) -> Arrived:
@@ -574,9 +574,8 @@ class Stream:
         self.plan, self.folder = plan, Path(folder)
         self.question, template = question_of(plan)  # wrong settings are refused before anything is made
         self.workers = None if plan.workers is None else parse_workers(plan.workers)
-        claim_folder(plan, self.folder)
         self._hold = ExitStack()  # until the end of the call: another process must not open the table
-        self._hold.enter_context(locked_answers(self.folder))
+        self._hold.enter_context(claimed_folder(plan, self.folder))
         with as_bad_input(f"the answers in {self.folder} cannot be read"):
             self.answers, self.standing = Answers(self.folder), StreamStanding()
         blank = unanswered([], [], self.question)

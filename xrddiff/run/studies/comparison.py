@@ -19,6 +19,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from ...config.saved_config import load_config
+from ..execution.notebooks import execute_anew
 from ...config.used_words import model_parts
 from ...core.errors import BadInput, XrddiffError
 from ...core.files import write_json, write_text
@@ -30,7 +31,6 @@ from ...data.frames.selection import select_frames
 from ...judge.views.plots import INTENSITY, LINES, SMALL, TINY, Picture, _tidy, frame_picture, intensity_norm
 from ...judge.views.report import Report
 from ...learn.telemetry.history import read_history
-from ..execution.notebooks import execute_in
 from .differences import comparison_words, differing_settings, metrics_of_runs, ranked, shared_metric
 from .listing import Asked, RunRow, describe_run, find_runs
 
@@ -460,11 +460,7 @@ def execute_comparison(
     _opened(tuple(map(str, given)))  # what cannot be compared is refused before a folder is made
     base = given[0] if len(given) == 1 else Path.cwd()
     folder = (base / "comparison" if folder is None else Path(folder).expanduser()).absolute()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise BadInput(f"cannot write to {folder}: {error.strerror}") from None
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise BadInput(f"cannot write to {folder}: the folder is not writable")
-    execute_in(folder, "compare", dict(folder=str(folder), runs=[str(g) for g in given]), terminal=terminal)
-    return folder / "compare.html"
+    return (
+        execute_anew(folder, "compare", dict(runs=[str(g) for g in given]), terminal=terminal, again=True)
+        / "compare.html"
+    )

@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...config.words.data_sets import data_name
 from ...config.words.vocabulary import Config
-from ...core.errors import BadInput
-from ...core.gate import or_default, read_json
+from ...core.gate import need_path, or_default, read_json
 from ...core.mediums import for_csv, for_terminal, plain_text
 from ...learn.telemetry.rules import verdict_words
 from ..execution.attempts import TRAINING, USE, is_locked, locks_held, read_attempt
@@ -46,9 +45,7 @@ def find_runs(folder: str | os.PathLike) -> list[Path]:
 
     Raises `BadInput` if there is no such folder.
     """
-    folder = Path(folder).expanduser()
-    if not folder.is_dir():
-        raise BadInput(f"there is no folder {folder}; expected one with runs, such as output")
+    folder = need_path(folder, "a folder of runs, such as output", kind="dir")
     return sorted(_walk(folder))
 
 

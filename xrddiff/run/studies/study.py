@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 
 from ...core.errors import BadInput, nearest
+from ...core.safe_write import check_output
 from ...core.files import process_place, process_start, sealed, write_json
 from ...core.gate import checked, or_default, read_json, read_text
 from ...core.mediums import plain_text
@@ -530,6 +531,7 @@ def make_study(plan: SweepPlan, folder: str | os.PathLike) -> Study:
         study.plan = plan
         write_plan(folder, SavedPlan(plan, study.sealed))
     else:
+        check_output(folder, kind="place")
         try:
             for part in _PARTS:
                 (folder / part).mkdir(parents=True, exist_ok=True)

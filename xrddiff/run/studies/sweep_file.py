@@ -18,7 +18,7 @@ from ...config.old_words import all_words
 from ...config.overrides import as_override, check_known, parse_override
 from ...config.words.vocabulary import GROUPS
 from ...core.errors import BadInput, nearest
-from ...core.gate import checked, read_yaml
+from ...core.gate import checked, missing, read_yaml
 from ...core.mediums import plain_text
 from ...core.registry import check_options, entries
 
@@ -343,5 +343,5 @@ def read_sweep(path: str | os.PathLike) -> SweepPlan:
     """The plan in a YAML file. Raises `BadInput`, one sentence, for anything wrong in it."""
     try:
         return make_plan(read_yaml(path), str(path))
-    except FileNotFoundError as error:
-        raise BadInput(f"cannot read {path}: {error.strerror}") from None
+    except FileNotFoundError:
+        raise missing(path, "the YAML file of a sweep") from None
