@@ -77,7 +77,7 @@ def test_help_of_a_model_shows_what_it_uses(capsys):
         (["run", "model=vea_kl"], "did you mean 'vae_kl'"),
         (["run", "training.num_epoch=3"], "did you mean 'training.num_epochs'"),
         (["run", "training.batch_size=4,8"], "--multirun"),
-        (["run", "resume=/no/such"], "no such folder"),
+        (["run", "resume=/no/such"], "does not exist"),
         (["run", "--quick"], "no option '--quick'"),
         (["rum"], "invalid choice: 'rum'"),
         ([], "required"),

@@ -90,7 +90,7 @@ def test_what_is_listed_and_refused(run):
     )
     shadow = xrddiff(folder, "run", "plugins=[bad.py]", "--dry-run")
     assert shadow.returncode == 2 and "the sampler 'euler' is part of xrddiff already" in shadow.stderr
-    assert "there is no file" in xrddiff(folder, "run", "plugins=[none.py]", "--dry-run").stderr
+    assert "does not exist" in xrddiff(folder, "run", "plugins=[none.py]", "--dry-run").stderr
 
 
 READER = '''

@@ -60,7 +60,7 @@ def test_a_run_that_began_with_another_goes_on_without_it(begun):
     moved = other.rename(other.with_name("elsewhere"))
     try:
         assert compose_config([f"resume={new}"]).training.init == str(other)
-        with pytest.raises(BadInput, match="there is no such folder"):
+        with pytest.raises(BadInput, match="does not exist"):
             compose_config(["model=latent_diff", f"init={other}"])
     finally:
         moved.rename(other)
@@ -106,7 +106,7 @@ def test_a_run_that_has_not_ended_or_is_damaged_is_refused(tmp_path):
     (broken / "checkpoints" / "step-00000007" / "model.safetensors").write_bytes(b"lost")
     with pytest.raises(XrddiffError, match="holds no intact checkpoint"), pytest.warns(UserWarning, match="skipped"):
         check_run(compose_config([*words, f"init={broken}"]))
-    for path, sentence in ((tmp_path, "it has no config.yaml"), (tmp_path / "none", "there is no such folder")):
+    for path, sentence in ((tmp_path, "it has no config.yaml"), (tmp_path / "none", "does not exist")):
         with pytest.raises(BadInput, match=f"training.init={path}: {sentence}"):
             compose_config([*words, f"init={path}"])
 

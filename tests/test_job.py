@@ -106,7 +106,7 @@ def test_refusals_are_one_sentence(tmp_path):
     for job, sentence in (
         (Job(overrides=[["model=vqq"]], run_dirs=[str(tmp_path / "r")]), "did you mean 'vq'"),
         (Job(kind="sample", run_dirs=[str(tmp_path / "r")]), "kind is 'sample'"),
-        (Job(kind="script", script=str(tmp_path / "no.py"), run_dirs=[str(tmp_path / "r")]), "there is no file"),
+        (Job(kind="script", script=str(tmp_path / "no.py"), run_dirs=[str(tmp_path / "r")]), "does not exist"),
     ):
         code, out, err = ended(launch("prepare", job, tmp_path))
         assert code == 2 and out == "" and sentence in err and err.count("\n") == 1, err

@@ -124,7 +124,7 @@ def test_what_cannot_be_asked_for(runs, tmp_path):
     np.save(tmp_path / "mirror.npy", known_orientations(8) * [1, 1, -1])
     for words, sentence in {
         "{cell: '60,60,40,90,90,190'}": "no parallelepiped has these edges and angles",
-        "{cell: nowhere.pdb}": "there is no nowhere.pdb",
+        "{cell: nowhere.pdb}": "nowhere.pdb does not exist",
         f"{{orientations: {tmp_path / 'few.npy'}}}": "has 2 orientations, but sample 7 needs one",
         f"{{orientations: {tmp_path / 'mirror.npy'}}}": "is a reflection",
         "{cel: '60,60,40,90,90,90'}": "did you mean 'cell'",

@@ -489,7 +489,7 @@ def test_words_of_a_run(tmp_path):
     for word, said in (
         ("data.automask=[edge]", "edges"),
         ("data.mask_true=good", "no effect without data.mask"),
-        ("data.mask=/no/such.npy", "there is no file"),
+        ("data.mask=/no/such.npy", "does not exist"),
     ):
         with pytest.raises(BadInput, match=said):
             compose_config([*words, word])

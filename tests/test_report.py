@@ -114,7 +114,7 @@ def test_folders_that_have_no_report(run, tmp_path):
         assert done.returncode == 2 and done.stdout == "" and len(done.stderr.splitlines()) == 1, done
         return done.stderr
 
-    assert "there is no such folder" in refused(tmp_path / "none")
+    assert "does not exist" in refused(tmp_path / "none")
     bare = tmp_path / "bare"
     bare.mkdir()
     assert "it has no config.yaml" in refused(bare)

@@ -330,7 +330,7 @@ def test_what_a_run_says_of_frames(runs, one_thread, tmp_path, model):
 
 def test_mistakes_are_sentences(tmp_path):
     for words, sentence in (
-        (["nowhere"], "there is no nowhere"),
+        (["nowhere"], "nowhere does not exist"),
         (["ftp://detector"], "expected a folder, a file, or an address"),
         ([".", "--min-peaks", "0"], "min-peaks is 0; expected 1 or more"),
         ([".", "--workers", "many"], "the workers are 'many'"),

@@ -84,7 +84,7 @@ def test_samples_are_compared_by_their_numbers(runs, tmp_path):
 
 def test_what_cannot_be_compared_is_said_in_one_sentence(two, tmp_path):
     for given, sentence in (
-        ([tmp_path / "nothing"], "there is no folder"),
+        ([tmp_path / "nothing"], "does not exist"),
         ([tmp_path], "holds no run"),
         ([two / "a"], "1 run that can be compared; expected two or more"),
         ([two / "a", two / "c"], "c is damaged"),
@@ -271,7 +271,7 @@ def test_a_lock_left_by_a_dead_process_is_taken_from_it(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["sweep", "no.yaml"], "cannot read no.yaml: No such file"),
+        (["sweep", "no.yaml"], "no.yaml does not exist"),
         (["sweep", "bad.yaml"], "bad.yaml is not YAML"),
         (["sweep", "word.yaml"], "there is no word 'training.lrr'; did you mean 'training.lr'?"),
         (["sweep", "sweep.yaml", "-o", "sweep.yaml/study"], "cannot keep a study in"),

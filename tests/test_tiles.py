@@ -60,7 +60,7 @@ def test_one_tile_is_the_frame_itself(runs):
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["detector=sim12"], "there is no file sim12"),
+        (["detector=sim12"], "sim12 does not exist"),
         (["detector=sim128", "tile=40"], "expected a multiple of 16"),
         (["detector=sim128", "tile=48"], "the range of the network"),
         (["detector=sim128", "tile=64", "overlap=40"], "at most half of inference.tile, 32"),

@@ -109,10 +109,12 @@ def need_run(run: Path, said: str) -> None:
     """
     if os.path.lexists(plain := run / "config.yaml") and not is_path(plain, "dir"):
         return  # a config.yaml that is not a regular file is refused when it is read
-    what = "it has no config.yaml" if is_path(run, "dir") else "it does not exist"
+    expected = "the folder of a run, <output_dir>/<model>/<date>/<time>"
+    if not is_path(run, "dir"):
+        raise missing(run, expected, said.partition("=")[0] if "=" in said else "")
     meant = f"{run.parent}" if is_path(run.parent / "config.yaml", "file") else _newest_run(run)
     hint = f"; did you mean {meant}?" if meant else ""
-    raise BadInput(f"{said}: {what}; expected the folder of a run, <output_dir>/<model>/<date>/<time>{hint}")
+    raise BadInput(f"{said}: it has no config.yaml; expected {expected}{hint}")
 
 
 def _newest_run(folder: Path) -> str | None:

@@ -15,6 +15,7 @@ import gemmi
 import numpy as np
 
 from ...core.errors import BadInput
+from ...core.gate import missing
 from ..merging.symmetry import fit_axes
 from ..simulation.crystal import reciprocal_matrix
 
@@ -118,7 +119,7 @@ def read_cell(source: Any) -> Cell:
 
 def _cell_of_file(path: Path) -> Cell:
     if not path.exists():
-        raise BadInput(f"there is no {path}; expected a CIF, mmCIF or PDB file with a unit cell")
+        raise missing(path, "a CIF, mmCIF or PDB file with a unit cell")
     try:
         if path.suffix.lower() in (".pdb", ".ent"):
             found = gemmi.read_pdb(str(path))
