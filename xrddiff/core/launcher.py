@@ -5,23 +5,31 @@
 # %% ../../nbs/core/launcher.ipynb #70ab2fd0
 from __future__ import annotations
 
+import errno
 import os
 import resource
+import select
+import shlex
+import shutil
+import signal
 import site
 import subprocess
 import sys
+import threading
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from subprocess import DEVNULL, PIPE, STDOUT, CalledProcessError, CompletedProcess, SubprocessError, TimeoutExpired  # noqa: F401
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 _all_ = ["DEVNULL", "PIPE", "STDOUT", "CalledProcessError", "CompletedProcess", "SubprocessError", "TimeoutExpired"]
 
 # %% auto #0
-__all__ = ['Child', 'this_python', 'python_words', 'package_folders', 'safe_python', 'isolate', 'isolated', 'bare_environment',
-           'own_environment', 'limit', 'start', 'run', 'become', 'DEVNULL', 'PIPE', 'STDOUT', 'CalledProcessError',
-           'CompletedProcess', 'SubprocessError', 'TimeoutExpired']
+__all__ = ['Child', 'PROGRAM_VARIABLES', 'MOST_PRINTED', 'this_python', 'python_words', 'package_folders', 'safe_python',
+           'isolate', 'isolated', 'bare_environment', 'own_environment', 'limit', 'start', 'run', 'become',
+           'resolved_words', 'program_environment', 'Ended', 'run_program', 'DEVNULL', 'PIPE', 'STDOUT',
+           'CalledProcessError', 'CompletedProcess', 'SubprocessError', 'TimeoutExpired']
 
 # %% ../../nbs/core/launcher.ipynb #e50ef64b
 Child = subprocess.Popen
@@ -206,3 +214,229 @@ def become(words: Sequence[str | os.PathLike], env: Mapping[str, str] | None = N
     """Replace this process with a command, given as a list of words. `env`: as for `start`."""
     words = [os.fspath(w) for w in words]
     os.execve(words[0], words, dict(own_environment() if env is None else env))
+
+# %% ../../nbs/core/launcher.ipynb #2ab3bb19
+PROGRAM_VARIABLES = (*_NEEDED, *(f"{prefix}*" for prefix in _NEEDED_TOO))  # of the environment, with prefixes
+MOST_PRINTED = 100 << 20  # bytes of the standard output, or error, of a program that are kept
+_TOKEN = "XRDDIFF_PROGRAM"  # tells the processes of a program from others
+
+
+def resolved_words(command: str, place: str | os.PathLike | None = None) -> list[str]:
+    """Split a command into words, with files in place of their relative names, so that it can run in another folder.
+
+    place: where the names are looked for (default: the current folder). The first word is looked up on the PATH if it is no path.
+    Raises `ValueError` for a quote that is not closed, `FileNotFoundError` for a program that does not exist.
+    """
+    place = os.path.abspath(place or os.curdir)
+    program, *rest = shlex.split(command)
+    if os.sep in program or program.startswith("~"):
+        found = os.path.join(place, os.path.expanduser(program))
+    else:
+        found = shutil.which(program)
+    if found is None or not os.path.exists(found):
+        raise FileNotFoundError(errno.ENOENT, "it does not exist", program)
+    return [os.path.normpath(found), *(_absolute_file(word, place) for word in rest)]
+
+
+def _absolute_file(word: str, place: str) -> str:
+    """A word, or the value of `--option=word`, as an absolute path if it is the name of a file."""
+    option, equals, value = word.partition("=") if word.startswith("-") else ("", "", word)
+    inside = (
+        value and not value.startswith("-") and os.path.lexists(path := os.path.join(place, os.path.expanduser(value)))
+    )
+    return f"{option}{equals}{os.path.normpath(path)}" if inside else word
+
+
+def program_environment(names: Sequence[str] = ()) -> dict[str, str]:
+    """The variables that a program of the user gets: `PROGRAM_VARIABLES`, and those called `names`."""
+    env = {k: v for k, v in bare_environment().items() if k != "PYTHONSAFEPATH"}
+    return env | {name: os.environ[name] for name in names if name in os.environ}
+
+# %% ../../nbs/core/launcher.ipynb #7fd3605f
+_SUPERVISOR = r"""
+import ctypes, os, signal, subprocess, sys, time
+
+report, words = int(sys.argv[1]), sys.argv[2:]
+
+
+def parents():
+    found = {}
+    for name in os.listdir("/proc") if os.path.isdir("/proc/self") else ():
+        try:
+            with open(f"/proc/{name}/stat", "rb") as file:
+                state, parent = file.read().rpartition(b") ")[2].split()[:2]
+            if state != b"Z":
+                found[int(name)] = int(parent)
+        except (OSError, ValueError, IndexError):
+            pass
+    return found
+
+
+def below():
+    tree, own = parents(), {os.getpid()}
+    while more := {pid for pid, parent in tree.items() if parent in own} - own:
+        own |= more
+    return own - {os.getpid()}
+
+
+def end_all():
+    stopped = set()
+    while new := below() - stopped:  # stopped first: a process that is stopped starts no other
+        for pid in new:
+            send(pid, signal.SIGSTOP)
+        stopped |= new
+    try:
+        os.killpg(child.pid, signal.SIGKILL)
+    except OSError:
+        pass
+    for pid in stopped:
+        send(pid, signal.SIGKILL)
+    for _ in range(500):
+        try:
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+        except ChildProcessError:
+            return
+        time.sleep(0.01)
+
+
+def send(pid, number):
+    try:
+        os.kill(pid, number)
+    except OSError:
+        pass
+
+
+def leave(*_):
+    end_all()
+    os._exit(0)
+
+
+def for_child():
+    if linux:
+        linux.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
+linux = ctypes.CDLL(None) if sys.platform == "linux" else None
+child = None
+if linux:
+    linux.prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER: orphans below come here
+    linux.prctl(1, signal.SIGTERM)
+for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+    signal.signal(number, lambda *_: (child is not None and leave()) or os._exit(0))
+try:
+    child = subprocess.Popen(words, stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=for_child, close_fds=True)
+except OSError as error:
+    os.write(report, f"error {error.strerror}".encode())
+    os._exit(0)
+while child.poll() is None:
+    try:
+        child.wait(0.2)
+    except subprocess.TimeoutExpired:
+        pass
+os.write(report, f"code {child.returncode}".encode())
+leave()
+"""
+
+
+class Ended(NamedTuple):
+    """How a program ended: its exit `code` (below 0: by this signal), None after its time; `lines`: the last ones that it printed.
+
+    cut: it printed more than is kept.
+    """
+
+    code: int | None
+    lines: list[str]
+    cut: bool
+
+
+def run_program(
+    words: Sequence[str | os.PathLike],
+    folder: str | os.PathLike,
+    *,
+    timeout: float,
+    env: Mapping[str, str] | None = None,
+    most: int = MOST_PRINTED,
+) -> Ended:
+    """Run a program of the user in `folder`, and end every process that it has started.
+
+    timeout: seconds, after which it is ended. env: `program_environment()` by default. most: bytes of its output, and of its errors, that are
+    kept, in `output.txt` and `errors.txt` of the folder.
+    Raises `OSError` if it cannot be started.
+    """
+    token = uuid.uuid4().hex
+    env = dict(program_environment() if env is None else env) | {_TOKEN: token}
+    reading, report = os.pipe()
+    command = [sys.executable, "-I", "-S", "-c", _SUPERVISOR, str(report), *words]
+    options = dict(cwd=folder, env=env, stdout=PIPE, stderr=PIPE, pass_fds=[report], start_new_session=True)
+    process, over = start(command, **options), False
+    os.close(report)
+    files = [os.path.join(folder, name) for name in ("output.txt", "errors.txt")]
+    kept = [_Printed(pipe, file, most) for pipe, file in zip((process.stdout, process.stderr), files, strict=True)]
+    try:
+        said = _reported(reading, timeout)
+        over = said is None
+    finally:
+        os.close(reading)
+        process.terminate()
+        try:
+            process.wait(20)
+        except TimeoutExpired:
+            process.kill()
+            process.wait()
+        _end_left(token)
+        for one in kept:
+            one.end()
+    if said and said.startswith("error "):
+        raise OSError(errno.ENOEXEC, said.removeprefix("error "), str(words[0]))
+    lines = next((one.lines for one in reversed(kept) if one.lines), [])
+    code = None if over else int(said.removeprefix("code ")) if said else -signal.SIGKILL
+    return Ended(code, lines, any(one.cut for one in kept))
+
+
+def _reported(fd: int, timeout: float) -> str | None:
+    """What the supervisor says of the end of a program; None after `timeout` seconds, "" if the supervisor was ended itself."""
+    ready = select.select([fd], [], [], timeout)[0]
+    return os.read(fd, 1000).decode("utf-8", "replace") if ready else None
+
+
+def _end_left(token: str) -> None:
+    """End processes of a program that were not below its supervisor any more."""
+    import psutil
+
+    for process in psutil.process_iter():
+        try:
+            if process.uids().real == os.getuid() and process.environ().get(_TOKEN) == token:
+                process.kill()
+        except (psutil.Error, OSError):
+            pass
+
+
+class _Printed:
+    """What a program prints to a pipe, in a file of at most `most` bytes; `lines`: the last ones."""
+
+    def __init__(self, pipe: Any, file: str, most: int):
+        self.pipe, self.file, self.most = pipe, file, most
+        self.tail, self.size = b"", 0
+        self.thread = threading.Thread(target=self._take, daemon=True)
+        self.thread.start()
+
+    def _take(self) -> None:
+        with open(self.file, "wb") as out:
+            while data := os.read(self.pipe.fileno(), 1 << 20):
+                out.write(data[: max(0, self.most - self.size)])
+                self.size += len(data)
+                self.tail = (self.tail + data)[-8000:]
+
+    def end(self) -> None:
+        self.thread.join(10)  # a process of another user may still hold the pipe
+        if not self.thread.is_alive():
+            self.pipe.close()
+
+    @property
+    def cut(self) -> bool:
+        return self.size > self.most
+
+    @property
+    def lines(self) -> list[str]:
+        return [line for line in self.tail.decode("utf-8", "replace").splitlines() if line.strip()][-5:]

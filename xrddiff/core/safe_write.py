@@ -5,6 +5,7 @@
 # %% ../../nbs/core/safe_write.ipynb #7a14a05b
 from __future__ import annotations
 
+import atexit
 import glob
 import os
 import re
@@ -14,7 +15,7 @@ import stat
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import is_dataclass
 from itertools import islice
 from pathlib import Path
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['Kind', 'named_files', 'read_there', 'Holder', 'read_mark', 'is_free', 'check_output', 'link_out_of', 'own_png',
-           'new_output', 'write_sums', 'save_table', 'write_table']
+           'new_output', 'claim_place', 'write_sums', 'save_table', 'write_table']
 
 # %% ../../nbs/core/safe_write.ipynb #6346ae6f
 _NAMES = 10_000  # files of a pattern that are compared
@@ -378,6 +379,20 @@ def new_output(
 def _mark_folder(part: Path, holder: Holder) -> None:
     holder.state, holder.ended = "finished", time.time()
     write_text(part / MARK, sealed(for_json(msgspec.to_builtins(holder))))
+
+
+def claim_place(folder: str | os.PathLike, command: str) -> Path:
+    """Return the place that a run notebook writes into: that of the command which executes it, or one that it claims until its kernel ends.
+
+    Raises `BadInput` as `new_output` does.
+    """
+    mark = read_mark(folder)
+    if mark is not None and mark.alive and mark.pid in (os.getpid(), os.getppid()):
+        return Path(folder)
+    held = ExitStack()
+    place = held.enter_context(new_output(folder, kind="place", again=True, command=command))
+    atexit.register(held.close)
+    return place
 
 
 def _this_command() -> str:

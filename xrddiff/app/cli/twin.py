@@ -92,7 +92,7 @@ def recover_spots(args: argparse.Namespace) -> int:
     from xrddiff.run.execution.twinning import execute_recovery
 
     programs = tuple(absolute_program(p) for p in args.program or PROGRAMS)
-    plan = RecoveryPlan(**_plan_fields(args), programs=programs, blank=args.blank, timeout=args.timeout)
+    plan = RecoveryPlan(**_plan_fields(args), programs=programs, blank=args.blank, timeout=args.timeout, env=args.env)
     earlier = earlier_recovery(plan)
     default = f"{earlier}-again" if earlier is not None else None
     folder = execute_recovery(
@@ -118,9 +118,18 @@ def add_recover(commands: Any) -> None:
         "--program",
         action="append",
         metavar="PROGRAM",
-        help="classical, peakfinder8, net:FILE; a file of peaks (.csv, .stream, .cxi); or a command with {frames} and {peaks} (the first two); may be given several times",
+        help="classical, peakfinder8, net:FILE; a file of peaks (.csv, .stream, .cxi); or a command with {frames} and {peaks} (the first two); NAME=PROGRAM labels it; may be given several times",
     )
     p.add_argument("--blank", action="store_true", help="draw spots into measured pixels instead of whole frames")
-    p.add_argument("--timeout", type=float, default=3600.0, metavar="SECONDS", help="that a command may take (3600)")
+    p.add_argument(
+        "--timeout", type=float, default=3600.0, metavar="SECONDS", help="time limit per command, in seconds (3600)"
+    )
+    p.add_argument(
+        "--env",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a variable of the environment that commands get too (docs/security.md); may be given several times",
+    )
     p.add_argument("-o", "--output", metavar="FOLDER", help="folder for the results (NAME-recovery)")
     p.set_defaults(command=recover_spots, parser=p)

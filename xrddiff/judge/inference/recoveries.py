@@ -5,9 +5,13 @@
 # %% ../../../nbs/judge/inference/recoveries.ipynb #0ffa584f
 from __future__ import annotations
 
+import math
+import os
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,9 +20,10 @@ import pandas as pd
 import xarray as xr
 
 from ...core.errors import BadInput
+from ...core.safe_write import write_table
 from ...core.files import package_version
-from ...core.gate import read_table
-from ...core.launcher import TimeoutExpired, run
+from ...core.gate import missing, read_table
+from ...core.launcher import program_environment, resolved_words, run_program
 from ...core.mediums import plain_text
 from ...data.formats.peak_files import SUFFIXES, read_peaks
 from ...data.formats.readers import open_frames
@@ -34,15 +39,16 @@ from ...physics.twins.indexed_exposures import IndexedExposures
 from ...physics.twins.twin import Twin, twin_frames
 
 # %% auto #0
-__all__ = ['PROGRAMS', 'TRUTH', 'ENOUGH', 'HALF', 'RecoveryPlan', 'program_kind', 'KnownFrames', 'earlier_recovery', 'has_truth',
-           'known_frames', 'known_of_twin', 'earlier_frames', 'found_by', 'all_found', 'program_title',
-           'absolute_program', 'measured_snr', 'MeasuredSpots', 'measured_spots', 'on_measured', 'half_at',
-           'recovery_words', 'agreement_words', 'recovery_record']
+__all__ = ['PROGRAMS', 'TRUTH', 'ENOUGH', 'HALF', 'RecoveryPlan', 'label_and_program', 'program_kind', 'program_title',
+           'KnownFrames', 'earlier_recovery', 'has_truth', 'known_frames', 'known_of_twin', 'earlier_frames',
+           'found_by', 'all_found', 'absolute_program', 'measured_snr', 'MeasuredSpots', 'measured_spots',
+           'on_measured', 'half_at', 'recovery_words', 'agreement_words', 'recovery_record']
 
 # %% ../../../nbs/judge/inference/recoveries.ipynb #78fa4d9c
 PROGRAMS = ("classical", "peakfinder8")
 _NAMES = {"ours": "classical"}
 _EXPECTED = f"classical, peakfinder8, net:FILE, a file of peaks ({', '.join(SUFFIXES)}), or a command with {{frames}} and {{peaks}}"
+_LABEL = re.compile(r"([A-Za-z0-9][A-Za-z0-9_.+-]{0,60})=(?=.)")
 
 
 @dataclass(frozen=True)
@@ -50,27 +56,42 @@ class RecoveryPlan(TwinPlan):
     """A twin, and the programs whose peaks are wanted of its frames.
 
     - `programs`: "classical" or "ours", "peakfinder8", "net:FILE"; a file of peaks; or a command, in which `{frames}` is the file of frames and
-      `{peaks}` the name, without an ending, of the file that it writes.
+      `{peaks}` the name, without an ending, of the file that it writes. Before each of them may stand a label, as in "snr5=COMMAND".
     - `blank`: spots are drawn into measured pixels; else all of a frame is drawn.
-    - `timeout`: seconds that a command may take.
+    - `timeout`: time limit per command, in seconds.
+    - `env`: names of variables of the environment that commands get besides `core.launcher.PROGRAM_VARIABLES`.
     """
 
     output: str = "frames.cxi"
     programs: Sequence[str] = PROGRAMS
     blank: bool = False
     timeout: float = 3600.0
+    env: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "programs", [_NAMES.get(p, p) for p in self.programs])
-        if not self.programs or self.timeout <= 0:
+        if not self.programs or not 0 < self.timeout < math.inf:
             raise BadInput(f"programs, timeout are {self.programs}, {self.timeout}; expected a program, and seconds")
-        for program in self.programs:
-            program_kind(program)
+        titles = [program_title(program) for program in self.programs]
+        if twice := [title for title in titles if titles.count(title) > 1]:
+            raise BadInput(
+                f"two programs are called '{twice[0]}'; expected a label for each, as in --program 'NAME=PROGRAM'"
+            )
+        if unset := [name for name in self.env if name not in os.environ]:
+            raise BadInput(f"env: the variable {plain_text(unset[0])} is not set; expected the name of one that is")
+
+
+def label_and_program(text: str) -> tuple[str | None, str]:
+    """The label of a program, None without one, and the program itself."""
+    found = _LABEL.match(text)
+    if found is None or Path(text).expanduser().exists():
+        return None, _NAMES.get(text, text)
+    return found[1], _NAMES.get(text[found.end() :], text[found.end() :])
 
 
 def program_kind(program: str) -> str:
-    """ "finder", "file" or "command". Raises `BadInput` for what is none of them."""
+    """ "finder", "file" or "command", of a program without its label. Raises `BadInput` for anything else."""
     if program in PROGRAMS or program.startswith("net:"):
         peak_way(program)
         return "finder"
@@ -80,12 +101,35 @@ def program_kind(program: str) -> str:
                 return "command"
         except ValueError as error:
             raise BadInput(
-                f"the program '{plain_text(program)}' is no command: {error}; expected {_EXPECTED}"
+                f"the program '{plain_text(program)}' is not a command: {error}; expected {_EXPECTED}"
             ) from None
     path = Path(program).expanduser()
     if path.suffix.lower() in SUFFIXES and path.exists():
         return "file"
     raise BadInput(f"the program is '{plain_text(program)}'; expected {_EXPECTED}")
+
+
+_RUNNERS = re.compile(
+    r"python[\d.]*|bash|sh|zsh|dash|perl|ruby|julia|Rscript|java|node|env|nice|time|srun|apptainer|singularity"
+)
+
+
+def program_title(text: str) -> str:
+    """The label of a program; without one its name: of a file without its folder, of a command that of the script."""
+    label, program = label_and_program(text)
+    if label is not None:
+        return label
+    if program_kind(program) == "finder" and ":" not in program:
+        return program
+    name = _script_of(shlex.split(program)) if program_kind(program) == "command" else program.removeprefix("net:")
+    return plain_text(Path(name).name, 60)
+
+
+def _script_of(words: Sequence[str]) -> str:
+    """The word of a command that names the program: of `python -u finder.py --snr 5` the script."""
+    if not _RUNNERS.fullmatch(Path(words[0]).name):
+        return words[0]
+    return next((w for w in words[1:] if not w.startswith("-") and "{" not in w), words[0])
 
 # %% ../../../nbs/judge/inference/recoveries.ipynb #57cae25d
 TRUTH = "truth.csv"
@@ -126,7 +170,7 @@ def known_frames(plan: RecoveryPlan, folder: Path) -> KnownFrames:
     twin = plan.learn(learnt, plan.known())
     made, truth = known_of_twin(twin, plan.n, seed=plan.seed, blank=plan.blank)
     path = save_frames(made, folder / plan.output)
-    truth.to_csv(folder / TRUTH, index=False)
+    write_table(truth, folder / TRUTH)
     return KnownFrames(path, open_frames(path), truth, twin, held)
 
 
@@ -154,66 +198,78 @@ def earlier_frames(folder: Path) -> KnownFrames:
     return KnownFrames(files[0], frames, truth)
 
 # %% ../../../nbs/judge/inference/recoveries.ipynb #7abe0210
-def found_by(program: str, known: KnownFrames, folder: Path, timeout: float = 3600.0) -> dict[str, pd.DataFrame]:
+def found_by(
+    program: str, known: KnownFrames, folder: Path, timeout: float = 3600.0, env: Sequence[str] = ()
+) -> dict[str, pd.DataFrame]:
     """Tables of what a program finds in the frames: of its `peaks`, and perhaps `integrated`.
 
-    folder: where a command runs and writes.
+    folder: of the results, where a command gets a folder of its own to run in.
     """
+    title, program = program_title(program), label_and_program(program)[1]
     kind, n = program_kind(program), frame_count(known.frames)
     if kind == "finder":
         return {"peaks": find_frame_peaks(known.frames, make=peak_way(program))}
     if kind == "file":
         return read_peaks(Path(program).expanduser(), n, PANEL_GEOMETRY in known.frames)
-    return read_peaks(_written_by(program, known.path.absolute(), folder, timeout), n, PANEL_GEOMETRY in known.frames)
+    written = _written_by(program, known.path.absolute(), _own_folder(folder, title), timeout, env)
+    return read_peaks(written, n, PANEL_GEOMETRY in known.frames)
 
 
 def all_found(plan: RecoveryPlan, known: KnownFrames, folder: Path) -> dict[str, Recovered]:
     """What each program of a plan found, by its name; reflections that it integrated are a row of their own."""
     out, n = {}, frame_count(known.frames)
     for program in plan.programs:
-        for what, table in found_by(program, known, folder, plan.timeout).items():
+        for what, table in found_by(program, known, folder, plan.timeout, plan.env).items():
             title = program_title(program) + ("" if what == "peaks" else ", integrated")
             out[title] = match_found(known.truth, table, n)
     return out
 
 
-def program_title(program: str) -> str:
-    """A short name of a program: a file without its folder, the first word of a command."""
-    kind = program_kind(program)
-    word = shlex.split(program)[0] if kind == "command" else program
-    return word if kind == "finder" and ":" not in word else plain_text(Path(word.removeprefix("net:")).name)
-
-
-def absolute_program(program: str) -> str:
-    """A program whose file is named by its absolute path, for another process; a command is as it was."""
+def absolute_program(text: str) -> str:
+    """A program whose files are named by absolute paths, for another folder; its label stays. Raises `BadInput` if it does not exist."""
+    label, program = label_and_program(text)
+    named = "" if label is None else f"{label}="
     own = Path(program).expanduser()
     if own.suffix.lower() in SUFFIXES and "{" not in program:
-        return str(own.absolute())
-    return str(absolute_way(program))
-
-
-def _written_by(program: str, frames: Path, folder: Path, timeout: float) -> Path:
-    """The file that a command wrote."""
-    stem = folder.absolute() / "peaks"
-    for old in folder.glob("peaks.*"):
-        old.unlink()
-    words = [w.replace("{frames}", str(frames)).replace("{peaks}", str(stem)) for w in shlex.split(program)]
-    name = plain_text(words[0])
+        return named + str(own.absolute())
+    if program_kind(program) != "command":
+        return named + str(absolute_way(program))
     try:
-        done = run(words, timeout=timeout, cwd=folder, text=True, errors="replace")
-    except TimeoutExpired:
-        raise BadInput(
-            f"{name} ran for more than {timeout:g} s and was stopped; expected it to end, or a longer timeout"
-        ) from None
+        return named + shlex.join(resolved_words(program))
+    except FileNotFoundError as error:
+        raise missing(error.filename, "a program of this machine", "program") from None
+
+
+def _own_folder(folder: Path, title: str) -> Path:
+    """A new folder for a program to run in, so that nothing that is there is touched."""
+    place = folder.absolute() / "programs" / (re.sub(r"[^A-Za-z0-9_.+-]+", "_", title).strip("._") or "program")
+    for n in count(1):
+        try:
+            (path := place if n == 1 else place.with_name(f"{place.name}-{n}")).mkdir(parents=True)
+            return path
+        except FileExistsError:
+            pass
+
+
+def _written_by(program: str, frames: Path, folder: Path, timeout: float, env: Sequence[str] = ()) -> Path:
+    """The file that a command wrote into its folder."""
+    stem = folder / "peaks"
+    words = [w.replace("{frames}", str(frames)).replace("{peaks}", str(stem)) for w in shlex.split(program)]
+    name = plain_text(_script_of(shlex.split(program)))
+    try:
+        ended = run_program(words, folder, timeout=timeout, env=program_environment(env))
     except OSError as error:
         raise BadInput(f"{name} cannot be started: {error.strerror}; expected a program of this machine") from None
-    if done.returncode:
-        said = [line for line in (done.stderr or done.stdout or "").splitlines() if line.strip()]
-        last = plain_text(said[-1][:200]) if said else "it said nothing"
-        raise BadInput(f"{name} ended with code {done.returncode}: {last}")
+    said = f" ({folder / 'output.txt'}, {folder / 'errors.txt'})"
+    last = plain_text(ended.lines[-1][:200]) if ended.lines else "it printed nothing"
+    if ended.code is None:
+        raise BadInput(f"{name} ran for more than {timeout:g} s and was ended; expected a longer timeout: {last}{said}")
+    if ended.code:
+        how = f"was ended by signal {-ended.code}" if ended.code < 0 else f"ended with code {ended.code}"
+        raise BadInput(f"{name} {how}: {last}{said}")
     files = [p for p in sorted(folder.glob("peaks.*")) if p.suffix.lower() in SUFFIXES]
     if not files:
-        raise BadInput(f"{name} wrote no {{peaks}} file; expected {stem.name} with one of {', '.join(SUFFIXES)}")
+        raise BadInput(f"{name} wrote no {{peaks}} file; expected {stem.name} with one of {', '.join(SUFFIXES)}{said}")
     return files[0]
 
 # %% ../../../nbs/judge/inference/recoveries.ipynb #af743850
@@ -258,6 +314,7 @@ def on_measured(
     """`by_bin` by measured I/σ: of the exposures that the twin has not seen, and of its frames; None without `spots`, and for a
     program that is a file or a command.
     """
+    program = label_and_program(program)[1]
     if spots is None or program_kind(program) != "finder":
         return None
     way, held, made = peak_way(program), known.held, known.frames
