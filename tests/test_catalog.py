@@ -193,7 +193,7 @@ def test_simulate_to_and_convert(tmp_path, small, blocks_of_8, monkeypatch):
     monkeypatch.setattr("xrddiff.learn.loading.catalog.block_size", lambda shape: 8)
     for n in (5, 21):
         for name in ("a.h5", "a.zarr"):
-            ds = open_frames(simulate_to(tmp_path / name, small, n, seed=3))
+            ds = open_frames(simulate_to(tmp_path / name, small, n, seed=3, overwrite=True))
             alone = simulate(small, range(n), 3)
             assert np.array_equal(ds["intensity"], alone["intensity"]) and len(peaks_table(ds)) == len(
                 peaks_table(alone)

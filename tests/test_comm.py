@@ -265,12 +265,13 @@ def test_the_command_predicts(tmp_path, capsys):
     assert first == second and first.startswith("0.301 M parameters, 0.602 MB of gradients") and err == ""
 
     (tmp_path / "empty").mkdir()
-    figure = ["--figure", str(tmp_path / "nowhere" / "figure.png")]
+    (tmp_path / "file").touch()
+    figure = ["--figure", str(tmp_path / "file" / "figure.png")]
     for more, sentence in (
         ([str(tmp_path / "empty")], "has no checkpoint with an optimiser"),
         ([str(tmp_path / "nowhere")], "expected a number such as 50e6 or 50M, or the folder of a run"),
         (["50M", *figure], "give --step-ms"),
-        (["50M", "--step-ms", "100", *figure], "cannot write"),
+        (["50M", "--step-ms", "100", *figure], "is not a folder"),
     ):
         assert main([*words, *more]) == 2
         out, err = capsys.readouterr()

@@ -438,7 +438,7 @@ def test_later_words_win_and_plus_sets():
         (["training.train_vae_from_scratch=false"], "are both false"),
         (
             ["training.train_vae_from_checkpoint=true", "training.pretrained_vae_path=/no/such"],
-            "no file or folder /no/such",
+            "/no/such does not exist",
         ),
         (["training.pretrained_vae_path=/"], "would not be used"),
         (["data.data_path=/no/such.h5"], "data.data_path: /no/such.h5 does not exist"),
@@ -473,7 +473,7 @@ def test_starting_from_a_checkpoint_is_not_from_scratch(tmp_path):
 def test_a_series_of_files_is_a_data_path(tmp_path):
     (tmp_path / "a_001.cbf").touch()
     assert compose_config([f"data.data_path='{tmp_path}/a_*.cbf'"]).data.data_path == f"{tmp_path}/a_*.cbf"
-    with pytest.raises(BadInput, match="no file or folder"):
+    with pytest.raises(BadInput, match="does not exist"):
         compose_config([f"data.data_path='{tmp_path}/b_*.cbf'"])
 
 

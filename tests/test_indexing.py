@@ -182,7 +182,7 @@ def test_bad_input_is_refused_with_a_sentence():
     frames = simulate("sim128", [0], seed=1)
     for cell, sentence in (
         ((10, 10, 10, 90, 90, 180), "parallelepiped"),
-        ("none.cif", "there is no none.cif"),
+        ("none.cif", "none.cif does not exist"),
         ("P4", "expected a,b,c"),
     ):
         with pytest.raises(BadInput, match=re.escape(sentence)):
@@ -333,14 +333,14 @@ def test_the_command_writes_a_table_a_picture_and_a_stream(tmp_path, monkeypatch
     ("words", "sentence"),
     [
         (["shots.h5", "--cell", "10,10,10,90,90,180"], "no parallelepiped has these edges"),
-        (["shots.h5", "--cell", "lysozyme.pdb"], "there is no lysozyme.pdb"),
+        (["shots.h5", "--cell", "lysozyme.pdb"], "lysozyme.pdb does not exist"),
         (["shots.h5", "--frames", "7:9"], "has 2 frames, numbers 0 to 1"),
         (["shots.h5", "--frames", "all"], "expected a frame number or START:STOP"),
         (["gone.h5"], "gone.h5"),
         (["shots.h5", "--png", "shots.h5/x.png"], "is not a folder"),
         (["shots.h5", "--stream", "./shots.h5"], "would be both read and written"),
         (["shots.h5", "--png", "shots.h5"], "would be both read and written"),
-        (["shots.h5", "--stream", "x.png", "--png", "x.png"], "would be written twice"),
+        (["shots.h5", "--stream", "x.png", "--png", "x.png"], "two outputs have one name"),
         (["shots.h5", "--lattices", "0"], "lattices is 0; expected 1 to 1000"),
         (["shots.h5", "--controls", "-5"], "controls is -5; expected 0"),
         (["shots.h5", "--distance-range", "nan"], "distance_range is nan; expected 0 to 0.5"),

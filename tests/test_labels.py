@@ -213,7 +213,7 @@ def test_parquet_needs_pyarrow(hdf5, tmp_path):
         ),
         (["model.condition=[resolution]"], "data.distance= (m), data.pixel_size= (m), data.beam_center= ((x, y) px)"),
         (["model.condition=[hit_class]"], "hit_class needs the crystals of the frames"),
-        (["data.labels=nowhere.csv"], "data.labels: nowhere.csv does not exist"),
+        (["data.labels=nowhere.csv"], "nowhere.csv does not exist"),
     ],
 )
 def test_what_cannot_be_a_condition_is_said_before_the_run(hdf5, words, sentence):

@@ -18,6 +18,7 @@ from xrddiff.config.composition import compose_config
 from xrddiff.config.saved_config import load_config
 from xrddiff.core.errors import BadInput, XrddiffError
 from xrddiff.core.files import write_text
+from xrddiff.core.gate import read_json
 from xrddiff.run.execution import notebooks
 from xrddiff.run.execution import phases as jobs
 from xrddiff.run.execution import run_folder as runs
@@ -211,7 +212,7 @@ def test_parameters_are_checked_before_anything_runs(tmp_path):
 
 
 def test_what_is_no_notebook(tmp_path):
-    with pytest.raises(BadInput, match="cannot read"):
+    with pytest.raises(BadInput, match="cannot read|does not exist"):
         run_notebook(tmp_path / "none.ipynb", tmp_path / "b.ipynb")
     for content in ("", "{", "{}", '{"cells": 3, "nbformat": 4, "nbformat_minor": 5, "metadata": {}}'):
         (tmp_path / "broken.ipynb").write_text(content)
@@ -556,7 +557,7 @@ def test_execute_and_resume(toy_run, engine):
     (path,) = seen
     assert (path / "checkpoints" / "done.txt").read_text() == "2"
     assert execute_run([f"resume={path}", "training.num_epochs=4"], terminal=False) == path
-    assert json.loads((path / "metrics" / "summary.json").read_text()) == {"epochs": 4, "size": "small"}
+    assert read_json(path / "metrics" / "summary.json") == {"epochs": 4, "size": "small"}
     assert {"notebook.ipynb", "notebook.1.ipynb", "environment.1.json", "config.1.yaml", "log.txt"} <= {
         p.name for p in path.iterdir()
     }

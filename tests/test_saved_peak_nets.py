@@ -61,7 +61,7 @@ def test_the_command_says_what_it_made(shots, net_file, tmp_path, capsys, monkey
         (["-o", "peaks.pt"], "expected a name that ends in .safetensors"),
         (["--format", "pt2", "--steps", "3"], "are for --format peaks"),
     ):
-        assert main(["export", str(shots), "--format", "peaks", *words]) == 2
+        assert main(["export", str(shots), "--format", "peaks", "--overwrite", *words]) == 2
         assert sentence in capsys.readouterr().err
 
 
@@ -218,7 +218,7 @@ def test_in_a_stream(shots, net_file, tmp_path):
     assert main([*argv, str(folder), word]) == 0  # the same question again
     with pytest.raises(BadInput, match="stream with peaks net:"):
         Stream(StreamPlan(str(shots), idle=0.1, page=0), folder)
-    with pytest.raises(BadInput, match="there is no"):
+    with pytest.raises(BadInput, match="does not exist"):
         Stream(StreamPlan(str(shots), peaks="net:nowhere"), tmp_path / "none")
     assert not (tmp_path / "none").exists()
 
@@ -239,6 +239,6 @@ def test_in_index_and_inspect(shots, net_file, tmp_path, monkeypatch, capsys):
     assert main(["data", "inspect", str(shots), "peaks=classical", "--no-png"]) == 0
     for argv in (["data", "index", str(shots)], ["data", "inspect", str(shots)], ["stream", str(shots)]):
         assert main([*argv, "peaks=net:gone.safetensors"]) == 2
-        assert "gone.safetensors; expected the file of a peak network" in capsys.readouterr().err
+        assert "gone.safetensors does not exist (expected the file of a peak network" in capsys.readouterr().err
     assert main(["data", "convert", str(shots), "b.h5", "peaks=classical"]) == 2
     assert "this command finds no peaks" in capsys.readouterr().err

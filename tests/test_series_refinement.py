@@ -208,7 +208,7 @@ def test_the_command_reports_and_writes_the_detector(tmp_path, monkeypatch, caps
     table = pd.read_csv(tmp_path / "shots-indexed.csv")
     assert {"rmsd_px", "rmsd_before_px"} <= set(table)
     assert main(["data", "index", "shots.h5", "--controls", "10", "--no-refine"]) == 0
-    assert "rmsd_before_px" not in pd.read_csv(tmp_path / "shots-indexed.csv")
+    assert "rmsd_before_px" not in pd.read_csv(tmp_path / "shots-indexed-2.csv")
     assert main(["data", "index", "shots.h5", "--geometry", "found.txt"]) == 2
 
 

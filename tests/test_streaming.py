@@ -238,13 +238,13 @@ def test_a_series_that_begins_again_is_another_one():
     ("words", "sentence"),
     [
         (["--cell", "nonsense"], "cell 'nonsense': expected"),
-        (["--cell", "gone.pdb"], "there is no gone.pdb"),
+        (["--cell", "gone.pdb"], "gone.pdb does not exist"),
         (["--enough", "cc_half=0.9"], "expected one too"),
         (["wavlength=1.3"], "did you mean 'wavelength'"),
         (["beam_center=64"], "2 finite numbers"),
         (["geometry=gone.geom"], "gone.geom"),
         (["--memory", "nan"], "expected megabytes"),
-        (["-o", "frames/run_0.h5"], "cannot be the folder of a stream"),
+        (["-o", "frames/run_0.h5"], "is a file; expected the name of a new folder"),
     ],
 )
 def test_mistakes_are_said_before_a_frame_is_taken(tmp_path, capsys, monkeypatch, words, sentence):

@@ -274,7 +274,7 @@ def test_a_lock_left_by_a_dead_process_is_taken_from_it(tmp_path, monkeypatch):
         (["sweep", "no.yaml"], "no.yaml does not exist"),
         (["sweep", "bad.yaml"], "bad.yaml is not YAML"),
         (["sweep", "word.yaml"], "there is no word 'training.lrr'; did you mean 'training.lr'?"),
-        (["sweep", "sweep.yaml", "-o", "sweep.yaml/study"], "cannot keep a study in"),
+        (["sweep", "sweep.yaml", "-o", "sweep.yaml/study"], "sweep.yaml is not a folder"),
         (["sweep", "status", "nowhere"], "nowhere holds no study"),
         (["sweep", "best", "study"], "no trial of"),
         (["sweep", "broken"], "journal.log is damaged"),

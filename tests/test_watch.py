@@ -128,7 +128,7 @@ def test_a_picture_needs_nothing_from_elsewhere(tmp_path, capsys):
     assert main(["watch", str(run), "--svg", str(tmp_path / "a.svg"), "--width", "110"]) == 0
     text = (tmp_path / "a.svg").read_text()
     assert "last" in text and "@font-face" not in text and not re.findall(r'(?:href|src)="?http|url\(["\']?http', text)
-    assert main(["watch", str(run), "--svg", "/no/such/a.svg"]) == 2
+    assert main(["watch", str(run), "--svg", str(tmp_path / "a.svg" / "b.svg")]) == 2
     assert capsys.readouterr().err.count("\n") == 1
 
 

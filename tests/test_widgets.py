@@ -789,7 +789,7 @@ def test_a_mask_that_comes_late_changes_nothing_of_what_is_shown_then(masks_wait
         w.mask_file = str(a / "r_0.tif")
         w.guarded(w.save_mask)()
         await ended()
-        assert "there is a file" in w.sentence and w._read[3]
+        assert "exists already" in w.sentence and w._read[3]
 
     async def closed(w, ended):
         w.close()

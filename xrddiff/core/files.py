@@ -30,8 +30,8 @@ from .mediums import for_json, plain_text
 
 # %% auto #0
 __all__ = ['MARK', 'CannotSave', 'why_not', 'sync', 'remove', 'temporary_name', 'final_name', 'process_place', 'clear_leftovers',
-           'process_exists', 'process_start', 'writing', 'write_text', 'plain', 'json_checksum', 'sealed',
-           'take_checksum', 'sealed_yaml', 'is_broken_yaml', 'write_json', 'sha256', 'json_digest', 'lock', 'is_path',
+           'process_exists', 'process_start', 'writing', 'write_text', 'plain', 'json_checksum', 'take_checksum',
+           'sealed', 'sealed_yaml', 'is_broken_yaml', 'write_json', 'sha256', 'json_digest', 'lock', 'is_path',
            'free_space', 'is_among_files', 'writable', 'is_address', 'anywhere', 'absolute_path', 'state_folder',
            'cache_dir', 'scratch_folder', 'package_version', 'package_folder', 'shipped_folder']
 
@@ -290,6 +290,26 @@ def json_checksum(value: Any) -> str:
     return f"crc32:{zlib.crc32(json.dumps(value, sort_keys=True, separators=(',', ':')).encode()):08x}"
 
 
+_CHECKSUM = re.compile("crc32:[0-9a-f]{8}")
+
+
+def take_checksum(value: Any, holder: dict[str, Any] | None = None) -> bool | None:
+    """Remove the checksum from a value read from JSON; return whether it fits, None if there is none.
+
+    holder: the object within `value` that has the field (default: `value`, or the last object of a list). A checksum
+    under another name, or of another form, was damaged, so it does not fit.
+    """
+    holder = holder if holder is not None else value[-1] if isinstance(value, list) and value else value
+    if not isinstance(holder, dict):
+        return None
+    fields = [(k, v) for k, v in holder.items() if isinstance(v, str) and len(v) == 14]
+    found = next(((k, v) for k, v in fields if k == _FIELD or _CHECKSUM.fullmatch(v)), None)
+    if found is None:
+        return None
+    del holder[found[0]]
+    return found == (_FIELD, json_checksum(value))
+
+
 def sealed(text: str) -> str:
     """A JSON text, or one line of JSON, with its checksum as the last field of its object, or of the last object of its list.
 
@@ -297,6 +317,8 @@ def sealed(text: str) -> str:
     """
     text = text.rstrip()
     value = json.loads(text)
+    if take_checksum(value) is not None:  # of what it was before
+        text = json.dumps(value, indent=2 if "\n" in text else None, ensure_ascii=False)
     last = value[-1] if isinstance(value, list) and value else value
     if not isinstance(last, dict):
         return text + "\n"
@@ -305,16 +327,6 @@ def sealed(text: str) -> str:
     line = end + " " * (2 if isinstance(value, dict) and "\n  " in text else 1) if "\n" in end else " "
     comma = "," if last else ""
     return f'{body.rstrip()}{comma}{line if last else ""}"{_FIELD}": "{json_checksum(value)}"{end}{close}{rest}\n'
-
-
-def take_checksum(value: Any) -> bool | None:
-    """Remove the checksum from a value read from JSON; return whether it fits, None if there is none."""
-    last = value[-1] if isinstance(value, list) and value else value
-    found = last.get(_FIELD) if isinstance(last, dict) else None
-    if not (isinstance(found, str) and found.startswith("crc32:")):
-        return None
-    del last[_FIELD]
-    return found == json_checksum(value)
 
 
 _YAML_SEAL = re.compile(rb"\n# crc32: ([0-9a-f]{8})\s*\Z")

@@ -5,7 +5,6 @@
 # %% ../../nbs/core/gate.ipynb #a0a4d3b6
 from __future__ import annotations
 
-import csv
 import hashlib
 import io
 import json
@@ -380,9 +379,9 @@ def _check_last_row(data: bytes, name: str) -> None:
     """Refuse a table whose last row has been cut."""
     head, *_ = data.split(b"\n", 1)
     last = data.rstrip().rpartition(b"\n")[2]
-    if b'"' in last or b'"' in head:  # a cell may have line breaks
+    if b'"' in last or b'"' in head:  # a cell may have commas and line breaks
         return
-    found, expected = (len(next(csv.reader([line.decode("utf-8", "replace")]), [])) for line in (last, head))
+    found, expected = last.count(b",") + 1, head.count(b",") + 1
     if found < expected:
         row = data.rstrip().count(b"\n")
         raise BadInput(f"{name} is cut: its last row, {row}, has {found} of {expected} columns")

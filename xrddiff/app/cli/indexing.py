@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -117,6 +118,13 @@ def _rich_table(indexing: Indexing, most: int = 20) -> Any:
     return table
 
 
+def _free_stem(stem: str) -> str:
+    """The usual name of the outputs without their endings, with a number if one of them exists."""
+    endings = (".png", ".csv", ".stream")
+    names = (stem if n == 1 else f"{stem}-{n}" for n in count(1))
+    return next(name for name in names if not any(os.path.lexists(name + ending) for ending in endings))
+
+
 def data_index(args: argparse.Namespace) -> int:
     """Find the lattices of frames, and refine detector, cell and crystals of all frames together;
     print a table, draw a frame, and write a CSV file and a CrystFEL stream.
@@ -130,7 +138,7 @@ def data_index(args: argparse.Namespace) -> int:
     from xrddiff.physics.indexing.stream import geometry_text, write_stream
 
     load_standing()
-    stem = picture_name(args.file, "indexed")[: -len(".png")]
+    stem = _free_stem(picture_name(args.file, "indexed")[: -len(".png")])
     picture = args.png or f"{stem}.png"
     stream, csv = args.stream or f"{stem}.stream", str(Path(picture).with_suffix(".csv"))
     if args.geometry and not args.geometry.endswith(".geom"):

@@ -12,7 +12,7 @@ import h5py
 import numpy as np
 
 from ...core.errors import BadInput
-from ...core.files import writing
+from ...core.files import final_name, writing
 from .arrays import map_npy
 from .geometry_apply import read_geometry
 from .hdf5 import get_item, walk
@@ -169,7 +169,7 @@ def check_mask_name(path: str | Path) -> Path:
     Raises `BadInput` for an unknown suffix.
     """
     path = Path(path)
-    if path.suffix.lower() not in MASK_SUFFIXES:
+    if Path(final_name(path)).suffix.lower() not in MASK_SUFFIXES:
         raise BadInput(f"cannot write a mask as {path.name!r}; expected a name that ends in {', '.join(MASK_SUFFIXES)}")
     return path
 
@@ -187,8 +187,9 @@ def write_mask(
     Raises `BadInput` for an unknown suffix.
     """
     path, bad = check_mask_name(path), (~good).astype(np.uint8)
+    suffix = Path(final_name(path)).suffix.lower()
     flat = bad.reshape(-1, bad.shape[-1])  # images have two axes: stack the panels one below the other
-    if path.suffix.lower() == ".h5":
+    if suffix == ".h5":
         values = (
             bad.astype(np.uint32) if reasons is None else np.where(good, 0, np.maximum(reasons, 1)).astype(np.uint32)
         )
@@ -199,13 +200,13 @@ def write_mask(
                 data.attrs[f"bit {bit}"] = name
         return path
     with writing(path) as part:
-        if path.suffix.lower() == ".npy":
+        if suffix == ".npy":
             with open(part, "wb") as f:
                 np.save(f, good)
         else:
             from fabio.edfimage import EdfImage
             from fabio.tifimage import TifImage
 
-            kind = EdfImage if path.suffix.lower() == ".edf" else TifImage
+            kind = EdfImage if suffix == ".edf" else TifImage
             kind(data=flat).write(str(part))
     return path

@@ -82,7 +82,7 @@ def execute_compare(
 
     if workers is not None:
         parse_workers(workers)
-    check_output(folder, kind="place", reads=asdict(plan))
     _opened.cache_clear()
     _opened(plan)  # files that cannot be opened are refused before a folder is made
+    check_output(folder, kind="place", reads=asdict(plan))
     return execute_anew(folder, "evaluate_frames", dict(plan=asdict(plan), workers=workers), terminal=terminal)

@@ -539,7 +539,8 @@ def _failure(error: PapermillExecutionError, job: _Job, source: Path) -> BaseExc
         return KeyboardInterrupt()
     what = error.evalue.strip() or error.ename
     if _is_expected(error.ename) and error.ename != "SystemExit":
-        return (BadInput if error.ename == "BadInput" else XrddiffError)(f"{what} (notebook: {job.target})")
+        refused = error.ename in (BadInput.__name__, *(kind.__name__ for kind in BadInput.__subclasses__()))
+        return (BadInput if refused else XrddiffError)(f"{what} (notebook: {job.target})")
     what = what.splitlines()[0] if what == error.ename else f"{error.ename}: {what.splitlines()[0]}"
     return NotebookFailed(
         f"{source.name} failed in cell [{error.exec_count}] with {what}; the traceback is in {job.target}"

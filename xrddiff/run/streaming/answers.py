@@ -17,7 +17,7 @@ from zarr.codecs import Crc32cCodec, ZstdCodec
 from zarr.storage import LocalStore
 
 from ...core.errors import BadInput
-from ...core.files import CannotSave, json_checksum, why_not
+from ...core.files import CannotSave, json_checksum, take_checksum, why_not
 from ...core.gate import from_json, read_json
 from ...core.mediums import plain_text
 from ...data.headers.gate import as_bad_input, reason
@@ -40,7 +40,7 @@ class _SealedStore(LocalStore):
         if found is not None and key.endswith(".json"):
             where = plain_text(self.root / key)
             about = from_json(found.to_bytes(), where)
-            if isinstance(about, dict) and _take_checksum(about) is False:
+            if isinstance(about, dict) and take_checksum(about, about.get("attributes")) is False:
                 raise BadInput(f"{where} is damaged: its checksum is wrong")
             found = type(found).from_bytes(json.dumps(about).encode())
         return found
@@ -48,16 +48,10 @@ class _SealedStore(LocalStore):
     async def set(self, key: str, value: Any) -> None:
         if key.endswith(".json"):
             about = json.loads(value.to_bytes())
-            _take_checksum(about)
-            about.setdefault("attributes", {})["checksum"] = json_checksum(about)
+            take_checksum(about, about.setdefault("attributes", {}))
+            about["attributes"]["checksum"] = json_checksum(about)
             value = type(value).from_bytes(json.dumps(about, indent=2).encode())
         await super().set(key, value)
-
-
-def _take_checksum(about: dict[str, Any]) -> bool | None:
-    """Remove the checksum from the description of a group or an array; return whether it fits, None if there is none."""
-    found = about.get("attributes", {}).pop("checksum", None) if isinstance(about.get("attributes"), dict) else None
-    return None if found is None else found == json_checksum(about)
 
 
 def _open(folder: str | Path, mode: str) -> zarr.Group:
