@@ -102,7 +102,9 @@ def _parsed(raw: bytes, at: _Position, name: str) -> dict[str, Any] | None:
     if len(raw) > LINE:
         raise BadInput(f"{where} found {len(raw)} bytes, expected at most {LINE}")
     if not _fits(raw):
-        if raw.endswith(_TORN):
+        if (
+            raw.endswith(_TORN) and _SEAL.search(raw, 0, max(0, len(raw) - 64)) is None
+        ):  # the end of the line before it is there
             return None
         if at.sealed or _SEAL.search(raw):
             what = "its checksum does not fit" if _SEAL.search(raw) else "it has no checksum"
