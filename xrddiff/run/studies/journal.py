@@ -32,6 +32,7 @@ MOST = 64 << 20  # bytes of a journal
 LINE = 1 << 20  # bytes of a line
 SETTLE = 1.0  # s, for the bytes of the last line to arrive on a file system where its length arrives first
 _SEAL = re.compile(rb'"checksum": ?"crc32:')
+_WHOLE = re.compile(rb'"checksum": ?"crc32:[0-9a-f]{8}"\}')
 _TORN = b" torn"  # ends a line whose writer was killed while it wrote
 
 
@@ -102,9 +103,8 @@ def _parsed(raw: bytes, at: _Position, name: str) -> dict[str, Any] | None:
     if len(raw) > LINE:
         raise BadInput(f"{where} found {len(raw)} bytes, expected at most {LINE}")
     if not _fits(raw):
-        if (
-            raw.endswith(_TORN) and _SEAL.search(raw, 0, max(0, len(raw) - 64)) is None
-        ):  # the end of the line before it is there
+        whole = _WHOLE.search(raw)  # an entry before the torn one: the end of its line is damaged
+        if raw.endswith(_TORN) and (whole is None or whole.end() == len(raw) - len(_TORN)):
             return None
         if at.sealed or _SEAL.search(raw):
             what = "its checksum does not fit" if _SEAL.search(raw) else "it has no checksum"
