@@ -128,7 +128,7 @@ def test_what_cannot_be_asked_for(runs, tmp_path):
         f"{{orientations: {tmp_path / 'few.npy'}}}": "has 2 orientations, but sample 7 needs one",
         f"{{orientations: {tmp_path / 'mirror.npy'}}}": "is a reflection",
         "{cel: '60,60,40,90,90,90'}": "did you mean 'cell'",
-        "{reflections: notes.txt}": "notes.txt is no crystal",
+        "{reflections: notes.txt}": "notes.txt is not a crystal",
     }.items():
         done = xrddiff("sample", str(run), "-n", "8", f"inference.lattice={words}", folder=tmp_path, check=False)
         assert done.returncode == 2 and sentence in done.stderr, done.stderr

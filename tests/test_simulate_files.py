@@ -284,7 +284,7 @@ def test_bad_files_are_refused_in_a_sentence(folder, tmp_path):
     pdb = (folder / "toy.pdb").read_text()
     hkl = np.array([[1, 0, 2], [2, 1, 0]])
     files = {
-        "list.txt": ("bread, milk", "is no crystal"),
+        "list.txt": ("bread, milk", "is not a crystal"),
         "nocell.pdb": (pdb[pdb.index("ATOM") :], "has no unit cell"),
         "nogroup.pdb": (pdb.replace("P 41 21 2", "         "), "has no space group"),
         "wronggroup.pdb": (pdb.replace("P 41 21 2", "P 2 3    "), "does not fit space group"),

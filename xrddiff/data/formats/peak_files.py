@@ -5,13 +5,17 @@
 # %% ../../../nbs/data/formats/peak_files.ipynb #feae5e9e
 from __future__ import annotations
 
+import csv
 import io
 import math
 import os
 import re
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from ...core.errors import BadInput
@@ -22,127 +26,323 @@ from ..frames.frames import peaks_table
 from ..headers.geometry_files import HC
 
 # %% auto #0
-__all__ = ['SUFFIXES', 'need_stream', 'read_stream', 'read_peaks']
+__all__ = ['MOST_CRYSTALS', 'MOST_PIXEL', 'MOST_VALUE', 'SUFFIXES', 'need_stream', 'read_stream', 'read_peaks', 'check_peaks']
 
 # %% ../../../nbs/data/formats/peak_files.ipynb #db6bc318
-_LONGEST = 1 << 16  # characters of a line
-_EVENT, _CORNER = re.compile(r"Event: .*?//(\d+)"), re.compile(r"(\w+)/(min_fs|min_ss) = (\d+)")
-_LISTS = {"Peaks from peak search": ("peaks", 4), "Reflections measured after indexing": ("integrated", 9)}
-_ENDS = ("End of peak list", "End of reflections")
-_NUMBER = r"\s*([-+0-9.eE]+)"
-_CELL = re.compile("Cell parameters" + 3 * _NUMBER + r" nm," + 3 * _NUMBER + r" deg")
-_STAR, _ENERGY = re.compile(r"([abc])star =" + 3 * _NUMBER + r" nm\^-1"), re.compile("photon_energy_eV =" + _NUMBER)
-_CENTRING = re.compile(r"centering = ([PABCIFRH])")
+_LONGEST = 1 << 16  # characters of a line outside of the lists
+_PIECE, _MOST_CHUNK = 16 << 20, 128 << 20  # bytes that are read at a time, and of a chunk
+_LISTS = {b"Peaks from peak search": "peaks", b"Reflections measured after indexing": "integrated"}
+_ENDS = (b"End of peak list", b"End of reflections")
+_MARKS = re.compile(rb"^(" + b"|".join([*_LISTS, *_ENDS]) + rb")[ \t]*\n", re.MULTILINE)
+_NUMBERS = {
+    "peaks": ("fs", "ss", "resolution", "intensity"),
+    "integrated": ("h", "k", "l", "intensity", "sigma", "peak", "background", "fs", "ss"),
+}
+_KINDS = {"h": np.int16, "k": np.int16, "l": np.int16, "peak": np.float32, "background": np.float32}
 _CRYSTAL = ("a", "b", "c", "alpha", "beta", "gamma", *(f"{axis}star_{x}" for axis in "abc" for x in "xyz"))
+MOST_CRYSTALS = 10_000  # of a frame
+MOST_PIXEL, MOST_VALUE = 1e6, 1e30  # of a place in pixels, and of an intensity
 
 
-class _Crystals:
-    """What a stream says of its crystals, line by line."""
+def _numbers(words: Sequence[str], count: int) -> list[float]:
+    """`count` numbers of at most 64 characters. Raises `ValueError` for anything else."""
+    if len(words) < count or any(len(word) > 64 for word in words[:count]):
+        raise ValueError
+    return [float(word) for word in words[:count]]
+
+
+class _Chunks:
+    """The chunks of a stream: of each its image file and event, and its crystals; `corners` of the panels."""
 
     def __init__(self) -> None:
-        self.rows: list[dict[str, float | str]] = []
-        self.energy, self.count = math.nan, 0
+        self.keys: list[tuple[str, int]] = []
+        self.corners: dict[str, dict[str, float]] = {}
+        self.crystals: list[dict[str, Any]] = []
+        self.count: Counter[tuple[str, int]] = Counter()
+        self.begin()
+        self.serial = -1
 
-    def begin_frame(self) -> None:
-        self.energy, self.count = math.nan, 0
+    def begin(self) -> None:
+        """A chunk begins."""
+        self.serial, self.file, self.event, self.energy, self.number = (
+            getattr(self, "serial", -1) + 1,
+            "",
+            None,
+            math.nan,
+            None,
+        )
 
-    def line(self, frame: int | None, text: str) -> None:
+    @property
+    def chunk(self) -> int:
+        """The number of this chunk, which has now said which frame it is of."""
+        if self.serial < 0:
+            raise ValueError("a list stands before the first chunk")
+        if self.number is None:
+            self.number = len(self.keys)
+            self.keys.append((self.file, self.serial if self.event is None else self.event))
+        return self.number
+
+    @property
+    def crystal(self) -> int:
+        """The number of the last crystal of this frame."""
+        return max(self.count[self.keys[self.chunk]] - 1, 0)
+
+    def line(self, text: str) -> None:
         """Take a line that stands outside of the lists; raises `ValueError` for numbers that are none."""
-        if text.startswith("--- Begin crystal"):
-            none = dict.fromkeys(_CRYSTAL, math.nan)
+        if text == "----- Begin chunk -----":
+            self.begin()
+        elif text.startswith("Image filename: "):
+            self.file = text.removeprefix("Image filename: ").strip()
+        elif text.startswith("Event: "):
+            digits = text.rpartition("//")[2]
+            if not (digits.isdecimal() and len(digits) <= 15):
+                raise ValueError
+            self.event = int(digits)
+        elif text.startswith("photon_energy_eV = "):
+            (self.energy,) = _numbers(text.split()[2:], 1)
+        elif text.startswith("--- Begin crystal"):
+            chunk = self.chunk
+            self.count[self.keys[chunk]] += 1
+            if self.count[self.keys[chunk]] > MOST_CRYSTALS:
+                raise ValueError
             wavelength = HC / self.energy if self.energy > 0 else math.nan
-            self.rows.append({"frame": frame, "crystal": self.count, "wavelength": wavelength, "centring": "P", **none})
-            self.count += 1
-        elif found := _ENERGY.match(text):
-            self.energy = float(found[1])
-        elif self.rows and (found := _CELL.match(text)):
-            values = [float(v) for v in found.groups()]
-            self.rows[-1] |= dict(zip(_CRYSTAL, [10 * v for v in values[:3]] + values[3:], strict=False))
-        elif self.rows and (found := _STAR.match(text)):
-            self.rows[-1] |= {
-                f"{found[1]}star_{x}": float(v) / 10 for x, v in zip("xyz", found.groups()[1:], strict=True)
-            }
-        elif self.rows and (found := _CENTRING.match(text)):
-            self.rows[-1]["centring"] = "R" if found[1] == "H" else found[1]  # H is R on hexagonal axes
+            row = {"chunk": chunk, "crystal": self.crystal, "wavelength": wavelength, "centring": "P"}
+            self.crystals.append(row | dict.fromkeys(_CRYSTAL, math.nan))
+        elif text.startswith("Cell parameters ") and self.crystals:
+            words = text.replace(",", " ").split()[2:]
+            values = [*_numbers(words, 3), *_numbers(words[4:], 3)]
+            self.crystals[-1] |= dict(zip(_CRYSTAL, [10 * v for v in values[:3]] + values[3:], strict=False))
+        elif text[1:6] == "star " and text[0] in "abc" and self.crystals:
+            values = _numbers(text.split()[2:], 3)
+            self.crystals[-1] |= {f"{text[0]}star_{x}": v / 10 for x, v in zip("xyz", values, strict=True)}
+        elif text.startswith("centering = ") and self.crystals:
+            letter = text.removeprefix("centering = ")[:1]
+            if letter in "PABCIFRH":
+                self.crystals[-1]["centring"] = "R" if letter == "H" else letter  # H is R on hexagonal axes
+        elif text.endswith(tuple("0123456789")) and "/min_" in text:
+            name, _, word = text.partition("/")
+            what, _, value = word.partition(" = ")
+            if what in ("min_fs", "min_ss") and value.isdecimal() and len(value) <= 9:
+                self.corners.setdefault(name, {"panel": len(self.corners)})[what] = float(value)
 
 
-def _lines(path: Path) -> Iterator[str]:
-    """The lines of a text file, without blanks at their ends. Raises `BadInput` for one that is no line of text."""
-    with open_file(path) as raw, io.TextIOWrapper(raw, "utf-8", errors="replace") as text:
-        while line := text.readline(_LONGEST):
-            if len(line) == _LONGEST:
+def _pieces(path: Path) -> Iterator[bytes]:
+    """The bytes of a stream in pieces that end between two chunks, with line breaks of Unix."""
+    rest, end = b"", b"----- End chunk -----\n"
+    with open_file(path, "a CrystFEL stream") as file:
+        while data := file.read(_PIECE):
+            data = (rest + data).replace(b"\r\n", b"\n")
+            cut = data.rfind(end)
+            cut = cut + len(end) if cut >= 0 else 0
+            rest = data[cut:]
+            if len(rest) > _MOST_CHUNK:
                 raise BadInput(
-                    f"{plain_text(path)} has a line of more than {_LONGEST} characters; expected a CrystFEL stream"
+                    f"{plain_text(path)} has a chunk of more than {_MOST_CHUNK >> 20} MiB; expected a CrystFEL stream"
                 )
-            yield line.strip()
+            if cut:
+                yield data[:cut]
+    yield rest + (b"" if rest.endswith(b"\n") else b"\n")
 
 # %% ../../../nbs/data/formats/peak_files.ipynb #6cbe467a
 def need_stream(path: str | os.PathLike) -> None:
-    """Raise `BadInput` if a file is no CrystFEL stream."""
-    if not next(_lines(Path(path)), "").startswith("CrystFEL stream"):
-        raise BadInput(f"{plain_text(path)} is no CrystFEL stream; expected 'CrystFEL stream format' in its first line")
+    """Raise `BadInput` if a file is not a CrystFEL stream."""
+    with open_file(path, "a CrystFEL stream") as file:
+        if not file.read(100).lstrip().startswith(b"CrystFEL stream"):
+            raise BadInput(
+                f"{plain_text(path)} is not a CrystFEL stream; expected 'CrystFEL stream format' in its first line"
+            )
+
+
+class _Column:
+    """A column that grows in place: parts that are joined in the end would take its memory twice."""
+
+    def __init__(self, kind: Any):
+        self.values, self.size = np.empty(0, kind), 0
+
+    def add(self, values: np.ndarray) -> None:
+        """Append values."""
+        if self.size + len(values) > len(self.values):
+            self.values.resize(self.size + max(len(values), self.size // 32, 1 << 16), refcheck=False)
+        self.values[self.size : self.size + len(values)] = values
+        self.size += len(values)
+
+    def take(self) -> np.ndarray:
+        """The values; nothing is added after that."""
+        self.values.resize(self.size, refcheck=False)
+        return self.values
+
+
+class _Rows:
+    """The rows of one kind of list of a stream, parsed many lists at a time."""
+
+    def __init__(self, name: str, kind: str, chunks: _Chunks, panels: bool):
+        self.name, self.kind, self.chunks, self.panels = name, kind, chunks, panels
+        self.bodies: list[tuple[bytes, int, int, int, int]] = []  # text, rows, chunk, crystal, first line
+        self.size, self.columns = 0, dict[str, _Column]()
+
+    def add(self, body: bytes, line: int) -> None:
+        """Take the text of a list, which begins at a line with the names of its columns."""
+        head = body.find(b"\n") + 1
+        body = body[head:] if head else b""
+        if b"\n\n" in body or body.startswith(b"\n"):
+            body = b"".join(row + b"\n" for row in body.split(b"\n") if row.strip())
+        if body:
+            crystal = self.chunks.crystal if self.kind == "integrated" else 0
+            self.bodies.append((body, body.count(b"\n"), self.chunks.chunk, crystal, line + 1))
+            self.size += len(body)
+        if self.size > _PIECE // 2:
+            self.parse()
+
+    def parse(self) -> None:
+        """Parse the lists that were taken."""
+        if not self.bodies:
+            return
+        names, text = _NUMBERS[self.kind], b"".join(body for body, *_ in self.bodies)
+        try:
+            table = pd.read_csv(
+                io.BytesIO(text), sep=r"\s+", header=None, names=[*names, "name", "more"], quoting=csv.QUOTE_NONE, engine="c",
+                dtype=dict.fromkeys(names, np.float64) | {"name": str, "more": str}, na_values=[], keep_default_na=False,
+                float_precision="round_trip", index_col=False, encoding_errors="replace",
+            )  # fmt: skip
+        except (ValueError, OverflowError, pd.errors.ParserError):
+            table = None
+        rows = [n for _, n, *_ in self.bodies]
+        if table is None or len(table) != sum(rows) or not self._sound(table):
+            self._refuse()
+        for column, values in self._columns(table, rows).items():
+            self.columns.setdefault(column, _Column(values.dtype)).add(values)
+        self.bodies, self.size = [], 0
+
+    def _sound(self, table: pd.DataFrame) -> bool:
+        places, values = table[["fs", "ss"]].to_numpy(), table[list(_NUMBERS[self.kind])].to_numpy()
+        whole = table[["h", "k", "l"]].to_numpy() if self.kind == "integrated" else np.zeros((1, 3))
+        return bool(
+            (table["name"] != "").all() and (table["more"].isna() | (table["more"] == "")).all()
+            and np.isfinite(values).all() and (np.abs(places) < MOST_PIXEL).all() and (np.abs(values) < MOST_VALUE).all()
+            and (np.abs(whole) < 2**15).all() and (np.rint(whole) == whole).all()
+        )  # fmt: skip
+
+    def _refuse(self) -> None:
+        """Raise `BadInput` for the first row that is not as expected."""
+        count = len(_NUMBERS[self.kind])
+        for body, _, _, _, first in self.bodies:
+            for number, row in enumerate(body.decode("utf-8", "replace").splitlines(), first):
+                words = row.split()
+                try:
+                    values = dict(zip(_NUMBERS[self.kind], _numbers(words, count), strict=True))
+                    good = len(words) == count + 1 and self._sound(
+                        pd.DataFrame([values | {"name": words[-1], "more": ""}])
+                    )
+                except (ValueError, OverflowError):
+                    good = False
+                if not good:
+                    raise BadInput(
+                        f"{self.name}, line {number}: '{plain_text(row.strip()[:60])}'; expected {count} finite numbers and a panel"
+                    )
+        raise BadInput(f"{self.name} has lists that cannot be read; expected those of a CrystFEL stream")
+
+    def _columns(self, table: pd.DataFrame, rows: list[int]) -> dict[str, np.ndarray]:
+        out = {"chunk": np.repeat(np.array([b[2] for b in self.bodies], np.int32), rows)}
+        if self.kind == "integrated":
+            out["crystal"] = np.repeat(np.array([b[3] for b in self.bodies], np.int16), rows)
+        out |= {n: table[n].to_numpy(_KINDS.get(n, np.float64)) for n in _NUMBERS[self.kind] if n != "resolution"}
+        if self.panels:
+            codes, names = pd.factorize(table["name"])
+            corners = [self.chunks.corners.get(str(name), {}) for name in names]
+            out["panel"] = np.array([c.get("panel", 0) for c in corners], np.int16)[codes]
+            for place in ("fs", "ss"):
+                out[place] = out[place] - np.array([c.get(f"min_{place}", 0) for c in corners])[codes]
+        return out
+
+    def take(self, name: str, kind: Any = np.float64) -> np.ndarray:
+        """A column of all lists, which is then forgotten."""
+        return self.columns.pop(name, _Column(kind)).take()
 
 
 def read_stream(path: str | os.PathLike, panels: bool = False) -> dict[str, pd.DataFrame]:
     """The tables `peaks`, and `integrated` and `crystals` if there are crystals, of a CrystFEL stream: `frame`, `fs`, `ss` (px), `intensity`,
     `panel`; the second also `crystal`, `h`, `k`, `l`, `sigma`, `peak`, `background`. The third: `frame`, `crystal`, `wavelength` (Å), the
-    cell `a` … `gamma` (Å, degrees), `centring`, and the reciprocal axes `astar_x` … `cstar_z` (1/Å); NaN for what is not said.
+    cell `a` … `gamma` (Å, degrees), `centring`, and the reciprocal axes `astar_x` … `cstar_z` (1/Å); NaN where the stream has none.
 
+    `frame` is the number of the event in its image file; in a stream of several image files it counts the frames, and `crystals` has the `file`
+    and the `event` of each. The file is read in pieces.
     panels: of frames that are stacks of panels: places are counted from the corner of each, and `panel` is its number. Raises `BadInput`
-    for what is no such stream.
+    for a file that is not such a stream, and for numbers that are not finite.
     """
     path = Path(path)
-    corners: dict[str, dict[str, float]] = {}
-    rows: dict[str, list[list[float]]] = {"peaks": [], "integrated": []}
-    frame, serial, kind, crystals = None, 0, None, _Crystals()
     need_stream(path)
-    for number, line in enumerate(_lines(path), 1):
-        if line == "----- Begin chunk -----":
-            frame, serial = serial, serial + 1
-            crystals.begin_frame()
-        elif event := _EVENT.match(line):
-            frame = int(event[1])
-        elif line in _LISTS:
-            kind, header = line, True
-        elif line in _ENDS:
+    name, chunks, line = plain_text(path), _Chunks(), 1
+    lists = {kind: _Rows(name, kind, chunks, panels) for kind in _LISTS.values()}
+    for piece in _pieces(path):
+        line = _read_piece(piece, chunks, lists, name, line)
+        for rows in lists.values():
+            rows.parse()
+    return _stream_tables(chunks, lists, panels)
+
+
+def _read_piece(data: bytes, chunks: _Chunks, lists: Mapping[str, _Rows], name: str, line: int) -> int:
+    """Read a piece that begins at a `line`; returns the line after it."""
+    at, kind = 0, None
+    for mark in [*_MARKS.finditer(data), None]:
+        stop = len(data) if mark is None else mark.start()
+        text, first = data[at:stop], line
+        line += text.count(b"\n") + (mark is not None)
+        at = stop if mark is None else mark.end()
+        if kind is not None:
+            if mark is None or mark[1] not in _ENDS:
+                raise BadInput(f"{name} is cut or damaged: the list that begins at line {first} has no end")
+            lists[kind].add(text, first)
             kind = None
-        elif kind is None:
-            if corner := _CORNER.match(line):
-                corners.setdefault(corner[1], {"panel": len(corners)})[corner[2]] = float(corner[3])
-                continue
-            try:
-                crystals.line(frame, line)
-            except ValueError:
-                raise BadInput(
-                    f"{plain_text(path)}, line {number}: '{plain_text(line[:60])}'; expected numbers"
-                ) from None
-        elif header:
-            header = False
         else:
-            table, columns = _LISTS[kind]
-            *numbers, name = line.split()
-            corner = corners.get(name, {}) if panels else {}
-            try:
-                values = [float(v) for v in numbers]
-                if len(values) != columns or frame is None:
-                    raise ValueError
-            except ValueError:
+            _read_lines(text, chunks, name, first)
+            kind = None if mark is None else _LISTS.get(mark[1])
+            if kind is not None and chunks.serial < 0:
                 raise BadInput(
-                    f"{plain_text(path)}, line {number}: '{plain_text(line[:60])}'; expected a row of '{kind}'"
-                ) from None
-            fs, ss = values[:2] if table == "peaks" else values[-2:]
-            place = [frame, corner.get("panel", 0), fs - corner.get("min_fs", 0), ss - corner.get("min_ss", 0)]
-            more = [*values[:3], *values[4:7], max(crystals.count - 1, 0)]
-            rows[table].append([*place, values[3], *([] if table == "peaks" else more)])
-    names = ["frame", "panel", "fs", "ss", "intensity"]
-    out = {"peaks": pd.DataFrame(rows["peaks"], columns=names)}
-    if rows["integrated"]:
-        more = ["h", "k", "l", "sigma", "peak", "background", "crystal"]
-        out["integrated"] = pd.DataFrame(rows["integrated"], columns=[*names, *more]).astype({"crystal": int})
-    kinds = {"frame": int, "panel": int}
-    out = {name: t.astype(kinds) for name, t in out.items()}
-    out = out if panels else {name: t.drop(columns="panel") for name, t in out.items()}
-    return out | {"crystals": pd.DataFrame(crystals.rows)} if rows["integrated"] else out
+                    f"{name}, line {line - 1}: a list stands before the first chunk; expected a CrystFEL stream"
+                )
+    return line
+
+
+def _read_lines(text: bytes, chunks: _Chunks, name: str, first: int) -> None:
+    """Read the lines between two lists."""
+    for number, raw in enumerate(text.split(b"\n"), first):
+        if len(raw) > _LONGEST:
+            raise BadInput(f"{name}, line {number}, has more than {_LONGEST} characters; expected a CrystFEL stream")
+        row = raw.decode("utf-8", "replace").strip()
+        try:
+            if row:
+                chunks.line(row)
+        except ValueError:
+            raise BadInput(f"{name}, line {number}: '{plain_text(row[:60])}'; expected numbers") from None
+
+
+def _stream_tables(chunks: _Chunks, lists: Mapping[str, _Rows], panels: bool) -> dict[str, pd.DataFrame]:
+    """The tables of what was read."""
+    keys = list(dict.fromkeys(chunks.keys))
+    files = list(dict.fromkeys(file for file, _ in keys))
+    numbers = {key: i if len(files) > 1 else key[1] for i, key in enumerate(keys)}
+    frames = np.array([numbers[key] for key in chunks.keys], np.int64)
+    frames = frames.astype(np.int32) if frames.max(initial=0) < 2**31 else frames  # a table may have 10⁷ rows
+    out = {}
+    for kind, rows in lists.items():
+        if kind == "integrated" and not rows.columns:
+            continue
+        columns = {"frame": frames[rows.take("chunk", np.int32)]}
+        if panels:
+            columns["panel"] = rows.take("panel", np.int16).astype(np.int64)
+        more = ("h", "k", "l", "sigma", "peak", "background", "crystal") if kind == "integrated" else ()
+        columns |= {n: rows.take(n) for n in ("fs", "ss", "intensity", *more)}
+        out[kind] = pd.DataFrame(columns, copy=False)
+    if "integrated" in out:
+        crystals = pd.DataFrame(chunks.crystals)
+        own = [chunks.keys[i] for i in crystals.pop("chunk")]
+        crystals.insert(0, "frame", [numbers[key] for key in own])
+        if len(files) > 1:
+            crystals["file"], crystals["event"] = [file for file, _ in own], [event for _, event in own]
+        out["crystals"] = crystals
+    if len(files) > 1:
+        out["peaks"].attrs["files"] = files
+    return out
 
 # %% ../../../nbs/data/formats/peak_files.ipynb #9ae4ab72
 SUFFIXES = (".csv", ".stream", ".h5", ".hdf5", ".cxi", ".nxs")
@@ -159,6 +359,10 @@ def read_peaks(path: str | os.PathLike, frames: int, panels: bool = False) -> di
         raise BadInput(f"{name}: expected a table of peaks with one of the endings {', '.join(SUFFIXES)}")
     if suffix == ".stream":
         found = {name: t for name, t in read_stream(path, panels).items() if name != "crystals"}
+        if files := found["peaks"].attrs.get("files"):
+            raise BadInput(
+                f"{name} has frames of {len(files)} image files; expected a stream of the one that has these frames"
+            )
     elif suffix == ".csv":
         found = {"peaks": read_table(path)}
     else:
@@ -167,12 +371,31 @@ def read_peaks(path: str | os.PathLike, frames: int, panels: bool = False) -> di
             raise BadInput(f"{name} has no peaks; expected a group result_1 with nPeaks, peakXPosRaw and peakYPosRaw")
         found = {"peaks": table}
     for table in found.values():
-        needed = {"frame", "fs", "ss"} | ({"panel"} if panels else set())
-        if missing := needed - set(table):
-            raise BadInput(
-                f"{name} has no column '{min(missing)}'; expected {', '.join(sorted(needed))}, and perhaps intensity"
-            )
-        bad = table["frame"].isna() | (table["frame"] < 0) | (table["frame"] >= frames)
-        if bad.any():
-            raise BadInput(f"{name} has peaks of frame {table['frame'][bad].iloc[0]:g}; expected 0 to {frames - 1}")
+        check_peaks(table, name, frames, panels)
     return found
+
+
+def check_peaks(table: pd.DataFrame, name: str, frames: int, panels: bool = False) -> None:
+    """Raise `BadInput` unless a table has peaks of `frames` frames at finite places; name: of the table, for the sentence."""
+    needed = {"frame", "fs", "ss"} | ({"panel"} if panels else set())
+    if missing := needed - set(table):
+        raise BadInput(
+            f"{name} has no column '{min(missing)}'; expected {', '.join(sorted(needed))}, and perhaps intensity"
+        )
+    bounds = {"frame": 2**53, "panel": 2**15, "fs": MOST_PIXEL, "ss": MOST_PIXEL, "intensity": MOST_VALUE}
+    for column in [c for c in bounds if c in table and (c in needed or c == "intensity")]:
+        values = pd.to_numeric(table[column], errors="coerce").to_numpy(float)
+        good = np.abs(values) < bounds[column]
+        if column in ("frame", "panel"):
+            good &= (np.rint(values) == values) & (values >= 0)
+        elif column == "intensity":
+            good |= np.isnan(values) & table[column].isna().to_numpy()  # a peak without one
+        if not good.all():
+            row = int(np.argmin(good))
+            found = plain_text(table[column].iloc[row], 60)
+            raise BadInput(
+                f"{name}: {column} of peak {row + 1} is {found}; expected a finite number below {bounds[column]:g}"
+            )
+    bad = (table["frame"] >= frames).to_numpy()
+    if bad.any():
+        raise BadInput(f"{name} has peaks of frame {table['frame'][bad].iloc[0]:g}; expected 0 to {frames - 1}")

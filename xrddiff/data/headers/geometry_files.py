@@ -183,13 +183,16 @@ _OLD_MASK = {
 _UNITS = {"m": 1.0, "mm": 1e-3, "A": 1.0, "eV": 1.0, "keV": 1e3}
 
 
+_TERM = re.compile(r"([+-]?(?:\d{1,30}(?:\.\d{0,30})?(?:[eE][+-]?\d{1,3})?|\.\d{1,30}(?:[eE][+-]?\d{1,3})?)?)([xyz])")
+
+
 def _vector(text: str, where: str) -> np.ndarray:
     """`-0.1x + 0.99y` as (x, y, z)."""
     out = np.zeros(3)
     compact = text.replace(" ", "")
-    found = re.findall(r"([+-]?(?:\d+\.?\d*(?:[eE][+-]?\d+)?|\.\d+(?:[eE][+-]?\d+)?)?)([xyz])", compact)
+    found = _TERM.findall(compact) if len(compact) < 200 else []
     if not found or "".join(a + b for a, b in found) != compact:
-        raise BadInput(f"{where} is {text!r}; expected a vector such as '-0.01x +0.99y'")
+        raise BadInput(f"{where} is {text[:60]!r}; expected a vector such as '-0.01x +0.99y'")
     for number, axis in found:
         out["xyz".index(axis)] += float(number + "1" if number in ("", "+", "-") else number)
     return out

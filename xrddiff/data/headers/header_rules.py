@@ -17,9 +17,9 @@ from ...core.errors import BadInput
 from .geometry_files import HC
 
 # %% auto #0
-__all__ = ['QUANTITIES', 'FIELDS', 'Quantity', 'shown', 'same', 'centre_outside', 'problem', 'unusual', 'meant',
-           'refuse_impossible', 'Field', 'quantities', 'centre', 'Reading', 'read_fields', 'warn', 'drop_impossible',
-           'agree', 'refuse_mixed']
+__all__ = ['QUANTITIES', 'FIELDS', 'MOST_HEADER_TEXT', 'Quantity', 'shown', 'same', 'centre_outside', 'problem', 'unusual',
+           'meant', 'refuse_impossible', 'Field', 'quantities', 'centre', 'Reading', 'read_fields', 'warn',
+           'drop_impossible', 'agree', 'refuse_mixed']
 
 # %% ../../../nbs/data/headers/header_rules.ipynb #04821591
 @dataclass(frozen=True)
@@ -172,7 +172,8 @@ FIELDS = (
 _LENGTHS = {"m": 1.0, "cm": 1e-2, "mm": 1e-3, "um": 1e-6, "µm": 1e-6, "nm": 1e-9, "A": 1e-10, "Å": 1e-10, "fm": 1e-15}
 _ENERGIES = {"eV": 1.0, "keV": 1e3}
 _ADXV_SERIALS = {402, 403, 406, 409, 410, 411, 414, 418, 441, 442, 446, 448, 471, 901, 902, 903, 907, 908, 926}
-_NUMBER = r"([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)[\s_]*([A-Za-zµÅ]*)"
+_NUMBER = r"([-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?)[\s_]*([A-Za-zµÅ]*)"
+MOST_HEADER_TEXT = 1000  # characters of a value
 
 # %% ../../../nbs/data/headers/header_rules.ipynb #eb703cc9
 def quantities(text: str, unit: str) -> list[tuple[float, str]]:
@@ -181,7 +182,7 @@ def quantities(text: str, unit: str) -> list[tuple[float, str]]:
     For example, '172e-6 m x 172e-6 m' contains two.
     """
     known = _LENGTHS.keys() | _ENERGIES.keys()
-    return [(float(n), u if u in known else unit) for n, u in re.findall(_NUMBER, str(text))]
+    return [(float(n), u if u in known else unit) for n, u in re.findall(_NUMBER, str(text)[:MOST_HEADER_TEXT])]
 
 
 def _in_word(word: str, number: float, unit: str) -> float:

@@ -112,8 +112,9 @@ def _copy(path: Path, to: Path, most: int) -> int:
     return total
 
 # %% ../../../nbs/data/headers/unpacked.ipynb #b7d1f0a3
-def unpacked(path: str | Path, hold: bool = False) -> Path:
-    """`path`, or the unpacked copy of a packed file; `hold`: it stays until the process ends.
+def unpacked(path: str | Path, hold: bool = False, most: int | None = None) -> Path:
+    """`path`, or the unpacked copy of a packed file; `hold`: it stays until the process ends. most: bytes that it may have
+    (default: those of a plausible frame, by the size of the packed file).
 
     Raises `BadInput` for a file that is damaged, is packed twice, or unpacks to more than is plausible.
     """
@@ -125,7 +126,8 @@ def unpacked(path: str | Path, hold: bool = False) -> Path:
     found = _folder.copies.pop(key, None)
     if found is None or not found[0].exists():
         to, found = _folder.new(inner_name(path)), None
-        most = min(most_bytes() + MOST_TIMES * status.st_size, shutil.disk_usage(to.parent).free // 2)
+        plausible = most_bytes() + MOST_TIMES * status.st_size if most is None else most
+        most = min(plausible, shutil.disk_usage(to.parent).free // 2)
         try:
             size = _copy(path, to, most)
             if is_packed(to):

@@ -8,10 +8,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import msgspec
 
 from ...core.errors import BadInput
-from ...core.gate import SUMS, is_inner_name, need_path, sums_of
+from ...core.gate import SUMS, checked, is_inner_name, need_path, sums_of
 from ...core.safe_write import write_sums
 from ...core.files import MARK, plain, sha256
 from ...core.gate import read_json
@@ -66,8 +68,48 @@ def check_package(folder: str | Path) -> None:
         raise BadInput(f"{folder} is damaged: {others[0]} has no hash in {SUMS}")
 
 
+_Name = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,60}$")]  # of a file within the package, too
+
+
+class _Input(msgspec.Struct):
+    dtype: str
+    shape: list[int | str]
+
+
+class _Graph(msgspec.Struct):
+    inputs: dict[_Name, _Input]
+    outputs: list[_Name]
+
+
+class _Frame(msgspec.Struct):
+    shape: list[int]
+    units: str
+
+
+class _Source(msgspec.Struct):
+    checkpoint: str
+    run: str
+    step: int
+
+
+class _Manifest(msgspec.Struct):
+    """What a manifest must have; its other entries are those of the model."""
+
+    format: str
+    version: int
+    exporter: str
+    graphs: dict[_Name, _Graph] = {}
+    frame: _Frame | None = None
+    source: _Source | None = None
+    latent: dict[str, Any] | None = None
+    generator: dict[str, Any] | None = None
+    transform: dict[str, Any] | None = None
+    regions: dict[str, Any] | None = None
+    processor: dict[str, Any] | str | None = None
+
+
 def read_package(folder: str | Path) -> dict[str, Any]:
-    """The manifest of a package, after a check of all its files.
+    """The manifest of a package, after a check of all its files, and of its names, which stay within the folder.
 
     Raises `BadInput` for a damaged package and for another version of the format.
     """
@@ -83,4 +125,5 @@ def read_package(folder: str | Path) -> dict[str, Any]:
             f"{folder} has the format {kind!r}, version {version!r}; expected {FORMAT!r}, version {VERSION}: "
             "export the run again, or read it with the xrddiff that wrote it"
         )
+    checked(about, _Manifest, f"{folder}: {MANIFEST}")
     return about

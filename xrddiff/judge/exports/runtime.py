@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ...config.composition import inference_config
+from ...data.headers.gate import as_bad_input
 from ...config.saved_config import load_config
 from ...core.errors import BadInput
 from ...core.registry import find, get
@@ -374,14 +375,15 @@ def load_exported(path: str | Path) -> ExportedModel:
         raise BadInput(f"{path} has the format {exporter}, which other programs open; expected pt2 or onnx")
     if "processor" in about:
         check_processor(about["processor"], torch.backends.cpu.get_cpu_capability())
-    graphs = {
-        name: Checked(name, kind().load(path / f"{name}{kind.suffix}", own), own)
-        for name, own in about["graphs"].items()
-    }
-    template, latent = read_store(path / "template.h5"), about["latent"]
-    autoencoder = None if latent is None else ExportedAutoencoder(graphs, latent)
-    generator = _generator(about, graphs, autoencoder, template) if about["generator"] else None
-    return ExportedModel(path, about, load_config(path / "config.yaml"), template, autoencoder, generator)
+    with as_bad_input(f"{path} is damaged, or of another version"):
+        graphs = {
+            name: Checked(name, kind().load(path / f"{name}{kind.suffix}", own), own)
+            for name, own in about["graphs"].items()
+        }
+        template, latent = read_store(path / "template.h5"), about["latent"]
+        autoencoder = None if latent is None else ExportedAutoencoder(graphs, latent)
+        generator = _generator(about, graphs, autoencoder, template) if about["generator"] else None
+        return ExportedModel(path, about, load_config(path / "config.yaml"), template, autoencoder, generator)
 
 
 def _generator(

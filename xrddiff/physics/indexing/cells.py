@@ -15,7 +15,7 @@ import gemmi
 import numpy as np
 
 from ...core.errors import BadInput
-from ...core.gate import missing
+from ...data.headers.crystal_gate import structure_bytes
 from ..merging.symmetry import fit_axes
 from ..simulation.crystal import reciprocal_matrix
 
@@ -118,21 +118,22 @@ def read_cell(source: Any) -> Cell:
 
 
 def _cell_of_file(path: Path) -> Cell:
-    if not path.exists():
-        raise missing(path, "a CIF, mmCIF or PDB file with a unit cell")
+    expected = "a CIF, mmCIF or PDB file with a unit cell"
+    data = structure_bytes(path, expected)
+    text = data.decode("utf-8", "replace")
     try:
         if path.suffix.lower() in (".pdb", ".ent"):
-            found = gemmi.read_pdb(str(path))
+            found = gemmi.read_pdb_string(text)
             cell, name = found.cell, found.spacegroup_hm
         else:
-            block = gemmi.cif.read(str(path)).sole_block()
+            block = gemmi.cif.read_string(text).sole_block()
             small = gemmi.make_small_structure_from_block(block)
             cell, name = small.cell, small.spacegroup_hm
             if not cell.is_crystal():
                 macro = gemmi.make_structure_from_block(block)
                 cell, name = macro.cell, macro.spacegroup_hm
     except (OSError, RuntimeError, ValueError) as error:
-        raise BadInput(f"{path} cannot be read: {error}; expected a CIF, mmCIF or PDB file with a unit cell") from error
+        raise BadInput(f"{path} cannot be read: {error}; expected {expected}") from error
     if not cell.is_crystal():
         raise BadInput(
             f"{path} has no unit cell; expected _cell_length_a … (CIF), _cell.length_a … (mmCIF) or CRYST1 (PDB)"

@@ -14,8 +14,8 @@ import numpy as np
 import pandas as pd
 
 from ...core.errors import BadInput
+from ...data.headers.crystal_gate import read_mtz
 from ...core.files import package_version, writing
-from ...core.gate import open_file
 from ...core.mediums import plain_text
 from .merged import Merged
 from .observations import LEVERS, check_indices
@@ -129,12 +129,7 @@ def read_unmerged_mtz(path: str | os.PathLike) -> tuple[pd.DataFrame, tuple[floa
 
     Raises `BadInput` for a file that cannot be read, is merged, or has no intensities.
     """
-    with open_file(path):
-        pass
-    try:
-        mtz = gemmi.read_mtz_file(str(path))
-    except (OSError, RuntimeError, ValueError) as error:
-        raise BadInput(f"{plain_text(path)} cannot be read: {plain_text(error)}; expected an MTZ file") from error
+    mtz = read_mtz(path, "an unmerged MTZ file")
     labels = mtz.column_labels()
     wanted = {"isym": "M/ISYM", "frame": "BATCH", "intensity": "I", "sigma": "SIGI"}
     if missing := [label for label in wanted.values() if label not in labels]:

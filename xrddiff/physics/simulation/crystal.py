@@ -15,20 +15,28 @@ import gemmi
 import numpy as np
 
 from ...core.errors import BadInput, nearest
+from ...data.headers.crystal_gate import structure_bytes
 from ...core.seeds import numpy_rng
 
 # %% auto #0
-__all__ = ['CRYSTAL_SYSTEMS', 'reciprocal_matrix', 'rotation', 'random_rotation', 'sample_cif', 'read_small_structure',
-           'small_structure_factors', 'Wilson', 'wilson_mean', 'Crystal', 'Reflections', 'point_rotations',
-           'reflections']
+__all__ = ['MOST_EDGE', 'CRYSTAL_SYSTEMS', 'reciprocal_matrix', 'rotation', 'random_rotation', 'sample_cif',
+           'read_small_structure', 'small_structure_factors', 'Wilson', 'wilson_mean', 'Crystal', 'Reflections',
+           'point_rotations', 'reflections']
 
 # %% ../../../nbs/physics/simulation/crystal.ipynb #a6efafaf
+MOST_EDGE = 100_000.0  # Å
+
+
 def reciprocal_matrix(cell: tuple[float, ...]) -> np.ndarray:
     """The reciprocal basis B (3, 3) in 1/Å; `B @ h` is the scattering vector of `h` before
     rotation.
 
     `cell` is (a, b, c in Å, α, β, γ in degrees). Raises `BadInput` if no cell has these values.
     """
+    if not np.isfinite(cell).all() or max(cell[:3]) > MOST_EDGE:
+        raise BadInput(
+            f"cell {cell}: expected finite numbers, edges of at most {MOST_EDGE:,.0f} Å and angles in degrees"
+        )
     a, b, c = cell[:3]
     cos_a, cos_b, cos_g = np.cos(np.radians(cell[3:]))
     sin_g = np.sin(np.radians(cell[5]))
@@ -188,7 +196,11 @@ class Crystal:
         `quartz`).
         """
         try:
-            text = Path(source).read_text(encoding="utf-8") if Path(source).suffix else sample_cif(str(source))
+            text = (
+                structure_bytes(source, "a CIF file").decode("utf-8", "replace")
+                if Path(source).suffix
+                else sample_cif(str(source))
+            )
         except (OSError, UnicodeDecodeError) as error:
             raise BadInput(f"{source} cannot be read: {error}; expected the text of a CIF") from error
         small = read_small_structure(text, str(source))

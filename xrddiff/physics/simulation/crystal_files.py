@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -15,17 +14,25 @@ import gemmi
 import numpy as np
 
 from ...core.errors import BadInput
-from ...core.gate import read_bytes
-from ...data.headers.gate import as_bad_input, readable
-from ...data.headers.unpacked import inside
+from ...core.files import sha256
+from ...core.gate import need_path, open_file
+from xrddiff.data.headers.crystal_gate import (
+    MOST_STRUCTURE,
+    check_copies,
+    first_line,
+    is_pdb,
+    read_mtz,
+    structure_bytes,
+)
+from ...data.headers.gate import as_bad_input
+from ...data.headers.unpacked import is_packed, unpacked
 from .crystal import Crystal, Wilson, read_small_structure, wilson_mean
 
 # %% auto #0
-__all__ = ['MOST_STRUCTURE', 'MOST_GRID', 'MOST_B', 'DIRECT', 'SOLVENT', 'atom_factors', 'FileFactors', 'AtomFactors',
+__all__ = ['MOST_GRID', 'MOST_B', 'DIRECT', 'SOLVENT', 'EXPECTED', 'atom_factors', 'FileFactors', 'AtomFactors',
            'MeasuredFactors', 'wilson_scale', 'crystal_of_file']
 
 # %% ../../../nbs/physics/simulation/crystal_files.ipynb #52a2365a
-MOST_STRUCTURE = 256 << 20  # bytes of a structure or of reflections; those of a ribosome have some 40 MB
 MOST_GRID = 400_000_000  # points of a density
 MOST_B = 2000.0  # Å²: the density of an atom reaches as far as its B says
 DIRECT = 30_000_000  # terms of a sum over atoms, symmetry and reflections: some seconds
@@ -176,22 +183,24 @@ def crystal_of_file(path: str | Path, *, solvent: bool = True) -> Crystal:
 
     Raises `BadInput` for a file that is no crystal, or has no cell, space group, atoms or amplitudes.
     """
-    path = readable(Path(path))
-    if path.is_dir():
-        raise BadInput(f"{path} is a folder; expected a PDB, mmCIF, CIF or MTZ file")
-    with inside(path) as copy:
-        data = read_bytes(copy, MOST_STRUCTURE)
-        digest = hashlib.sha256(data).hexdigest()
-        with as_bad_input(f"{path} cannot be read as a crystal"):
-            if data[:4] == b"MTZ ":
-                return _from_mtz(path, copy, len(data), digest)
-            text = data.decode("utf-8", "replace")
-            lines = (line for line in text.splitlines() if line.strip() and not line.startswith("#"))
-            if next(lines, "").lower().startswith("data_"):
-                return _from_cif(path, text, solvent, digest)
-            if any(line.startswith(("CRYST1", "ATOM  ", "HETATM")) for line in text.splitlines()):
-                return _from_structure(path, gemmi.read_pdb_string(text), solvent, digest)
-    raise BadInput(f"{path} is no crystal; expected a PDB, mmCIF, CIF or MTZ file")
+    path = need_path(path, EXPECTED)
+    with open_file(path) as file:
+        packed, head = is_packed(path), file.read(4)
+    if not packed and head == b"MTZ ":
+        return _from_mtz(path, sha256(path))
+    data = structure_bytes(path, EXPECTED)
+    if data[:4] == b"MTZ ":
+        return _from_mtz(path, hashlib.sha256(data).hexdigest(), unpacked(path, most=MOST_STRUCTURE))
+    digest, text = hashlib.sha256(data).hexdigest(), data.decode("utf-8", "replace")
+    with as_bad_input(f"{path} cannot be read as a crystal"):
+        if first_line(data).lower().startswith("data_"):
+            return _from_cif(path, text, solvent, digest)
+        if is_pdb(data):
+            return _from_structure(path, gemmi.read_pdb_string(text), solvent, digest)
+    raise BadInput(f"{path} is not a crystal; expected {EXPECTED}")
+
+
+EXPECTED = "a PDB, mmCIF, CIF or MTZ file"
 
 
 def _crystal(path: Path, cell: gemmi.UnitCell, group: gemmi.SpaceGroup | None, factors: FileFactors | str) -> Crystal:
@@ -224,6 +233,7 @@ def _from_structure(path: Path, structure: gemmi.Structure, solvent: bool, diges
                 f"atom {atom.name} of {path} has B = {B:g} Å², occupancy {atom.occ:g} and position {atom.pos.tolist()}; expected numbers of an atom"
             )
     if len(structure.ncs):
+        check_copies(structure[0].count_atom_sites(), len(structure.ncs), str(path))
         structure.expand_ncs(gemmi.HowToNameCopiedChain.Dup)
     structure.setup_cell_images()
     if len(structure) > 1:
@@ -267,13 +277,9 @@ _NAMES = ("FP", "F", "FOBS", "F-obs", "F_meas", "FO", "F-obs-filtered", "IMEAN",
 _CALCULATED = ("FC", "F-model", "FMODEL", "FWT", "DELFWT", "2FOFC", "FOFC", "PH2FO", "FAN", "DELFAN", "FC_ALL")
 
 
-def _from_mtz(path: Path, copy: str | os.PathLike, size: int, digest: str) -> Crystal:
-    """A crystal of an MTZ file."""
-    mtz = gemmi.read_mtz_file(str(copy), with_data=False)
-    if 4 * mtz.nreflections * len(mtz.columns) > size:
-        raise BadInput(
-            f"{path} says that it has {mtz.nreflections} reflections in {len(mtz.columns)} columns, more than its {size} bytes hold"
-        )
+def _from_mtz(path: Path, digest: str, copy: Path | None = None) -> Crystal:
+    """A crystal of an MTZ file; copy: where it is unpacked."""
+    mtz = read_mtz(copy or path)
     _check(path, mtz.get_cell(), mtz.spacegroup, mtz.spacegroup_name)
     if len(mtz.batches):
         raise BadInput(f"{path} has unmerged reflections, of {len(mtz.batches)} batches; expected merged ones")
@@ -284,7 +290,6 @@ def _from_mtz(path: Path, copy: str | os.PathLike, size: int, digest: str) -> Cr
         names = ", ".join(f"{c.label} ({c.type})" for c in mtz.columns[:12])
         raise BadInput(f"{path} has no measured amplitudes: its columns are {names}; expected one of type F or J")
     intensity, _, i = min(found)
-    mtz = gemmi.read_mtz_file(str(copy))
     values = np.array(mtz.columns[i], float)
     return _measured(
         path, mtz.make_miller_array(), values, 2 if intensity else 1, mtz.get_cell(), mtz.spacegroup, digest

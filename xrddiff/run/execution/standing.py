@@ -68,8 +68,16 @@ def _cell(column: str, text: str) -> float | str | None:
         return None
 
 # %% ../../../nbs/run/execution/standing.ipynb #6095ceb4
-_STATE = re.compile(r"^(.*?)\d+%\|.*?\| *(\d[\d.,]*)([kKMGT]?)/(\d\S*)")
+_STATE = re.compile(r"(\d[\d.,]{0,30})([kKMGT]?)/(\d\S{0,30})")
 _MOVES = re.compile(r"\x1b\[\d*[AK]")
+
+
+def _bar_of(line: str) -> tuple[tuple[str, str], float] | None:
+    """((title, total), steps done) of the progress bar in a line, such as `train:  45%|███  | 45/100 [00:10<00:12]`."""
+    title, mark, rest = line.partition("%|")
+    name = title.rstrip("0123456789")
+    found = _STATE.match(rest.partition("|")[2].lstrip(" ")) if mark and name != title else None
+    return None if found is None else ((name.strip(), found[3]), _amount(found[1], found[2]))
 
 
 def last_states(text: str) -> list[str]:
@@ -82,8 +90,8 @@ def last_states(text: str) -> list[str]:
     for line in rows if rows[-1] else rows[:-1]:
         pieces = [piece.rstrip() for piece in line.split("\r") if piece.strip()] if "\r" in line else [line]
         for i, piece in enumerate(pieces):
-            if state := _STATE.search(piece):
-                bar, done = (state[1].strip(), state[4]), _amount(state[2], state[3])
+            if found := _bar_of(piece):
+                bar, done = found
                 before, at = bars.get(bar, (math.inf, 0))
                 if done >= before:
                     lines[at] = None
@@ -137,7 +145,7 @@ def read_log(path: Path, lines: int = 40, tail: int = 1 << 16) -> tuple[list[str
             bar = Bar(int(found[1]), int(found[2]), speed if found[5] == "step/s" else 1 / speed if speed else 0.0)
         elif line.startswith("--- "):
             bar = None  # another notebook begins
-        if line.strip() and not found and not re.search(r"\d+%\|", line):
+        if line.strip() and not found and not re.search(r"\d%\|", line):
             kept.append(line.rstrip())
     return kept[-lines:], bar
 

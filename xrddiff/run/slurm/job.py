@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ...core import launcher
-from ...core.gate import need_path
+from ...core.gate import need_path, read_text
 from ...core.errors import BadInput, XrddiffError, nearest
 from ...core.mediums import complain, say
 from ...core.plugins import load_standing, plugin_scope
@@ -182,11 +182,9 @@ def read_job(env: Mapping[str, str] | None = None) -> tuple[Job, int]:
     elif path := env.get("XRDDIFF_JOB_FILE"):
         where = path
         try:
-            text = Path(path).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise BadInput(
-                f"cannot read the job from XRDDIFF_JOB_FILE={path}: {getattr(error, 'strerror', None) or error}"
-            ) from None
+            text = read_text(path)
+        except BadInput as error:
+            raise BadInput(f"cannot read the job from XRDDIFF_JOB_FILE={path}: {error}") from None
     else:
         raise BadInput("there is no job: expected its JSON in XRDDIFF_JOB, or the name of a file in XRDDIFF_JOB_FILE")
     job, number = Job.from_json(text, where), env.get("XRDDIFF_JOB_TASK") or env.get("SLURM_ARRAY_TASK_ID") or "0"

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ...core.errors import BadInput
-from ...core.gate import read_json
+from ...core.gate import open_file, read_json
 from ...core.mediums import for_log, say
 from ..execution.attempts import read_attempt
 from ..execution.run_folder import read_failures
@@ -24,7 +24,7 @@ from .commands import SlurmAway, queue
 from .ledger import Submission, Target
 
 # %% auto #0
-__all__ = ['tail', 'first_to_end', 'failure_text', 'follow_log', 'show_logs']
+__all__ = ['MOST_AT_ONCE', 'tail', 'first_to_end', 'failure_text', 'follow_log', 'show_logs']
 
 # %% ../../../nbs/run/slurm/logs.ipynb #f8b15dae
 def tail(path: Path, lines: int) -> tuple[str, int]:
@@ -34,7 +34,7 @@ def tail(path: Path, lines: int) -> tuple[str, int]:
     bars, there may be fewer lines. Returns ("", 0) if the file does not exist or cannot be read.
     """
     try:
-        with open(path, "rb") as file:
+        with open_file(path) as file:
             end, step = file.seek(0, os.SEEK_END), 1 << 16
             while True:
                 start = max(0, end - step) if lines else 0
@@ -44,7 +44,7 @@ def tail(path: Path, lines: int) -> tuple[str, int]:
                 if start == 0 or len(shown) > lines or step > 1 << 25:
                     break
                 step *= 4
-    except OSError:
+    except (OSError, BadInput):
         return "", 0
     return "\n".join(shown[-lines:]) + ("\n" if text.endswith("\n") else ""), end
 
@@ -124,6 +124,9 @@ def _traceback(notebook: Path, colour: bool) -> list[str]:
     return for_log(text, colour).splitlines()
 
 # %% ../../../nbs/run/slurm/logs.ipynb #ecccbbd5
+MOST_AT_ONCE = 8 << 20  # bytes of a log that are printed in one go
+
+
 def follow_log(
     file: Path, position: int, name: str | None = None, *, pause: float = 0.5, ask_every: float = 5.0
 ) -> None:
@@ -137,10 +140,10 @@ def follow_log(
     asked, over = time.monotonic() - ask_every + 1.0, False
     while True:
         try:
-            with open(file, "rb") as f:
+            with open_file(file) as f:
                 f.seek(position)
-                data = f.read()
-        except OSError:
+                data = f.read(MOST_AT_ONCE)
+        except (OSError, BadInput):
             data = b""
         if data:
             position += len(data)

@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from ...core import launcher
+from functools import partial
+from ...core.gate import or_default, read_tail
 from ...core.addresses import ADDRESSES
 from ...core.errors import BadInput, XrddiffError
 from ...core.files import state_folder
@@ -157,7 +159,8 @@ class _Jobs:
         if self.failed < 3:
             return
         logs = sorted(self.folder.glob(f"*-{number}.err"))
-        words = [line for log in logs for line in log.read_text(errors="replace").splitlines() if line.strip()]
+        ends = [or_default(partial(read_tail, log, 1 << 16), (b"", b""))[1].decode("utf-8", "replace") for log in logs]
+        words = [line for text in ends for line in text.splitlines() if line.strip()]
         why = f", the last with: {words[-1].strip()}" if words else "; `sacct` or the administrator may say why"
         raise XrddiffError(f"3 worker jobs ended before a worker connected{why}")
 
