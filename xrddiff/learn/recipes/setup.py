@@ -226,7 +226,7 @@ def run_trainer(
     ranks = Ranks(accelerator)
     who = greet(ranks, read_environment(), shares_text(loaders[0], ranks))
     if who and ranks.rank == 0:
-        say(who)
+        say(*who.splitlines())
     ranks.first(lambda: check_latent(folder, state))
     part, classes = "denoiser" if diffusion else "autoencoder", state.get("generator", {}).get("classes")
     if (began := begin(objective.model, cfg, folder, part, ranks, classes)) is not None:

@@ -5,6 +5,7 @@
 # %% ../../../nbs/learn/telemetry/rules.ipynb #187e56aa
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -52,6 +53,11 @@ class Evidence:
     def column(self, name: str) -> list[float]:
         """A column of the table of epochs, without empty cells."""
         return [row[name] for row in self.epochs if row.get(name) is not None]
+
+    @property
+    def steps(self) -> float:
+        """The steps that have been trained, for rules that need some: an epoch may be one of them. Infinite without a table."""
+        return max((table[-1].get("step") or 0 for table in (self.epochs, self.rows) if table), default=math.inf)
 
     def last(self, name: str) -> float | None:
         """The value of the last epoch, if it has one."""

@@ -63,10 +63,10 @@ def diverging(e: Evidence, times: Share = 10.0, rows: int = 3) -> str | None:
     "health_rule", severity="warning", when="epoch", source="Kingma & Ba 2015, arXiv 1412.6980, section 2.1: the step of Adam is bounded by its learning rate",
     cause="The learning rate is too low.", remedy="Raise training.lr; 1e-4 to 1e-3 is usual.",
 )  # fmt: skip
-def learning_rate_too_low(e: Evidence, moved: Share = 1e-3, fall: Share = 0.01) -> str | None:
+def learning_rate_too_low(e: Evidence, moved: Share = 1e-3, fall: Share = 0.01, least_steps: int = 100) -> str | None:
     """The loss does not change, and the weights cannot have moved."""
     losses, rms = e.column("loss_mean"), e.facts.get("weight_rms")
-    if len(losses) < 2 or not rms or losses[-1] < (1 - fall) * losses[0]:
+    if e.steps < least_steps or len(losses) < 2 or not rms or losses[-1] < (1 - fall) * losses[0]:
         return None
     path = steps = 0.0
     for row in e.epochs:
@@ -80,10 +80,10 @@ def learning_rate_too_low(e: Evidence, moved: Share = 1e-3, fall: Share = 0.01) 
     "health_rule", severity="warning", when="epoch", source=_SEED,
     cause="The model does not learn: the learning rate, the data or the loss.", remedy="Look at reconstructions or samples; try another training.lr and experiment_type=overfit_one.",
 )  # fmt: skip
-def loss_stays_high(e: Evidence, epochs: int = 5, fall: Share = 0.02) -> str | None:
+def loss_stays_high(e: Evidence, epochs: int = 5, fall: Share = 0.02, least_steps: int = 200) -> str | None:
     """After some epochs the loss is where it began."""
     losses = e.column("loss_mean")
-    if len(losses) < epochs or min(losses[1:]) < (1 - fall) * losses[0]:
+    if e.steps < least_steps or len(losses) < epochs or min(losses[1:]) < (1 - fall) * losses[0]:
         return None
     return f"after {len(losses)} epochs the loss is {losses[-1]:.3g}; it began at {losses[0]:.3g}"
 
@@ -92,10 +92,10 @@ def loss_stays_high(e: Evidence, epochs: int = 5, fall: Share = 0.02) -> str | N
     "health_rule", severity="note", when="epoch", source=_SEED,
     cause="Training is done, or the learning rate is too high for further progress.", remedy="Stop here, or let it fall: training.lr_schedule=cosine.",
 )  # fmt: skip
-def plateau(e: Evidence, epochs: int = 5, fall: Share = 1e-3) -> str | None:
+def plateau(e: Evidence, epochs: int = 5, fall: Share = 1e-3, least_steps: int = 200) -> str | None:
     """The loss no longer falls."""
     losses = e.column("validation_loss") or e.column("loss_mean")
-    if len(losses) < 2 * epochs:
+    if e.steps < least_steps or len(losses) < 2 * epochs:
         return None
     before, now = min(losses[:-epochs]), min(losses[-epochs:])
     return (
@@ -109,10 +109,10 @@ def plateau(e: Evidence, epochs: int = 5, fall: Share = 1e-3) -> str | None:
     "health_rule", severity="warning", when="epoch", source=_SEED,
     cause="The learning rate is too high, or the batch too small.", remedy="Lower training.lr, raise training.batch_size or training.gradient_accumulation_steps.",
 )  # fmt: skip
-def fluctuation(e: Evidence, epochs: int = 6, size: Share = 0.2) -> str | None:
+def fluctuation(e: Evidence, epochs: int = 6, size: Share = 0.2, least_steps: int = 100) -> str | None:
     """The loss goes up and down."""
     losses = e.column("loss_mean")[-epochs:]
-    if len(losses) < epochs:
+    if e.steps < least_steps or len(losses) < epochs:
         return None
     change = [b - a for a, b in zip(losses, losses[1:], strict=False)]
     turns = sum(a * b < 0 for a, b in zip(change, change[1:], strict=False))
@@ -128,10 +128,10 @@ def fluctuation(e: Evidence, epochs: int = 6, size: Share = 0.2) -> str | None:
     "health_rule", severity="warning", when="epoch", source="Prechelt 1998, Early stopping – but when?",
     cause="The model learns its training frames by heart.", remedy="Stop earlier, use more frames (data.limit), training.augmentations, or a smaller size.",
 )  # fmt: skip
-def overfit_gap(e: Evidence, rise: Share = 0.05, gap: Share = 0.2) -> str | None:
+def overfit_gap(e: Evidence, rise: Share = 0.05, gap: Share = 0.2, least_steps: int = 100) -> str | None:
     """Held-out frames get worse while training frames get better."""
     held, train = e.column("validation_loss"), e.column("loss_mean")
-    if len(held) < 4 or min(held) <= 0:
+    if e.steps < least_steps or len(held) < 4 or min(held) <= 0:
         return None
     best = held.index(min(held))
     worse, apart = held[-1] / held[best] - 1, held[-1] / max(train[-1], 1e-30) - 1
@@ -144,10 +144,10 @@ def overfit_gap(e: Evidence, rise: Share = 0.05, gap: Share = 0.2) -> str | None
     "health_rule", severity="error", when="epoch", source="Bowman et al. 2016, arXiv 1511.06349: KL term and posterior collapse",
     cause="The KL term is too strong for what the decoder gains from the latent.", remedy="Lower training.kl_weight, or training.annealing_shape=cosine with more training.annealing_epochs.",
 )  # fmt: skip
-def posterior_collapse(e: Evidence, std: Share = 0.02, kl: Share = 1e-3) -> str | None:
+def posterior_collapse(e: Evidence, std: Share = 0.02, kl: Share = 1e-3, least_steps: int = 100) -> str | None:
     """The latent carries nothing."""
     spread, term = e.last("latent_std"), e.last("kl_mean")
-    if spread is None or term is None or spread > std or term > kl:
+    if e.steps < least_steps or spread is None or term is None or spread > std or term > kl:
         return None
     return f"the latent of a frame has a standard deviation of {spread:.2g}, and its KL term is {term:.2g} per pixel"
 
@@ -156,9 +156,9 @@ def posterior_collapse(e: Evidence, std: Share = 0.02, kl: Share = 1e-3) -> str 
     "health_rule", severity="warning", when="epoch", source="Dhariwal et al. 2020, arXiv 2005.00341, section 3.2",
     cause="Codes that are never chosen are never moved.", remedy="Fewer codes (model.codes), training longer, or model.quantizer=fsq.",
 )  # fmt: skip
-def dead_codebook(e: Evidence, share: Share = 0.25) -> str | None:
+def dead_codebook(e: Evidence, share: Share = 0.25, least_steps: int = 100) -> str | None:
     """Few codes are in use."""
-    used = e.last("codebook_use")
+    used = e.last("codebook_use") if e.steps >= least_steps else None
     return f"{used:.0%} of the codes are in use" if used is not None and used < share else None
 
 # %% ../../../nbs/learn/telemetry/symptoms.ipynb #f48241f7
@@ -240,9 +240,9 @@ def slow_average(e: Evidence, share: Share = 0.02) -> str | None:
     "health_rule", severity="error", when="epoch", source=_SEED,
     cause="Mode collapse: the sampler gives the same picture whatever the noise.", remedy="experiment_type=safe_stable: a lower training.lr, a longer training; and look at the diversity of the training frames.",
 )  # fmt: skip
-def mode_collapse(e: Evidence, mse: Share = 0.01) -> str | None:
+def mode_collapse(e: Evidence, mse: Share = 0.01, least_steps: int = 200) -> str | None:
     """Samples from different noise are the same."""
-    found = e.sampled("pairwise_mse_mean")
+    found = e.sampled("pairwise_mse_mean") if e.steps >= least_steps else None
     return (
         f"samples differ by {found:.2g} in the mean square, below {mse:g}"
         if found is not None and found < mse
@@ -254,9 +254,9 @@ def mode_collapse(e: Evidence, mse: Share = 0.01) -> str | None:
     "health_rule", severity="warning", when="epoch", source=_SEED,
     cause="Samples are alike: training is young, or it collapses.", remedy="Watch the next samples; if the number falls, lower training.lr.",
 )  # fmt: skip
-def low_diversity(e: Evidence, mse: Share = 0.1) -> str | None:
+def low_diversity(e: Evidence, mse: Share = 0.1, least_steps: int = 200) -> str | None:
     """Samples from different noise are alike."""
-    found = e.sampled("pairwise_mse_mean")
+    found = e.sampled("pairwise_mse_mean") if e.steps >= least_steps else None
     return (
         f"samples differ by {found:.2g} in the mean square, below {mse:g}"
         if found is not None and 0.01 <= found < mse
