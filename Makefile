@@ -68,7 +68,7 @@ export: $(VENV)/.dev  ## notebooks -> xrddiff/*.py, cleaned and formatted
 	$(BIN)/ruff format -q nbs index.ipynb
 	$(BIN)/nbdev_clean
 	$(BIN)/nbdev_clean --fname index.ipynb
-	$(BIN)/nbdev_export
+	$(BIN)/nbdev_export --skip_folder_re '^([_.]|tutorials)'
 	$(BIN)/python -c 'from xrddiff.core.registry import write_index; write_index()'
 
 outputs: $(VENV)/.dev  ## run the notebooks in place, so that the outputs they carry are current

@@ -435,6 +435,11 @@ def inference_config(run: str | os.PathLike, overrides: Iterable[str] = (), *, g
     for o in (o for o in parsed if o.key != "inference"):
         OmegaConf.update(told, o.key, o.value, merge=False, force_add=True)
     cfg = _current_config(OmegaConf.to_object(told), _places(parsed))
+    if cfg.inference.keep_steps and not any(
+        o.key == "inference.keep_steps" for o in parsed
+    ):  # those of the run, if there are so many now
+        kept = [k for k in cfg.inference.keep_steps if k < cfg.inference.steps]
+        cfg = replace(cfg, inference=replace(cfg.inference, keep_steps=kept or None))
     told = {
         name: getattr(cfg.training, name) for name in ("timesteps", "condition_dropout", "ema_tracks", "classifier")
     }

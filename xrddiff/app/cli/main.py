@@ -478,7 +478,10 @@ def _warn(message, category, filename, lineno, file=None, line=None) -> None:
     """Print a warning of xrddiff as a one-line note, and any other warning as Python does."""
     import warnings
 
-    if f"{os.sep}xrddiff{os.sep}" in filename and category is UserWarning:
+    ours = f"{os.sep}xrddiff{os.sep}" in filename or filename.startswith(
+        ("<ipython-input-", "<cell ")
+    )  # of a run notebook
+    if ours and category is UserWarning:
         complain(f"note: {message}", file=file)
     else:
         text = warnings.formatwarning(message, category, filename, lineno, line)

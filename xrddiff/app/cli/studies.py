@@ -65,6 +65,10 @@ def sweep(args: argparse.Namespace) -> int:
     from xrddiff.run.studies.study import make_study, open_study
     from xrddiff.run.studies.sweep_file import read_sweep
 
+    if args.from_wandb is not None:
+        return _translate(args)
+    if args.what is None:
+        raise BadInput("no sweep is named; expected a sweep.yaml or the folder of a study (see `xrddiff sweep --help`)")
     if args.what in ("status", "best"):
         return _ask_study(args)
     if args.study is not None:
@@ -84,6 +88,21 @@ def sweep(args: argparse.Namespace) -> int:
     return _end_of_sweep(study, run_agents(study.folder, args.agents, args.runs))
 
 # %% ../../../nbs/app/cli/studies.ipynb #376362b5
+def _translate(args: argparse.Namespace) -> int:
+    """`xrddiff sweep --from-wandb FILE`: print a sweep of Weights & Biases as ours."""
+    import yaml
+
+    from xrddiff.core.gate import read_yaml
+    from xrddiff.run.studies.sweep_file import from_wandb, make_plan
+
+    ours, notes = from_wandb(read_yaml(args.from_wandb, dict[str, Any]), args.from_wandb)
+    make_plan(ours, args.from_wandb)
+    for note in notes:
+        complain(f"note: {note}")
+    say(yaml.safe_dump(ours, sort_keys=False, allow_unicode=True).removesuffix("\n"), breaks=True)
+    return 0
+
+
 def _ask_study(args: argparse.Namespace) -> int:
     """`xrddiff sweep status` and `best`."""
     from xrddiff.run.studies.agents import sweep_table
@@ -170,7 +189,12 @@ def add_studies(commands: Any) -> None:
     p.add_argument("-o", "--output", metavar="FOLDER", help="folder for the page (FOLDER/comparison, or comparison)")
 
     p = add_command(commands, "sweep", sweep, "find the best settings by trials")
-    p.add_argument("what", metavar="FILE_OR_STUDY", help="a sweep.yaml, or the folder of a study; or `status`, `best`")
+    p.add_argument(
+        "what", nargs="?", metavar="FILE_OR_STUDY", help="a sweep.yaml, or the folder of a study; or `status`, `best`"
+    )
+    p.add_argument(
+        "--from-wandb", metavar="FILE", help="print a sweep file of Weights & Biases as one of ours, and stop"
+    )
     p.add_argument("study", nargs="?", metavar="STUDY", help="after status or best: the folder of the study")
     p.add_argument(
         "--agents", type=_count, default=1, metavar="K", help="number of agents that work at the same time (1)"

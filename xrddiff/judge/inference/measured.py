@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from math import nan
 from pathlib import Path
@@ -316,6 +316,7 @@ def _opened(
     run: str | Path, words: Sequence[str], what: str, *, inverted: bool = False
 ) -> tuple[Config, Generator, Transform, Sampler, Guide | None]:
     cfg = inference_config(run, words)
+    cfg = replace(cfg, inference=replace(cfg.inference, keep_steps=None))  # nothing is kept on the way
     if model_parts(cfg).denoiser == "autoregressive":
         raise BadInput(
             f"{run} is an autoregressive model, which draws patch by patch and cannot {what}; expected a run of ddpm or latent_diff"

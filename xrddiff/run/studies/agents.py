@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import secrets
 import signal
@@ -60,22 +61,29 @@ __all__ = ['POLL', 'TRIAL', 'AGENT', 'RESTART', 'RESTARTS', 'epoch_losses', 'ill
            'agent_on_node', 'plan_swarm', 'main', 'sweep_table']
 
 # %% ../../../nbs/run/studies/agents.ipynb #d7ed1821
-def epoch_losses(run: Path) -> dict[int, float]:
-    """epoch -> loss of the run so far: on validation frames where there are such, else on those of
+def epoch_losses(run: Path) -> dict[int, tuple[float, float]]:
+    """epoch -> (loss, steps done) of the run so far; the loss on validation frames where there are such, else on those of
     training.
     """
     found = {}
     for row in csv_rows(run / "metrics" / "epochs.csv"):
         with suppress(TypeError, ValueError, KeyError, OverflowError):
-            found[int(float(row["epoch"]))] = float(row.get("validation_loss") or row["loss_mean"])
+            found[int(float(row["epoch"]))] = (
+                float(row.get("validation_loss") or row["loss_mean"]),
+                float(row.get("step") or math.inf),
+            )
     return found
 
 
-def ill(run: Path) -> str | None:
-    """What is wrong with the training of a run, in a sentence, if it is an error; else None."""
+_AT_ONCE = ("not_finite", "diverging")  # errors that end a trial whenever they come
+
+
+def ill(run: Path, least_steps: int = 0) -> str | None:
+    """What is wrong with the training of a run, in a sentence, if it is an error; else None. least_steps: before which most errors do not count."""
     for part in (run, run / "autoencoder"):
         with suppress(BadInput):
-            if found := [f for f in read_findings(part) if f.severity == "error" and not _is_result(f.rule)]:
+            errors = [f for f in read_findings(part) if f.severity == "error" and not _is_result(f.rule)]
+            if found := [f for f in errors if f.step >= least_steps or f.rule in _AT_ONCE]:
                 return f"{found[0].rule} in epoch {found[0].epoch}: {found[0].seen}"
     return None
 
@@ -88,12 +96,13 @@ def _is_result(rule: str) -> bool:
 def verdict(study: Study, trial: Trial, known: dict[int, float]) -> str | None:
     """Why the trial should end now, or None; notes the losses that are not yet `known`."""
     run = study.run_dir(trial.number)
-    if study.plan.prune.health and (why := ill(run)):
+    prune = study.plan.prune
+    if prune.health and (why := ill(run, prune.least_steps)):
         return why
-    for epoch, loss in epoch_losses(run).items():
+    for epoch, (loss, steps) in epoch_losses(run).items():
         if epoch not in known:
             known[epoch] = loss
-            if report_loss(study, trial, epoch, loss):
+            if report_loss(study, trial, epoch, loss) and steps >= prune.least_steps:
                 return f"{study.plan.prune.loss}: loss {loss:.4g} in epoch {epoch}"
     return None
 
@@ -134,7 +143,7 @@ def run_trial(study: Study, trial: Trial, stop: StopRequest, ranks: int = 1) -> 
     if code == 0:
         verdict(study, trial, known)  # the losses since the last look
         return "done", ""
-    if why or (why := study.plan.prune.health and ill(run) or None):
+    if why or (why := study.plan.prune.health and ill(run, study.plan.prune.least_steps) or None):
         return "pruned", why
     if stop:
         return "stopped", ""

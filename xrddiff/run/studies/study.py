@@ -10,6 +10,7 @@ import io
 import json
 import math
 import os
+import random
 import re
 import socket
 import threading
@@ -17,7 +18,7 @@ import time
 import uuid
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -42,19 +43,40 @@ if TYPE_CHECKING:
     import optuna
 
 # %% auto #0
-__all__ = ['BEAT', 'PATIENCE', 'CRASHES', 'random_search', 'tpe_search', 'grid_search', 'keyed_sampler', 'no_pruner',
-           'median_pruner', 'halving_pruner', 'Heartbeat', 'Agent', 'Watchman', 'csv_rows', 'logged_metrics',
-           'objective_value', 'NeverLogged', 'Trial', 'Study', 'attempts', 'holds', 'take_trial', 'note_end',
-           'complete_trial', 'prune_trial', 'fail_trial', 'report_loss', 'make_study', 'open_study', 'trial_rows',
-           'trial_progress', 'living_agents', 'best_trial']
+__all__ = ['MOST_SHUFFLED', 'BEAT', 'PATIENCE', 'CRASHES', 'random_search', 'tpe_search', 'grid_search', 'keyed_sampler',
+           'no_pruner', 'median_pruner', 'halving_pruner', 'Heartbeat', 'Agent', 'Watchman', 'csv_rows',
+           'logged_metrics', 'objective_value', 'NeverLogged', 'Trial', 'Study', 'attempts', 'holds', 'take_trial',
+           'note_end', 'complete_trial', 'prune_trial', 'fail_trial', 'report_loss', 'make_study', 'open_study',
+           'trial_rows', 'trial_progress', 'living_agents', 'best_trial']
 
 # %% ../../../nbs/run/studies/study.ipynb #fbba5920
-@register("search", "random", help="independent draws, the same for any number of agents")
+MOST_SHUFFLED = 10_000  # settings that are put into an order
+
+
+@register(
+    "search",
+    "random",
+    help="independent draws, the same for any number of agents; no setting twice while others are left",
+)
 def random_search(plan: SweepPlan, seed: int) -> optuna.samplers.BaseSampler:
-    """Every trial is drawn by itself."""
+    """Every trial is drawn by itself; of settings that can be counted, trial i takes the i-th of a shuffled list."""
     import optuna
 
-    return optuna.samplers.RandomSampler(seed=seed)
+    if (count := plan.combinations) is None:
+        return optuna.samplers.RandomSampler(seed=seed)
+    order = random.Random(seed_from("sweep", plan.seed, "order")).sample(range(count), min(count, MOST_SHUFFLED))
+    return _listed(plan, lambda trial: order[trial % len(order)])
+
+
+def _listed(plan: SweepPlan, number: Callable[[int], int]) -> optuna.samplers.BaseSampler:
+    """A sampler whose trial i is the combination `number(i)` of a plan."""
+    import optuna
+
+    class Listed(optuna.samplers.RandomSampler):
+        def sample_independent(self, study: Any, trial: Any, param_name: str, param_distribution: Any) -> Any:
+            return plan.combination(number(trial.number))[param_name]
+
+    return Listed()
 
 
 @register("search", "tpe", help="near what was good (TPE, Bergstra et al. 2011)")
@@ -73,13 +95,7 @@ def tpe_search(
 @register("search", "grid", help="every combination of the values")
 def grid_search(plan: SweepPlan, seed: int) -> optuna.samplers.BaseSampler:
     """Trial i is the i-th combination."""
-    import optuna
-
-    class Grid(optuna.samplers.RandomSampler):
-        def sample_independent(self, study: Any, trial: Any, param_name: str, param_distribution: Any) -> Any:
-            return plan.combination(trial.number)[param_name]
-
-    return Grid()
+    return _listed(plan, lambda trial: trial)
 
 # %% ../../../nbs/run/studies/study.ipynb #fb7b4bb5
 def keyed_sampler(plan: SweepPlan) -> optuna.samplers.BaseSampler:

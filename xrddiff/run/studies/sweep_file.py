@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import optuna
 
 # %% auto #0
-__all__ = ['Parameter', 'Prune', 'SweepPlan', 'check_trial_words', 'make_plan', 'read_sweep']
+__all__ = ['Parameter', 'Prune', 'SweepPlan', 'check_trial_words', 'make_plan', 'is_wandb_sweep', 'from_wandb', 'read_sweep']
 
 # %% ../../../nbs/run/studies/sweep_file.ipynb #e90ae9f5
 _SPEC = ("values", "min", "max", "distribution")
@@ -60,6 +60,13 @@ class Parameter:
         """`word=value` for a value that was drawn."""
         known = {} if self.values is None else {_plain(value): value for value in self.values}
         return as_override(self.name, known.get(drawn, drawn))
+
+    @property
+    def choices(self) -> Sequence[Any] | None:
+        """Every value that can be drawn; None for a range of numbers that are not whole."""
+        if self.values is None and self.whole and not self.log:
+            return range(int(self.low), int(self.high) + 1)
+        return self.values
 
     @property
     def is_sound(self) -> bool:
@@ -155,11 +162,13 @@ class Prune:
     - `health`: those with a finding of severity error.
     - `loss`: the pruner that compares their losses per epoch, see `xrddiff list pruner`; `options`:
       of it.
+    - `least_steps`: no trial ends early before so many optimiser steps; an epoch may be one of them.
     """
 
     health: bool = True
     loss: str = "none"
     options: dict[str, Any] = field(default_factory=dict)
+    least_steps: int = 200
 
 
 @dataclass(frozen=True)
@@ -192,12 +201,18 @@ class SweepPlan:
         found = [o.value for o in map(parse_override, self.words) if o.key == "plugins"]
         return [str(name) for name in (found[-1] or ())] if found else []
 
+    @property
+    def combinations(self) -> int | None:
+        """How many settings there are; None if there is no end to them."""
+        counts = [len(p.choices) for p in self.parameters.values() if p.choices is not None]
+        return math.prod(counts) if len(counts) == len(self.parameters) else None
+
     def combination(self, i: int) -> dict[str, Any]:
         """The `i`-th combination of the choices, the last parameter varying fastest; after the last comes the first."""
         made: dict[str, Any] = {}
         for name, p in reversed(self.parameters.items()):
-            i, at = divmod(i, len(p.values or ()))
-            made[name] = _plain(p.values[at])
+            i, at = divmod(i, len(p.choices))
+            made[name] = _plain(p.choices[at])
         return {name: made[name] for name in self.parameters}
 
     def to_json(self) -> dict[str, Any]:
@@ -336,12 +351,123 @@ def _prune(found: Any, where: str) -> Prune:
         found.get("health", True),
         loss,
         check_options("pruner", loss, found.get("options") or {}, f"{where}: prune.options"),
+        _whole_number(found.get("least_steps", Prune.least_steps), 0, f"{where}: prune.least_steps"),
     )
 
 
+_ALIASES = {
+    "learning_rate": "training.lr", "batch_size": "training.batch_size", "epochs": "training.num_epochs", "max_epochs": "training.num_epochs",
+    "steps": "training.max_steps", "num_sampling_steps": "inference.steps", "sampling_steps": "inference.steps", "seed": "training.seed",
+    "kl_beta": "training.kl_weight", "beta_kl": "training.kl_weight", "ema": "training.ema_decay", "grad_clip": "training.grad_clip",
+}  # fmt: skip
+_METRICS = dict.fromkeys(("val_loss", "val/loss", "validation/loss", "eval_loss", "valid_loss"), "validation_loss")
+_METRICS |= dict.fromkeys(("train_loss", "train/loss", "training_loss"), "loss")
+_SHAPES = {"uniform": "uniform", "int_uniform": "uniform", "log_uniform_values": "log_uniform", "q_uniform": "uniform"}
+_DROPPED = ("program", "command", "entity", "name", "description", "controller")
+
+
+def is_wandb_sweep(found: Any) -> bool:
+    """Whether a mapping is a sweep of Weights & Biases, which has keys or distributions that ours do not have."""
+    if not isinstance(found, Mapping):
+        return False
+    specs = found.get("parameters")
+    each = [s for s in specs.values() if isinstance(s, Mapping)] if isinstance(specs, Mapping) else []
+    told = any(
+        "value" in s or "parameters" in s or s.get("distribution") in ("log_uniform_values", "int_uniform")
+        for s in each
+    )
+    return told or not {*_DROPPED, "early_terminate", "project"}.isdisjoint(found) or found.get("method") == "bayes"
+
+
+def from_wandb(found: Mapping[str, Any], where: str) -> tuple[dict[str, Any], list[str]]:
+    """(a sweep of Weights & Biases as ours, what of it is left out, in sentences).
+
+    Names are those of our settings, their last parts, or names that scripts often use, such as `learning_rate`.
+    Raises `BadInput` for a setting or a distribution that we do not have.
+    """
+    left = [key for key in _DROPPED if key in found]
+    notes = (
+        [
+            f"{', '.join(left)} of Weights & Biases {'is' if len(left) == 1 else 'are'} left out: a trial is an xrddiff run"
+        ]
+        if left
+        else []
+    )
+    out: dict[str, Any] = {"words": list(found.get("words", [])), "parameters": {}}
+    if "project" in found:
+        out["words"].append(as_override("training.project", str(found["project"])))
+    for name, spec in _flat_parameters(found.get("parameters"), where):
+        word, spec = _word_of(name, spec, where)
+        if "value" in spec:
+            out["words"].append(as_override(word, spec["value"]))
+        else:
+            out["parameters"][word] = _our_spec(spec, f"{where}: parameters.{name}")
+    out["method"] = {"bayes": "tpe"}.get(found.get("method", "bayes"), found.get("method"))
+    if isinstance(metric := found.get("metric"), Mapping):
+        out["metric"] = dict(metric) | {"name": _METRICS.get(metric.get("name"), metric.get("name"))}
+    if isinstance(ending := found.get("early_terminate"), Mapping):
+        least, factor = ending.get("min_iter", 1), ending.get("eta", 3)
+        out["prune"] = {"loss": "halving", "options": {"least": least, "factor": factor}}
+        if unused := sorted(set(ending) - {"type", "min_iter", "eta"}):
+            notes.append(f"early_terminate.{', '.join(map(str, unused))} has no counterpart and is left out")
+    known = {*_DROPPED, "project", "parameters", "method", "metric", "early_terminate", "words"}
+    return out | {key: value for key, value in found.items() if key not in known}, notes
+
+
+def _flat_parameters(specs: Any, where: str, prefix: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Name and specification of each parameter; those within others have dotted names."""
+    if not isinstance(specs, Mapping):
+        raise BadInput(f"{where}: parameters is {specs!r}; expected a mapping")
+    for name, spec in specs.items():
+        spec = spec if isinstance(spec, Mapping) else {"value": spec}
+        if isinstance(spec.get("parameters"), Mapping):
+            yield from _flat_parameters(spec["parameters"], where, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", spec
+
+
+def _word_of(name: str, spec: Mapping[str, Any], where: str) -> tuple[str, Mapping[str, Any]]:
+    """Our setting for a name of a script, and the specification of its values."""
+    words, last = all_words(), name.rpartition(".")[2]
+    if last == "overfit_k":  # 16 -> experiment_type=overfit_16; 0: all frames
+        kind = lambda k: "full_train" if k in (0, None) else f"overfit_{k}"  # noqa: E731
+        values = spec["values"] if "values" in spec else [spec.get("value")]
+        return "experiment_type", {"values": [kind(k) for k in values]} if len(values) > 1 else {
+            "value": kind(values[0])
+        }
+    fits = [word for word in words if word == name or word.rpartition(".")[2] == last]
+    fits = [name] if name in words or name in GROUPS else [w for w in fits if w.startswith("training.")] or fits
+    if last in _ALIASES and (len(fits) != 1 or last not in fits[0]):
+        fits = [_ALIASES[last]]
+    if len(fits) != 1 or fits[0] not in (*words, *GROUPS):
+        hint = f"; expected one of {', '.join(fits)}" if fits else nearest(last, {w.rpartition(".")[2] for w in words})
+        raise BadInput(f"{where}: parameters.{name} is not a setting of xrddiff{hint}")
+    return fits[0], spec
+
+
+def _our_spec(spec: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """A specification of values as ours."""
+    if "values" in spec:
+        return {"values": list(spec["values"])}
+    shape = spec.get("distribution", "uniform")
+    if shape == "log_uniform" and "min" in spec and "max" in spec:  # there the ends are exponents of e
+        low, high = (math.exp(_number(spec[end], f"{where}.{end}")) for end in ("min", "max"))
+        return {"min": low, "max": high, "distribution": "log_uniform"}
+    if shape not in _SHAPES:
+        raise BadInput(
+            f"{where}.distribution: {shape!r} has no counterpart; expected one of {', '.join([*_SHAPES, 'log_uniform'])}"
+        )
+    return {key: spec[key] for key in ("min", "max") if key in spec} | {"distribution": _SHAPES[shape]}
+
+
 def read_sweep(path: str | os.PathLike) -> SweepPlan:
-    """The plan in a YAML file. Raises `BadInput`, one sentence, for anything wrong in it."""
+    """The plan in a YAML file, also in one of Weights & Biases. Raises `BadInput`, one sentence, for anything wrong in it."""
     try:
-        return make_plan(read_yaml(path), str(path))
+        found = read_yaml(path)
+        if is_wandb_sweep(found):
+            found, notes = from_wandb(found, str(path))
+            for note in notes:
+                warnings.warn(f"{path}: {note}", stacklevel=2)
+        return make_plan(found, str(path))
     except FileNotFoundError:
         raise missing(path, "the YAML file of a sweep") from None
