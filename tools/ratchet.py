@@ -248,6 +248,147 @@ def modules(source: Source) -> list[str]:
     return list(source.cells)
 
 
+# Methods and functions that write, replace or remove something, and where they take its name.
+_METHODS = set(
+    "to_csv to_parquet to_json to_pickle to_excel to_feather to_zarr to_netcdf to_hdf write_text write_bytes savefig tofile touch symlink_to "
+    "hardlink_to unlink write_to_file".split()
+)
+_FUNCTIONS = set(
+    "open io.open os.open os.fdopen os.remove os.unlink os.rename os.replace os.removedirs os.truncate os.link os.symlink shutil.copy shutil.copy2 "
+    "shutil.copyfile shutil.copytree shutil.move shutil.rmtree np.save np.savez np.savez_compressed np.savetxt torch.save json.dump pickle.dump "
+    "save_file h5py.File zarr.open zarr.open_group tarfile.open zipfile.ZipFile".split()
+)
+_SECOND = (
+    "os.rename",
+    "os.replace",
+    "os.link",
+    "shutil.copy",
+    "shutil.copy2",
+    "shutil.copyfile",
+    "shutil.copytree",
+    "shutil.move",
+    "save_file",
+)
+_MODES = (
+    "open",
+    "io.open",
+    "os.fdopen",
+    "h5py.File",
+    "zarr.open",
+    "zarr.open_group",
+    "tarfile.open",
+    "zipfile.ZipFile",
+)
+# What gives a place to write to: `with writing(path) as part`, a parameter of the type `Part`, a buffer in memory.
+_GIVERS = (
+    "writing",
+    "new_output",
+    "writing_hdf5",
+    "scratch_folder",
+    "TemporaryDirectory",
+    "BytesIO",
+    "StringIO",
+    "open_appending",
+    "append_to",
+)
+WRITERS = {  # modules that may write otherwise, and why
+    "core.files": "the one way to write",
+    "core.safe_write": "the one way to write",
+    "core.launcher": "output of a program, in a folder made for it",
+    "core.registry": "the index of the package, which `make export` writes",
+    "data.formats.store": "the file behind `writing_hdf5`",
+    "data.formats.parts": "shards of a store that is not finished",
+    "data.remote.kept_bytes": "bytes of servers in the user's cache, which processes share",
+    "run.streaming.answers": "a table that grows in place",
+}
+
+
+def _called(node: ast.expr) -> str:
+    """The dotted name of a function that is called."""
+    if isinstance(node, ast.Attribute):
+        return f"{_called(node.value)}.{node.attr}".lstrip(".")
+    return node.id if isinstance(node, ast.Name) else ""
+
+
+def _root(node: ast.expr) -> str | None:
+    """The name that an expression of a path begins with: `part` of `part / "a"` and of `str(part)`."""
+    while not isinstance(node, ast.Name):
+        if isinstance(node, ast.Call):
+            node = node.args[0] if isinstance(node.func, ast.Name) and node.args else node.func
+        elif isinstance(node, ast.Attribute | ast.Subscript | ast.Starred):
+            node = node.value
+        elif isinstance(node, ast.BinOp):
+            node = node.left
+        else:
+            return None
+    return node.id
+
+
+def _written(call: ast.Call) -> ast.expr | None:
+    """The place that a call writes to; None if it writes nothing."""
+    name, last = _called(call.func), _called(call.func).rpartition(".")[2]
+    if isinstance(call.func, ast.Attribute) and last in _METHODS:
+        if last in ("write_text", "write_bytes", "touch", "symlink_to", "hardlink_to", "unlink"):
+            return call.func.value
+        named = [k.value for k in call.keywords if k.arg in ("path_or_buf", "path", "fname")]
+        return (call.args[:1] or named or [None])[0]
+    if name not in _FUNCTIONS or not call.args:
+        return None
+    if name in _MODES:
+        mode = (
+            call.args[1]
+            if len(call.args) > 1
+            else next((k.value for k in call.keywords if k.arg == "mode"), ast.Constant("r"))
+        )
+        if isinstance(mode, ast.Constant) and not re.search("[wax+]", str(mode.value)):
+            return None
+    if name == "os.open" and (
+        "O_EXCL" in (flags := ast.unparse(call)) or not re.search("O_(WRONLY|RDWR|CREAT)", flags)
+    ):
+        return None
+    return call.args[1] if name in _SECOND and len(call.args) > 1 else call.args[0]
+
+
+def _writes(node: ast.AST, given: set[str]) -> Iterator[ast.Call]:
+    """Calls below a node that write to a place nobody gave."""
+    for child in ast.iter_child_nodes(node):
+        inner = set(given)
+        if isinstance(child, ast.With | ast.AsyncWith):
+            for item in child.items:
+                call, names = item.context_expr, item.optional_vars
+                known = isinstance(call, ast.Call) and (
+                    _called(call.func).rpartition(".")[2] in _GIVERS or _root(call) in inner or _root(call.func) in inner
+                )
+                inner |= {n.id for n in ast.walk(names) if isinstance(n, ast.Name)} if known and names else set()
+        elif isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
+            arguments = [*child.args.args, *child.args.kwonlyargs]
+            inner |= {
+                a.arg
+                for a in arguments
+                if a.annotation is not None and _called(a.annotation).rpartition(".")[2] == "Part"
+            }
+        elif isinstance(child, ast.Assign):
+            calls = [n for n in ast.walk(child.value) if isinstance(n, ast.Call)]
+            if any(_called(c.func).rpartition(".")[2] in _GIVERS for c in calls) or _root(child.value) in given:
+                given |= {t.id for t in child.targets if isinstance(t, ast.Name)}
+        elif isinstance(child, ast.Call) and (place := _written(child)) is not None and _root(place) not in given:
+            maker = _called(place.func).rpartition(".")[2] if isinstance(place, ast.Call) else ""
+            if maker not in _GIVERS and "O_EXCL" not in (said := ast.unparse(place)) and said != "os.devnull":
+                yield child
+        yield from _writes(child, inner)
+
+
+def writes_elsewhere(source: Source) -> list[str]:
+    """Places that write, replace or remove files past `core.files.writing` and `core.safe_write.new_output`, run notebooks too."""
+    trees = {name: tree for name, tree in source.trees.items() if name not in WRITERS}
+    for path in sorted((source.root / "nbs" / "runs").glob("*.ipynb")):
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        trees[f"runs/{path.name}"] = ast.parse(
+            "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "code")
+        )
+    return [f"{name}: {ast.unparse(call)[:100]}" for name, tree in trees.items() for call in _writes(tree, set())]
+
+
 MEASURES = {
     "export cells above 80 lines": long_cells,
     "lines of the longest export cell": longest_cell,
@@ -258,6 +399,7 @@ MEASURES = {
     "private names without meaning": vague_names,
     "ignored imports": ignored_imports,
     "circles of imports": circles,
+    "writes past the one way to write": writes_elsewhere,
     "modules": modules,
 }
 

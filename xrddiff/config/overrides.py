@@ -123,8 +123,11 @@ def parse_override(text: str) -> Override:
 
 
 def resumed_run(overrides: Iterable[Override]) -> str | None:
-    """The run that these overrides resume; if there are several, the last."""
-    return next((o.value for o in reversed([*overrides]) if o.key == "resume"), None)
+    """The run that these overrides resume; if there are several, the last. Raises `BadInput` if its value is no text."""
+    last = next((o for o in reversed([*overrides]) if o.key == "resume"), None)
+    if last is not None and not isinstance(last.value, str | int | float | None):
+        raise BadInput(f"'{last.text}': expected the folder of a run, as in resume=output/vae_kl/2026-01-31/12-00-00")
+    return None if last is None or last.value is None else str(last.value)
 
 
 def is_override(text: str) -> bool:

@@ -23,17 +23,18 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager, suppress
 from importlib import metadata, resources
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any, Literal, NewType
 
 from .errors import BadInput, XrddiffError
 from .mediums import for_json, plain_text
 
 # %% auto #0
-__all__ = ['MARK', 'CannotSave', 'why_not', 'sync', 'remove', 'temporary_name', 'final_name', 'process_place', 'clear_leftovers',
-           'process_exists', 'process_start', 'writing', 'write_text', 'plain', 'json_checksum', 'take_checksum',
-           'sealed', 'sealed_yaml', 'is_broken_yaml', 'write_json', 'sha256', 'json_digest', 'lock', 'is_path',
-           'free_space', 'is_among_files', 'writable', 'is_address', 'anywhere', 'absolute_path', 'state_folder',
-           'cache_dir', 'scratch_folder', 'package_version', 'package_folder', 'shipped_folder']
+__all__ = ['Part', 'MARK', 'CannotSave', 'why_not', 'sync', 'remove', 'move', 'append_to', 'open_appending', 'temporary_name',
+           'final_name', 'process_place', 'clear_leftovers', 'process_exists', 'process_start', 'writing', 'write_text',
+           'plain', 'json_checksum', 'take_checksum', 'sealed', 'sealed_yaml', 'is_broken_yaml', 'write_json', 'sha256',
+           'json_digest', 'lock', 'is_path', 'free_space', 'is_among_files', 'writable', 'is_address', 'anywhere',
+           'absolute_path', 'state_folder', 'cache_dir', 'scratch_folder', 'package_version', 'package_folder',
+           'shipped_folder']
 
 # %% ../../nbs/core/files.ipynb #29de7d00
 class CannotSave(XrddiffError, OSError):
@@ -67,13 +68,54 @@ def sync(path: Path) -> None:
         os.close(fd)
 
 
-def remove(path: Path) -> None:
-    """Remove a file, or a folder with its contents; errors are ignored."""
+Part = NewType("Part", Path)  # a place that `writing` or `new_output` gave, which a function may fill
+
+
+def remove(path: str | os.PathLike) -> None:
+    """Remove a file, or a folder with its contents; of a link only the link. Errors are ignored."""
+    path = Path(path)
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
         with suppress(OSError):
             path.unlink()
+
+
+def move(path: str | os.PathLike, target: str | os.PathLike) -> None:
+    """Give a file or folder of ours another name on the same disk, in one step; a file of that name is replaced."""
+    os.replace(path, target)
+
+
+@contextmanager
+def append_to(path: str | os.PathLike) -> Iterator[int]:
+    """The descriptor of a file, made if there is none, to append to.
+
+    Raises `BadInput` if it is a link, a pipe or anything but a regular file, or cannot be written.
+    """
+    with open_appending(path) as file:
+        try:
+            yield file.fileno()
+        except OSError as error:
+            raise BadInput(f"cannot write to {plain_text(path)}: {error.strerror}") from None
+
+
+def open_appending(path: str | os.PathLike, *, text: bool = False, line: bool = False) -> IO:
+    """A file, made if there is none, open for appending and reading; `text`: in UTF-8, `line`: each line is written at once.
+
+    Raises `BadInput` if it is a link, a pipe or anything but a regular file, or cannot be written.
+    """
+    name = plain_text(path)
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        linked = os.path.islink(path)
+        raise BadInput(f"cannot write to {name}: {'it is a link' if linked else error.strerror}") from None
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise BadInput(f"cannot write to {name}: it is not a regular file")
+    if not text:
+        return os.fdopen(fd, "a+b", buffering=0)
+    return os.fdopen(fd, "a+", buffering=1 if line else -1, encoding="utf-8", errors="replace")
 
 # %% ../../nbs/core/files.ipynb #5f3eb556
 def temporary_name(path: Path, ending: str = "part") -> Path:
@@ -210,7 +252,7 @@ def _put_in_place(part: Path, path: Path, sync: Callable[[Path], None], replace:
             os.replace(part, path)
     sync(path.parent)
 
-
+# %% ../../nbs/core/files.ipynb #b367b9ac
 def _linked(part: Path, path: Path) -> bool:
     """Give a file its name in a step that fails if the name is taken; False where the file system has no links."""
     try:
@@ -448,18 +490,23 @@ def state_folder() -> Path:
 
     `XRDDIFF_STATE`, else `XDG_STATE_HOME/xrddiff`, else `~/.local/state/xrddiff`.
     """
-    env = os.environ
-    if own := env.get("XRDDIFF_STATE"):
-        return Path(own).expanduser().absolute()
-    return Path(env.get("XDG_STATE_HOME") or Path.home() / ".local" / "state").expanduser().absolute() / "xrddiff"
+    return _own_folder("XRDDIFF_STATE", "XDG_STATE_HOME", "~/.local/state").absolute()
 
 
 def cache_dir() -> Path:
     """The folder of cached data. It may not exist yet."""
-    own = os.environ.get("XRDDIFF_CACHE")
-    if own:
-        return Path(own).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "xrddiff"
+    return _own_folder("XRDDIFF_CACHE", "XDG_CACHE_HOME", "~/.cache")
+
+
+def _own_folder(variable: str, shared: str, usual: str) -> Path:
+    """The folder that a variable names, or `xrddiff` in one that a variable of all programs names, or in the usual place."""
+    own, others = os.environ.get(variable), os.environ.get(shared) or usual
+    try:
+        return Path(own).expanduser() if own else Path(others).expanduser() / "xrddiff"
+    except RuntimeError:
+        raise BadInput(
+            f"the home folder of this user is not known; expected HOME, or {variable} with the name of a folder"
+        ) from None
 
 # %% ../../nbs/core/files.ipynb #e4b5ce72
 _HELD = ".held"  # the file in a scratch folder that its process has locked

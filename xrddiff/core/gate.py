@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import msgspec
 
 from .errors import BadInput
-from .files import is_broken_yaml, is_path, sha256, state_folder, take_checksum
+from .files import is_broken_yaml, is_path, open_appending, sha256, state_folder, take_checksum
 from .mediums import plain_text
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ def need_file(path: str | os.PathLike, expected: str = "") -> None:
     with open_file(path, expected):
         check_sum(path)
 
-
+# %% ../../nbs/core/gate.ipynb #2ee1e263
 def need_folder(path: str | os.PathLike) -> None:
     """Raise `BadInput` if a folder holds anything but files and folders; for folders that a library
     opens, such as a zarr store.
@@ -411,7 +411,7 @@ def read_arrays(path: str | os.PathLike, most: int = 1 << 30) -> dict[str, np.nd
         except (zipfile.BadZipFile, zlib.error, ValueError, RuntimeError, NotImplementedError, EOFError, KeyError):
             raise BadInput(f"{name} is damaged: it is not a .npz file") from None
 
-
+# %% ../../nbs/core/gate.ipynb #5d9b0362
 def _array(file: io.BytesIO, name: str) -> np.ndarray:
     from numpy.lib import format as npy
 
@@ -449,8 +449,8 @@ class Consent:
         try:
             for digest in digests:
                 folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-                (folder / digest).touch()
-        except OSError:  # what is not recorded has to be named again
+                open_appending(folder / digest).close()
+        except (OSError, BadInput):  # what is not recorded has to be named again
             pass
 
     def remembers(self, digest: str) -> bool:

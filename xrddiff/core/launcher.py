@@ -258,7 +258,6 @@ import ctypes, os, signal, subprocess, sys, time
 
 report, words = int(sys.argv[1]), sys.argv[2:]
 
-
 def parents():
     found = {}
     for name in os.listdir("/proc") if os.path.isdir("/proc/self") else ():
@@ -271,13 +270,11 @@ def parents():
             pass
     return found
 
-
 def below():
     tree, own = parents(), {os.getpid()}
     while more := {pid for pid, parent in tree.items() if parent in own} - own:
         own |= more
     return own - {os.getpid()}
-
 
 def end_all():
     stopped = set()
@@ -299,23 +296,19 @@ def end_all():
             return
         time.sleep(0.01)
 
-
 def send(pid, number):
     try:
         os.kill(pid, number)
     except OSError:
         pass
 
-
 def leave(*_):
     end_all()
     os._exit(0)
 
-
 def for_child():
     if linux:
         linux.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-
 
 linux = ctypes.CDLL(None) if sys.platform == "linux" else None
 child = None
@@ -338,7 +331,7 @@ os.write(report, f"code {child.returncode}".encode())
 leave()
 """
 
-
+# %% ../../nbs/core/launcher.ipynb #17dab56b
 class Ended(NamedTuple):
     """How a program ended: its exit `code` (below 0: by this signal), None after its time; `lines`: the last ones that it printed.
 
@@ -411,7 +404,7 @@ def _end_left(token: str) -> None:
         except (psutil.Error, OSError):
             pass
 
-
+# %% ../../nbs/core/launcher.ipynb #96519d6e
 class _Printed:
     """What a program prints to a pipe, in a file of at most `most` bytes; `lines`: the last ones."""
 

@@ -25,6 +25,8 @@ import msgspec
 
 from .errors import BadInput, XrddiffError
 from xrddiff.core.files import (
+    remove,
+    Part,
     MARK,
     CannotSave,
     lock,
@@ -297,7 +299,7 @@ def _need_replaceable(path: Path, name: str, overwrite: bool, kind: Kind) -> Non
     if not overwrite:
         raise BadInput(f"{name} exists already; expected a new name, or --overwrite (overwrite=True) to replace it")
 
-
+# %% ../../nbs/core/safe_write.ipynb #9133766a
 def link_out_of(folder: str | os.PathLike) -> str | None:
     """Find a link within a folder, at any depth, that leads out of it."""
     whole = os.path.realpath(folder)
@@ -364,8 +366,7 @@ def new_output(
                     if kind == "folder":
                         _mark_folder(part, holder)
             finally:
-                with suppress(OSError):
-                    claim.unlink()
+                remove(claim)
     except OSError as error:
         _remove_folders(made)
         if isinstance(error, XrddiffError):
@@ -400,7 +401,7 @@ def _this_command() -> str:
     words = [word for word in sys.argv[1:3] if re.fullmatch("[a-z][a-z-]*", word)]
     return " ".join(["xrddiff", *words] if program in ("xrddiff", "__main__.py") else [program])
 
-
+# %% ../../nbs/core/safe_write.ipynb #ba75268c
 def _make_folders(folder: Path) -> list[Path]:
     """Make a folder and those above it; return the new ones, the innermost first."""
     new = []
@@ -430,7 +431,7 @@ def _open_place(path: Path, holder: Holder, check: Callable[[], Any]) -> Iterato
         except BaseException:
             with suppress(OSError):
                 if os.listdir(path) == [MARK]:  # refused before anything was written
-                    (path / MARK).unlink()
+                    remove(path / MARK)
             if (path / MARK).exists():
                 holder.state, holder.ended = "failed", time.time()
                 _keep(fd, holder)
@@ -466,7 +467,7 @@ def write_sums(folder: Path, *names: str, drop: bool = False) -> None:
     write_text(folder / SUMS, "".join(f"{digest}  {name}\n" for name, digest in sorted(sums.items())))
 
 
-def save_table(table: pd.DataFrame, part: Path, *, index: bool | str = False) -> None:
+def save_table(table: pd.DataFrame, part: Part, *, index: bool | str = False) -> None:
     """Write a table as CSV to a name that `new_output` gave."""
     table.to_csv(part, index=bool(index), index_label=index if isinstance(index, str) else None)
 

@@ -124,7 +124,7 @@ def _free_stem(stem: str) -> str:
     names = (stem if n == 1 else f"{stem}-{n}" for n in count(1))
     return next(name for name in names if not any(os.path.lexists(name + ending) for ending in endings))
 
-
+# %% ../../../nbs/app/cli/indexing.ipynb #7cbf53f9
 def data_index(args: argparse.Namespace) -> int:
     """Find the lattices of frames, and refine detector, cell and crystals of all frames together;
     print a table, draw a frame, and write a CSV file and a CrystFEL stream.

@@ -435,6 +435,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         complain(missing)
         return _exit_code(missing)
+    except RuntimeError as error:
+        if "home directory" not in str(error):
+            raise
+        complain("a path begins with ~, and that home folder is not known; expected the path in full, or HOME")
+        return 2
     except KeyboardInterrupt:
         complain("interrupted")
         return 130

@@ -25,7 +25,7 @@ def make_twin(args: argparse.Namespace) -> int:
     """
     from xrddiff.judge.inference.twin_plan import TwinPlan
     from xrddiff.run.execution.comparing import folder_for
-    from xrddiff.run.execution.twinning import execute_twin
+    from xrddiff.run.execution.comparing import execute_twin
 
     plan = TwinPlan(**_plan_fields(args))
     folder = execute_twin(plan, folder_for("twin", plan.frames[0] if plan.frames else "frames", args.output))
@@ -89,7 +89,7 @@ def recover_spots(args: argparse.Namespace) -> int:
     """
     from xrddiff.judge.inference.recoveries import PROGRAMS, RecoveryPlan, absolute_program, earlier_recovery
     from xrddiff.run.execution.comparing import folder_for
-    from xrddiff.run.execution.twinning import execute_recovery
+    from xrddiff.run.execution.comparing import execute_recovery
 
     programs = tuple(absolute_program(p) for p in args.program or PROGRAMS)
     plan = RecoveryPlan(**_plan_fields(args), programs=programs, blank=args.blank, timeout=args.timeout, env=args.env)

@@ -242,20 +242,16 @@ class TrainedRun(RunNumbers):
         return open_set(self, execute_on_run("sample", self.path, overrides, **words).name)
 
     @in_its_scope
-    def export(
-        self, format: str = "pt2", output: str | Path | None = None, *given: Any, overwrite: bool = False, **words: Any
-    ) -> Path:
+    def export(self, format: str = "pt2", output: str | Path | None = None, *given: Any, **words: Any) -> Path:
         """Write the trained model as a folder that runs elsewhere, see `xd.load_exported`; returns it.
 
-        `format`: one of `xrddiff list exporter`, or `peaks`, a file (`xd.train_peaks`). `output`: the folder (None:
-        `exported/FORMAT` in that of the run), `overwrite`: replace an exported model. `given`, `words`: words of `inference`, which become the defaults of
-        the exported model. Raises `BadInput` for a run that is not finished, or that the format cannot hold.
+        `format`: one of `xrddiff list exporter`, or `peaks`, a file (`xd.train_peaks`). `output`: the folder (None: `exported/FORMAT` in that of
+        the run); `overwrite=True` replaces one. `given`, `words`: of `inference`, the defaults of the exported model. Raises `BadInput` for a run that is not finished, or that the format cannot hold.
         """
         from xrddiff.judge.exports.exporters import export_run
 
-        return export_run(
-            self.path, format, output, as_overrides(*given, words, section="inference"), overwrite=overwrite
-        )
+        overwrite, own = words.pop("overwrite", False), as_overrides(*given, words, section="inference")
+        return export_run(self.path, format, output, own, overwrite=overwrite)
 
     @in_its_scope
     def show_sampling(self, number: int = 0, *given: Any, **words: Any) -> Picture:

@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import BadInput, XrddiffError
+from ..files import Part
 from ..files import CannotSave, json_digest, plain, remove, sha256, why_not, write_text, writing
 from ..gate import read_json
 from .ring import Ring
@@ -74,7 +75,7 @@ def save_rows(
 
         part = Path(_on_each_rank(ring, begin)[0])
 
-        def write() -> dict[str, Any]:
+        def write(part: Part = part) -> dict[str, Any]:
             save_file({k: t.detach().cpu().contiguous() for k, t in tensors.items()}, part / name)
             return dict(file=name, first=ring.first, last=ring.last, sha256=sha256(part / name))
 

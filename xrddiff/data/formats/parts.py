@@ -8,8 +8,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ...core.errors import BadInput, XrddiffError
-from ...core.files import CannotSave, sealed, writing
+from ...core.files import CannotSave, move, remove, sealed, writing
 from ...core.gate import or_default, read_json
 from .store import lay_out_zarr, seal_zarr, whole_chunks
 
@@ -125,7 +123,7 @@ def _clear(array: Any, path: Path, rows: slice) -> None:
     """Delete the files of `array` in the store `path` that hold these rows and no others."""
     step, rest = array.shards[0], (0,) * (array.ndim - 1)
     for k in range(rows.start // step, -(-rows.stop // step)):
-        (path / array.path / array.metadata.encode_chunk_key((k, *rest))).unlink(missing_ok=True)
+        remove(path / array.path / array.metadata.encode_chunk_key((k, *rest)))
 
 # %% ../../../nbs/data/formats/parts.ipynb #d9103e07
 def write_part(store: PartStore, part: int, frames: Mapping[str, Any], **about: Any) -> dict[str, Any]:
@@ -215,9 +213,9 @@ def finish_parts(store: PartStore, target: str | Path, aside: Mapping[str, str |
                 with writing(path) as part:
                     part.write_bytes(_npy(group[name][...]))
         seal_zarr(store.frames, without=aside or ())
-        os.replace(store.frames, target)  # atomic: the frames are always in one of the two places
+        move(store.frames, target)  # atomic: the frames are always in one of the two places
     for name in aside or {}:  # after the move: an unfinished store without one of its variables could not be continued
-        shutil.rmtree(target / name, ignore_errors=True)
+        remove(target / name)
     return target
 
 

@@ -50,7 +50,7 @@ def _numbers(words: Sequence[str], count: int) -> list[float]:
         raise ValueError
     return [float(word) for word in words[:count]]
 
-
+# %% ../../../nbs/data/formats/peak_files.ipynb #fe1af0ea
 class _Chunks:
     """The chunks of a stream: of each its image file and event, and its crystals; `corners` of the panels."""
 
@@ -125,7 +125,7 @@ class _Chunks:
             if what in ("min_fs", "min_ss") and value.isdecimal() and len(value) <= 9:
                 self.corners.setdefault(name, {"panel": len(self.corners)})[what] = float(value)
 
-
+# %% ../../../nbs/data/formats/peak_files.ipynb #5a631167
 def _pieces(path: Path) -> Iterator[bytes]:
     """The bytes of a stream in pieces that end between two chunks, with line breaks of Unix."""
     rest, end = b"", b"----- End chunk -----\n"
@@ -171,7 +171,18 @@ class _Column:
         self.values.resize(self.size, refcheck=False)
         return self.values
 
+# %% ../../../nbs/data/formats/peak_files.ipynb #55f381cb
+def _are_sound(table: pd.DataFrame, kind: str) -> bool:
+    """Whether rows have finite numbers within their bounds, whole indices, and a panel."""
+    places, values = table[["fs", "ss"]].to_numpy(), table[list(_NUMBERS[kind])].to_numpy()
+    whole = table[["h", "k", "l"]].to_numpy() if kind == "integrated" else np.zeros((1, 3))
+    return bool(
+        (table["name"] != "").all() and (table["more"].isna() | (table["more"] == "")).all()
+        and np.isfinite(values).all() and (np.abs(places) < MOST_PIXEL).all() and (np.abs(values) < MOST_VALUE).all()
+        and (np.abs(whole) < 2**15).all() and (np.rint(whole) == whole).all()
+    )  # fmt: skip
 
+# %% ../../../nbs/data/formats/peak_files.ipynb #535a7d46
 class _Rows:
     """The rows of one kind of list of a stream, parsed many lists at a time."""
 
@@ -207,20 +218,11 @@ class _Rows:
         except (ValueError, OverflowError, pd.errors.ParserError):
             table = None
         rows = [n for _, n, *_ in self.bodies]
-        if table is None or len(table) != sum(rows) or not self._sound(table):
+        if table is None or len(table) != sum(rows) or not _are_sound(table, self.kind):
             self._refuse()
         for column, values in self._columns(table, rows).items():
             self.columns.setdefault(column, _Column(values.dtype)).add(values)
         self.bodies, self.size = [], 0
-
-    def _sound(self, table: pd.DataFrame) -> bool:
-        places, values = table[["fs", "ss"]].to_numpy(), table[list(_NUMBERS[self.kind])].to_numpy()
-        whole = table[["h", "k", "l"]].to_numpy() if self.kind == "integrated" else np.zeros((1, 3))
-        return bool(
-            (table["name"] != "").all() and (table["more"].isna() | (table["more"] == "")).all()
-            and np.isfinite(values).all() and (np.abs(places) < MOST_PIXEL).all() and (np.abs(values) < MOST_VALUE).all()
-            and (np.abs(whole) < 2**15).all() and (np.rint(whole) == whole).all()
-        )  # fmt: skip
 
     def _refuse(self) -> None:
         """Raise `BadInput` for the first row that is not as expected."""
@@ -230,9 +232,8 @@ class _Rows:
                 words = row.split()
                 try:
                     values = dict(zip(_NUMBERS[self.kind], _numbers(words, count), strict=True))
-                    good = len(words) == count + 1 and self._sound(
-                        pd.DataFrame([values | {"name": words[-1], "more": ""}])
-                    )
+                    one = pd.DataFrame([values | {"name": words[-1], "more": ""}])
+                    good = len(words) == count + 1 and _are_sound(one, self.kind)
                 except (ValueError, OverflowError):
                     good = False
                 if not good:
@@ -258,7 +259,7 @@ class _Rows:
         """A column of all lists, which is then forgotten."""
         return self.columns.pop(name, _Column(kind)).take()
 
-
+# %% ../../../nbs/data/formats/peak_files.ipynb #129f9454
 def read_stream(path: str | os.PathLike, panels: bool = False) -> dict[str, pd.DataFrame]:
     """The tables `peaks`, and `integrated` and `crystals` if there are crystals, of a CrystFEL stream: `frame`, `fs`, `ss` (px), `intensity`,
     `panel`; the second also `crystal`, `h`, `k`, `l`, `sigma`, `peak`, `background`. The third: `frame`, `crystal`, `wavelength` (Å), the
@@ -315,7 +316,7 @@ def _read_lines(text: bytes, chunks: _Chunks, name: str, first: int) -> None:
         except ValueError:
             raise BadInput(f"{name}, line {number}: '{plain_text(row[:60])}'; expected numbers") from None
 
-
+# %% ../../../nbs/data/formats/peak_files.ipynb #d69a97ba
 def _stream_tables(chunks: _Chunks, lists: Mapping[str, _Rows], panels: bool) -> dict[str, pd.DataFrame]:
     """The tables of what was read."""
     keys = list(dict.fromkeys(chunks.keys))

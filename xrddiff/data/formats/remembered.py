@@ -309,7 +309,7 @@ class MaskShelf:
         try:
             key = self._key(masking)
             return None if key is None else cache_dir() / "masks" / f"{key}.npz"
-        except (OSError, RuntimeError):  # the user has no home
+        except (OSError, BadInput):  # the user has no home
             return None
 
 # %% ../../../nbs/data/formats/remembered.ipynb #7c1d0e2a

@@ -21,7 +21,7 @@ import numpy as np
 import xarray as xr
 
 from ...core.errors import BadInput
-from ...core.files import CannotSave, final_name, plain, writing
+from ...core.files import CannotSave, Part, final_name, plain, writing
 from ...core.gate import from_json, need_folder, read_json
 from ...core.registry import by_suffix, find, get, register
 from .arrays import is_zarr
@@ -271,7 +271,7 @@ def save_hdf5(
 
 # %% ../../../nbs/data/formats/store.ipynb #e0e0c2e2
 def lay_out_zarr(
-    ds: xr.Dataset, path: str | Path, shard: int | None = None, stacks: Collection[str] | None = None
+    ds: xr.Dataset, path: Part, shard: int | None = None, stacks: Collection[str] | None = None
 ) -> list[str]:
     """Create a zarr store for `ds` with everything in it except the values of its stacks.
 

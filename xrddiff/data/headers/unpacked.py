@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import IO
 
 from ...core.errors import BadInput
+from ...core.files import Part, remove
 from ...core.gate import open_file
 from ..frames.bounds import RAISE, most_bytes
 from .gate import readable, reason
@@ -79,7 +80,7 @@ class _Folder:
             if total <= KEPT:
                 return
             copy, size = self.copies.pop(key)
-            shutil.rmtree(copy.parent, ignore_errors=True)
+            remove(copy.parent)
             total -= size
 
 
@@ -93,7 +94,7 @@ def _opener(file: IO[bytes]) -> IO[bytes]:
     return gzip.GzipFile(fileobj=file) if head == b"\x1f\x8b" else bz2.BZ2File(file)
 
 
-def _copy(path: Path, to: Path, most: int) -> int:
+def _copy(path: Path, to: Part, most: int) -> int:
     """Unpack a file to another of at most `most` bytes; the number of bytes."""
     total = 0
     with open_file(path) as file, open(to, "wb") as out:
@@ -135,7 +136,7 @@ def unpacked(path: str | Path, hold: bool = False, most: int | None = None) -> P
             found = to, size
         finally:
             if found is None:
-                shutil.rmtree(to.parent, ignore_errors=True)
+                remove(to.parent)
     _folder.copies[key] = found
     if hold:
         _folder.held.add(key)

@@ -15,7 +15,7 @@ import msgspec
 from ...core.errors import BadInput
 from ...core.gate import SUMS, checked, is_inner_name, need_path, sums_of
 from ...core.safe_write import write_sums
-from ...core.files import MARK, plain, sha256
+from ...core.files import MARK, plain, sha256, write_text
 from ...core.gate import read_json
 
 # %% auto #0
@@ -37,7 +37,7 @@ def finish_package(folder: str | Path, manifest: Mapping[str, Any]) -> Path:
     """Write `manifest` (JSON values) and the hashes of all files of `folder`; returns the folder."""
     folder = Path(folder)
     about = {"format": FORMAT, "version": VERSION, **plain(manifest, "the manifest", nan="null")}
-    (folder / MANIFEST).write_text(json.dumps(about, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    write_text(folder / MANIFEST, json.dumps(about, indent=1, allow_nan=False) + "\n")
     write_sums(folder)
     return folder
 
@@ -107,7 +107,7 @@ class _Manifest(msgspec.Struct):
     regions: dict[str, Any] | None = None
     processor: dict[str, Any] | str | None = None
 
-
+# %% ../../../nbs/judge/exports/package.ipynb #596e5779
 def read_package(folder: str | Path) -> dict[str, Any]:
     """The manifest of a package, after a check of all its files, and of its names, which stay within the folder.
 

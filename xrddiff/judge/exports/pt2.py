@@ -17,12 +17,13 @@ import torch._inductor.config
 from torch import Tensor
 
 from ...core.errors import BadInput
+from ...core.files import CannotSave, free_space
 from ...core.registry import register
 from .exporters import GraphExporter
 from .graphs import Exportable, Graph
 
 # %% auto #0
-__all__ = ['LEVELS', 'check_processor', 'Pt2']
+__all__ = ['LEVELS', 'MARGIN', 'check_processor', 'Pt2']
 
 # %% ../../../nbs/judge/exports/pt2.ipynb #71ca9b8f
 LEVELS = ("NO AVX", "DEFAULT", "AVX2", "AVX512", "AVX512_BF16", "AMX")  # PyTorch's names, older ones first
@@ -42,6 +43,9 @@ def check_processor(compiled_for: str, own: str) -> None:
         )
 
 # %% ../../../nbs/judge/exports/pt2.ipynb #6523e4ad
+MARGIN = 32 << 20  # bytes for compiled code
+
+
 @register(
     "exporter", "pt2", help="libraries compiled by AOTInductor, for Python and C++; a program: open only what you trust"
 )
@@ -66,6 +70,11 @@ class Pt2(GraphExporter):
         return {"processor": torch.backends.cpu.get_cpu_capability()}
 
     def save(self, graph: Graph, path: Path) -> None:
+        need = MARGIN + 2 * sum(t.numel() * t.element_size() for t in graph.module.state_dict().values())
+        if (free := free_space(path)[1]) < need:  # the writer of PyTorch ends the process on a full disk
+            raise CannotSave(
+                f"cannot save {path.parent.name}: {free >> 20} MB are free on its disk; expected {need >> 20} MB"
+            )
         # one file is compiled: a pool of processes that import PyTorch would only cost time
         with (
             warnings.catch_warnings(),

@@ -144,7 +144,7 @@ def _other_geometry(a: xr.Dataset, b: xr.Dataset) -> str:
 # %% ../../../nbs/judge/inference/comparison.ipynb #13f10c98
 PAIRED = 4000  # frames of each set for its distances, some of which compare all pairs of frames
 
-
+# %% ../../../nbs/judge/inference/comparison.ipynb #d1c3d6db
 class SetComparison:
     """A comparison, opened: see `ComparisonPlan`."""
 

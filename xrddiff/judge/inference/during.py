@@ -5,7 +5,6 @@
 # %% ../../../nbs/judge/inference/during.ipynb #a89b9f74
 from __future__ import annotations
 
-import shutil
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +14,7 @@ import numpy as np
 import torch
 
 from ...core.errors import BadInput
+from ...core.files import remove
 from ...core.registry import get
 from ...data.formats.store import read_store, save_frames
 from ...data.frames.selection import select_frames
@@ -100,8 +100,7 @@ class SamplesDuring(Callback):
         except BadInput as e:
             warnings.warn(f"no samples at step {training.step}: {e}", stacklevel=2)
             return {}
-        if path.exists():
-            shutil.rmtree(path)  # from an attempt that went further than its last checkpoint
+        remove(path)  # from an attempt that went further than its last checkpoint
         save_frames(frames, path)
         row = drawn_row(drawn, self.scale, latent=self.generator.space is not None)
         row |= {f"range_{name}": value for name, value in (drawn_range(frames) or {}).items()}

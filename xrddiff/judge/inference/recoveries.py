@@ -113,7 +113,7 @@ _RUNNERS = re.compile(
     r"python[\d.]*|bash|sh|zsh|dash|perl|ruby|julia|Rscript|java|node|env|nice|time|srun|apptainer|singularity"
 )
 
-
+# %% ../../../nbs/judge/inference/recoveries.ipynb #92673761
 def program_title(text: str) -> str:
     """The label of a program; without one its name: of a file without its folder, of a command that of the script."""
     label, program = label_and_program(text)

@@ -26,7 +26,18 @@ import xarray as xr
 
 from ...core import launcher
 from ...core.errors import BadInput, XrddiffError, is_whole
-from ...core.files import CannotSave, cache_dir, free_space, json_digest, lock, plain, sealed, sha256, writing
+from xrddiff.core.files import (
+    CannotSave,
+    cache_dir,
+    free_space,
+    json_digest,
+    lock,
+    open_appending,
+    plain,
+    sealed,
+    sha256,
+    writing,
+)
 from ...core.mediums import complain, say
 from ...data.formats.store import read_store, save_frames
 from ...data.frames.rows import ChainRows, lazy_array
@@ -48,7 +59,7 @@ def only_one(path: Path, *, wait: bool = False) -> Iterator[bool]:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = open(path, "a")
+        file = open_appending(path)
     except OSError as error:
         raise CannotSave(
             f"cannot write to the cache folder {path.parent.parent}: {error.strerror}; set XRDDIFF_CACHE to another one"

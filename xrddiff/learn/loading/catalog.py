@@ -24,7 +24,7 @@ import xarray as xr
 from ...config.words.data_sets import CATALOG, DataSet, find_data_set
 from ...core.safe_write import check_output, new_output
 from ...core.errors import BadInput, is_whole
-from ...core.files import CannotSave, cache_dir, sha256
+from ...core.files import CannotSave, Part, cache_dir, remove, sha256
 from ...core.mediums import plain_text
 from ...data.formats.images import natural, open_images
 from ...data.formats.readers import open_frames
@@ -77,7 +77,7 @@ _STUCK = (
 )  # (y, x): reads 1050623 or more in half of the 2020 frames; none of its neighbours does
 
 
-def _pilatus(package: Path, folder: Path) -> xr.Dataset:
+def _pilatus(package: Path, folder: Part) -> xr.Dataset:
     """The 647 TIFF files in the source distribution as frames."""
     with tarfile.open(package) as tar:
         for member in tar:
@@ -119,7 +119,7 @@ def _pilatus(package: Path, folder: Path) -> xr.Dataset:
     )
 
 # %% ../../../nbs/learn/loading/catalog.ipynb #358cfa86
-def _laue(package: Path, folder: Path) -> xr.Dataset:
+def _laue(package: Path, folder: Part) -> xr.Dataset:
     """The image and the indexed spots from the wheel."""
     entry = CATALOG["laue-ge"]
     with zipfile.ZipFile(package) as archive:
@@ -187,7 +187,7 @@ def _fetched(entry: DataSet, cache: str | Path | None) -> Path:
             package = download_package(*entry.package, entry.sha256, entry.megabytes, wheel=wheel, cache=cache)
             with tempfile.TemporaryDirectory(dir=base, prefix=".unpack-") as folder:
                 save_frames(_MAKERS[entry.name](package, Path(folder)), wanted)
-            package.unlink(missing_ok=True)
+            remove(package)
     return wanted
 
 # %% ../../../nbs/learn/loading/catalog.ipynb #d6458c75
@@ -311,7 +311,7 @@ def simulate_to(
             raise CannotSave(f"cannot save {path}: {why}") from error
     return Path(path)
 
-
+# %% ../../../nbs/learn/loading/catalog.ipynb #776f4800
 def convert(
     source: str | Path, target: str | Path, /, *, overwrite: bool = False, progress: bool | None = None, **words: Any
 ) -> Path:

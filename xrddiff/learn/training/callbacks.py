@@ -6,7 +6,9 @@
 from __future__ import annotations
 
 import csv
+import io
 import inspect
+import os
 import random
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from ...core.errors import BadInput, XrddiffError
-from ...core.files import json_digest
+from ...core.files import append_to, json_digest, write_text
 from ...core.plugins import raised_at
 from ...core.registry import Range, check_options, get, register
 from ...core.seeds import seed_from
@@ -444,8 +446,13 @@ class StepTable(Callback):
                 before = [line for line in csv.reader(f) if line[0].isdigit() and int(line[0]) < lines[0][0]]
         if lines:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with open(path, "w" if self.first else "a", newline="", encoding="utf-8") as f:
-                csv.writer(f).writerows([*([self.columns, *before] if self.first else []), *lines])
+            text = io.StringIO()
+            csv.writer(text).writerows([*([self.columns, *before] if self.first else []), *lines])
+            if self.first:
+                write_text(path, text.getvalue())
+            else:
+                with append_to(path) as out:
+                    os.write(out, text.getvalue().encode())
             self.waiting, self.first = [], False
 
 # %% ../../../nbs/learn/training/callbacks.ipynb #83fd1332

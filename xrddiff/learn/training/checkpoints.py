@@ -9,7 +9,6 @@ import hashlib
 import json
 import math
 import re
-import shutil
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ...core.errors import BadInput, XrddiffError
-from ...core.files import free_space, json_digest, plain, sha256, sync, write_text, writing
+from ...core.files import free_space, json_digest, move, plain, remove, sha256, sync, write_text, writing
 from ...core.gate import missing, need_file, read_json
 
 # %% auto #0
@@ -88,16 +87,16 @@ def clean_checkpoints(folder: str | Path) -> None:
     for p in Path(folder).glob(".step-*"):
         name, kind = p.name[1:].split(".", 1)
         if kind.endswith("old") and not p.with_name(name).exists() and find_fault(p) is None:
-            p.rename(p.with_name(name))
-        shutil.rmtree(p, ignore_errors=True)
+            move(p, p.with_name(name))
+        remove(p)
 
 
 def _remove(path: Path) -> None:
     """Remove a checkpoint; a kill in between leaves a hidden folder, not half a checkpoint."""
     hidden = path.with_name(f".{path.name}.gone")
-    shutil.rmtree(hidden, ignore_errors=True)
-    path.rename(hidden)
-    shutil.rmtree(hidden, ignore_errors=True)
+    remove(hidden)
+    move(path, hidden)
+    remove(hidden)
 
 # %% ../../../nbs/learn/training/checkpoints.ipynb #9ca36f32
 def _entry(path: Path) -> dict[str, Any]:
@@ -154,8 +153,8 @@ def _abandon_later(folder: Path, step: int) -> None:
     """Rename the checkpoints of later steps than `step`."""
     for path in _checkpoints(folder):
         if int(path.name[5:]) > step:
-            shutil.rmtree(folder / f"abandoned-{path.name}", ignore_errors=True)
-            path.rename(folder / f"abandoned-{path.name}")
+            remove(folder / f"abandoned-{path.name}")
+            move(path, folder / f"abandoned-{path.name}")
 
 # %% ../../../nbs/learn/training/checkpoints.ipynb #80e91285
 def save_checkpoint(
@@ -386,7 +385,7 @@ def add_to_checkpoint(path: str | Path, **fields: Any) -> Checkpoint:
     except OSError as e:
         raise CheckpointError(f"checkpoint {path} could not be added to: {e.strerror or e}; it is unchanged") from e
     for name in old:
-        (path / name).unlink(missing_ok=True)
+        remove(path / name)
     return load_checkpoint(path, verify=False)
 
 # %% ../../../nbs/learn/training/checkpoints.ipynb #c404188a

@@ -21,7 +21,7 @@ import numpy as np
 from accelerate.tracking import GeneralTracker, TensorBoardTracker, WandBTracker
 
 from ...core.errors import BadInput
-from ...core.files import sealed, write_json, write_text
+from ...core.files import open_appending, sealed, write_json, write_text
 from ...core.gate import from_json, or_default, read_json, read_text
 from ...core.registry import check_options, get, need_package, register
 from ..telemetry.history import SAMPLES, read_rows
@@ -79,7 +79,7 @@ class JsonLines(GeneralTracker):
         if self.path.is_file():
             lines = read_text(self.path, 256 << 20, errors="replace").splitlines()
             write_text(self.path, "".join(f"{line}\n" for line in lines if self._stays(line)))
-        self.file = open(self.path, "a", buffering=1, encoding="utf-8")  # a line is there once it is written
+        self.file = open_appending(self.path, text=True, line=True)  # a line is there once it is written
 
     def _stays(self, line: str) -> bool:
         try:

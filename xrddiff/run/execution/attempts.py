@@ -17,8 +17,8 @@ from pathlib import Path
 
 import msgspec
 
-from ...core.errors import XrddiffError
-from ...core.files import lock, process_place, process_start, sealed, sha256, writing
+from ...core.errors import BadInput, XrddiffError
+from ...core.files import lock, open_appending, process_place, process_start, remove, sealed, sha256, writing
 from ...core.gate import or_default, read_json, read_tail
 from ...core.mediums import for_json, plain_text
 
@@ -125,9 +125,9 @@ def is_locked(path: Path, held: frozenset[str] | None = None) -> bool:
         key = f"{os.major(about.st_dev):02x}:{os.minor(about.st_dev):02x}:{about.st_ino}"
         if (held := locks_held() if held is None else held) is not None:
             return key in held
-        with open(path, "a", encoding="utf-8") as file:  # not Linux: whoever can lock it sees that it was free
+        with open_appending(path) as file:  # not Linux: whoever can lock it sees that it was free
             return not lock(file)
-    except OSError:
+    except (OSError, BadInput):
         return False
 
 
@@ -183,7 +183,7 @@ def begin_attempt(run: Path, phase: str, name: str = TRAINING, *, locked: bool =
     with suppress(OSError):
         attempt.inode = run.stat().st_ino
         attempt.before = sha256(report) if report.is_file() else ""
-    (run / name).unlink(missing_ok=True)  # better no record than that of an earlier attempt
+    remove(run / name)  # better no record than that of an earlier attempt
     _keep(run / name, attempt)
     return attempt
 

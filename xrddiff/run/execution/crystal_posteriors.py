@@ -79,7 +79,7 @@ def _hold(folder: Path, told: Any, held: ExitStack) -> Path:
         new_output(folder, kind="place", reads=told, again=True, command="xrddiff posterior crystal")
     )
 
-
+# %% ../../../nbs/run/execution/crystal_posteriors.ipynb #2678e810
 def execute_crystal_posterior(
     plan: CrystalPlan,
     folder: str | os.PathLike | None = None,

@@ -13,7 +13,6 @@ import ctypes
 import os
 import platform
 import re
-import shutil
 import socket
 import sys
 import time
@@ -32,7 +31,17 @@ from ...config.words.vocabulary import Config, get_word, vocabulary
 from ...core import launcher
 from ...core.addresses import addresses_in, remember_addresses
 from ...core.errors import BadInput, XrddiffError
-from ...core.files import is_path, lock, package_folder, sealed_yaml, write_json, write_text
+from xrddiff.core.files import (
+    is_path,
+    lock,
+    move,
+    open_appending,
+    package_folder,
+    remove,
+    sealed_yaml,
+    write_json,
+    write_text,
+)
 from ...core.gate import or_default, read_json, read_text
 from ...core.mediums import for_html, plain_text, say
 from ...core.plugins import keep_plugins, load_plugins
@@ -159,7 +168,7 @@ def create_run(cfg: Config, path: str | os.PathLike | None = None, *, frames: st
         path = make_free_folder(wanted)
         write_json(path / "environment.json", environment())
         if frames is not None:
-            own = shutil.move(frames, path.absolute() / OWN_FRAMES)
+            move(frames, own := path.absolute() / OWN_FRAMES)
             cfg = replace(cfg, data=replace(cfg.data, data_path=str(own)))
         return complete_run(path, cfg)
     except (OSError, XrddiffError) as error:
@@ -479,7 +488,7 @@ class _Failure:
 def clear_marks(path: str | os.PathLike) -> None:
     """Remove the marks of the previous attempt."""
     for file in [Path(path) / "stopped.json", *Path(path).glob("ranks/failed-*.json")]:
-        file.unlink(missing_ok=True)
+        remove(file)
 
 # %% ../../../nbs/run/execution/run_folder.ipynb #ee00688c
 def keep_former(path: str | os.PathLike) -> None:
@@ -490,7 +499,7 @@ def keep_former(path: str | os.PathLike) -> None:
     path = Path(path)
     if path.exists():
         n = max(_former(path), default=0) + 1
-        os.replace(path, path.with_name(_numbered(path.name, n)))
+        move(path, path.with_name(_numbered(path.name, n)))
         _forget_former(path, n)
 
 
@@ -512,7 +521,7 @@ def _former(path: Path) -> list[int]:
 def _forget_former(path: Path, newest: int) -> None:
     for n in _former(path):
         if n <= newest - FORMER:
-            path.with_name(_numbered(path.name, n)).unlink(missing_ok=True)
+            remove(path.with_name(_numbered(path.name, n)))
 
 # %% ../../../nbs/run/execution/run_folder.ipynb #07e792ea
 def reopen_run(cfg: Config) -> Path:
@@ -526,7 +535,7 @@ def reopen_run(cfg: Config) -> Path:
     try:
         for name in names[:2]:
             if (path / name).exists():
-                os.replace(path / name, path / _numbered(name, n))
+                move(path / name, path / _numbered(name, n))
         saved = read_text(path / "config.yaml")
         text = to_yaml(replace(cfg, resume=None))
         new = sealed_yaml(text)
@@ -553,11 +562,7 @@ def hold_run(path: str | os.PathLike, phase: str | None = None, record: str = TR
     path = Path(path)
     if is_path(path / ".lock") and not is_path(path / ".lock", "file"):
         raise BadInput(f"{path / '.lock'} is not a regular file, so the run was not executed")
-    try:
-        file = open(path / ".lock", "a+", encoding="utf-8")
-    except OSError as error:
-        raise BadInput(f"cannot write to the run folder {path}: {error.strerror}") from None
-    with file:
+    with open_appending(path / ".lock", text=True) as file:
         if not lock(file):
             file.seek(0)
             holder = file.read().strip() or "another process"

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from tqdm import tqdm
 
 from ...config.overrides import parse_override
+from ...core.files import remove
 from ...core.errors import BadInput, XrddiffError
 from ...core.gate import read_array, read_json
 from ...core.mediums import say
@@ -71,7 +71,7 @@ def few_samples(cfg: Config) -> list[str]:
 
 def forget_parts(folder: str | os.PathLike) -> None:
     """Once samples and report are finished, remove what was kept only for resuming."""
-    shutil.rmtree(Path(folder) / PARTS, ignore_errors=True)
+    remove(Path(folder) / PARTS)
 
 # %% ../../../nbs/run/execution/sharing.ipynb #39908e09
 def _begin(job: Any, folder: Path, *, replace: bool) -> Any:
@@ -92,7 +92,7 @@ def _begin(job: Any, folder: Path, *, replace: bool) -> Any:
             raise XrddiffError(
                 f"{target} was made with other weights of the run; expected another --name for new samples"
             )
-        shutil.rmtree(target)
+        remove(target)
     return store
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ...core.errors import BadInput, XrddiffError
-from ...core.files import is_path, lock, sealed, state_folder
+from ...core.files import is_path, lock, open_appending, sealed, state_folder
 from ...core.gate import from_json, read_text
 
 # %% auto #0
@@ -102,7 +102,7 @@ def record_submission(submission: Submission) -> Path:
     line = sealed(json.dumps(asdict(submission)))
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with open(path, "a+b", buffering=0) as file:
+        with open_appending(path) as file:
             lock(file, wait=True)
             size = file.seek(0, os.SEEK_END)
             if size and os.pread(file.fileno(), 1, size - 1) != b"\n":

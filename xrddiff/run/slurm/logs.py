@@ -15,16 +15,16 @@ from typing import Any
 
 from ...core.errors import BadInput
 from ...core.gate import open_file, read_json
-from ...core.mediums import for_log, say
+from ...core.mediums import for_log, plain_text, say
 from ..execution.attempts import read_attempt
 from ..execution.run_folder import read_failures
 from ..execution.standing import last_states
-from .causes import attempts_in, earlier_causes, slurm_cause, went_on
 from .commands import SlurmAway, queue
 from .ledger import Submission, Target
 
 # %% auto #0
-__all__ = ['MOST_AT_ONCE', 'tail', 'first_to_end', 'failure_text', 'follow_log', 'show_logs']
+__all__ = ['MOST_AT_ONCE', 'tail', 'attempts_in', 'slurm_cause', 'earlier_causes', 'went_on', 'first_to_end', 'failure_text',
+           'follow_log', 'show_logs']
 
 # %% ../../../nbs/run/slurm/logs.ipynb #f8b15dae
 def tail(path: Path, lines: int) -> tuple[str, int]:
@@ -47,6 +47,66 @@ def tail(path: Path, lines: int) -> tuple[str, int]:
     except (OSError, BadInput):
         return "", 0
     return "\n".join(shown[-lines:]) + ("\n" if text.endswith("\n") else ""), end
+
+# %% ../../../nbs/run/slurm/logs.ipynb #c1c92a9d
+def attempts_in(text: str, run: str | os.PathLike | None = None) -> list[str]:
+    """What each attempt at a run has written, the oldest first, without colours.
+
+    text: of a log, whose beginning may be missing. run: the folder; None = that of the last attempt.
+    """
+    first, *parts = re.split(r"(?m)^run: ", for_log(text, False))
+    known = [part.partition("\n") for part in parts]
+    if not known:
+        return [first]
+    run = known[-1][0] if run is None else plain_text(os.fspath(run))
+    found = [body for name, _, body in known if name.removesuffix(": done before") == run]
+    return found or [""]
+
+# %% ../../../nbs/run/slurm/logs.ipynb #7d1e2bc6
+_SLURM = [
+    (r"srun: error: Node failure on (\S+)", "node {0} failed, and its ranks with it"),
+    (r"\*\*\* (?:JOB|STEP) \S+ ON (\S+) .*DUE TO NODE FAILURE", "a node failed, and the job on {0} with it"),
+    (r"srun: error: (\S+): tasks? ([\d,-]+): Out Of Memory", "rank {1} on {0} was out of memory (see memory_per_cpu)"),
+    (r"(?:oom_kill|oom-kill|OOM Killed)", "a rank was out of memory (see memory_per_cpu)"),
+    (r"DUE TO TIME LIMIT", "the time limit came before the ranks had stopped (see time_limit, signal_seconds)"),
+    (r"(?i)DUE TO PREEMPTION", "SLURM gave its nodes to a job of higher priority"),
+    (r"xrddiff: (stopped after \d+ restarts \(max_requeues\))", "{0}"),
+    (
+        r"stopped by SIG\w+[^\n]*\n(?:.*\n)*?xrddiff: requeued",
+        "the time was nearly up: it wrote a checkpoint and was requeued",
+    ),
+    (r"xrddiff: requeued", "the time was nearly up: it was requeued"),
+    (r"DUE TO JOB REQUEUE", "somebody requeued the job"),
+    (r"\*\*\* JOB \S+ ON \S+ CANCELLED AT \S+ \*\*\*", "the job was cancelled"),  # a STEP, by srun if a rank fails
+]
+
+
+def slurm_cause(attempt: str) -> str:
+    """Why an attempt ended, by what SLURM wrote into its log; "" if that does not say it."""
+    for pattern, sentence in _SLURM:
+        if found := re.search(pattern, attempt):
+            return sentence.format(*found.groups())
+    return ""
+
+# %% ../../../nbs/run/slurm/logs.ipynb #ff2d8a71
+_RAISED = re.compile(r"^(?:xrddiff: )?((?:\w+\.)*\w*(?:Error|Exception|Interrupt)\b: .+|rank \d+ .*failed.*)$", re.M)
+
+
+def earlier_causes(attempts: list[str]) -> list[str]:
+    """A sentence for every attempt but the last: why it ended."""
+    found = []
+    for attempt in attempts[:-1]:
+        raised = _RAISED.findall(attempt)
+        unsaid = "it ended without a word: its first node failed, or SLURM took it away"
+        found.append(slurm_cause(attempt) or (raised[-1][:300] if raised else unsaid))
+    return found
+
+
+def went_on(causes: list[str]) -> list[str]:
+    """Lines that say why a job was restarted, the last restart first, at most five of them."""
+    numbered = list(enumerate(causes, 1))[::-1]
+    lines = [f"{cause}; the job went on (restart {n})" for n, cause in numbered[:5]]
+    return lines + ([f"and {len(causes) - 5} restarts before"] if len(causes) > 5 else [])
 
 # %% ../../../nbs/run/slurm/logs.ipynb #e9e3086f
 _ENDED = re.compile(r"^srun: error: (\S+): tasks? ([\d,-]+): (?!Exited with exit code 75$)(.+)$", re.M)

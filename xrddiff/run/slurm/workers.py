@@ -22,7 +22,7 @@ from functools import partial
 from ...core.gate import or_default, read_tail
 from ...core.addresses import ADDRESSES
 from ...core.errors import BadInput, XrddiffError
-from ...core.files import state_folder
+from ...core.files import remove, state_folder
 from ...core.plugins import TRUST
 from ...core.registry import register
 from ..execution.workers import DASHBOARD, WorkerPool, Workers, certificates, close_web_ports
@@ -201,9 +201,9 @@ def _slurm_pool(workers: SlurmWorkers, threads: int) -> Iterator[WorkerPool]:
                 close_web_ports(cluster, client)
                 yield WorkerPool(client, threads, _Jobs(cluster, client, workers.profile, folder).watch)
         for log in folder.glob("*.[eo][ru][rt]"):  # those of a failed command stay
-            log.unlink()
+            remove(log)
     finally:
         for key in folder.glob("*.pem"):
-            key.unlink()
+            remove(key)
         with suppress(OSError):
             folder.rmdir()

@@ -14,7 +14,7 @@ import pandas as pd
 import xarray as xr
 
 from ...core.errors import BadInput
-from ...core.files import writing
+from ...core.files import remove, writing
 from ...core.mediums import plain_text
 from ...data.formats.store import save_frames
 from ...data.frames.geometry import frame_geometry
@@ -74,7 +74,7 @@ class HitSaver:
         for kind, suffix in (("hits", "cxi"), ("stream", "stream")):
             for path in self.folder.joinpath(kind).glob(f"*.{suffix}") if kind in kinds else ():
                 if path.stem.isdigit() and int(path.stem) >= rows:
-                    path.unlink()
+                    remove(path)
 
     def save(self, first: int, batch: list[Arrived], said: Answered) -> None:
         """Save the hits of a batch, whose first frame has the row `first`."""

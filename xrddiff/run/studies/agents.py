@@ -30,7 +30,7 @@ from ..execution.run_folder import cpu_count, read_failures
 from ..execution.standing import run_state
 from ..slurm.job import INTERRUPTED, REQUEUE, Job, RankCommand, pass_signals
 from .consent import allow_plan, trial_words
-from .journal import append_to
+from ...core.files import append_to
 from xrddiff.run.studies.study import (
     Agent,
     NeverLogged,

@@ -9,7 +9,6 @@ import json
 import logging
 import os
 import re
-import stat
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -19,12 +18,12 @@ from typing import Annotated, Any, Literal, NamedTuple
 import msgspec
 
 from ...core.errors import BadInput, XrddiffError
-from ...core.files import sealed, take_checksum
+from ...core.files import append_to, sealed, take_checksum
 from ...core.gate import checked, from_json, read_bytes
 from ...core.mediums import plain_text
 
 # %% auto #0
-__all__ = ['JOURNAL', 'MOST', 'LINE', 'SETTLE', 'seal_line', 'Journal', 'append_to', 'quiet_optuna', 'open_journal']
+__all__ = ['JOURNAL', 'MOST', 'LINE', 'SETTLE', 'seal_line', 'Journal', 'quiet_optuna', 'open_journal']
 
 # %% ../../../nbs/run/studies/journal.ipynb #5641bd2b
 JOURNAL = "journal.log"
@@ -199,29 +198,6 @@ class Journal:
         finally:
             with suppress(RuntimeError):  # another process took the lock from this one, which was held up too long
                 self._lock.release()
-
-# %% ../../../nbs/run/studies/journal.ipynb #aafe4d2a
-@contextmanager
-def append_to(path: str | os.PathLike) -> Iterator[int]:
-    """The descriptor of a file, made if there is none, to append to.
-
-    Raises `BadInput` if it is a link, a pipe or anything but a regular file, or cannot be written.
-    """
-    name = plain_text(path)
-    try:
-        fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o644)
-    except OSError as error:
-        linked = os.path.islink(path)
-        raise BadInput(f"cannot write to {name}: {'it is a link' if linked else error.strerror}") from None
-    try:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise BadInput(f"cannot write to {name}: it is not a regular file")
-        try:
-            yield fd
-        except OSError as error:
-            raise BadInput(f"cannot write to {name}: {error.strerror}") from None
-    finally:
-        os.close(fd)
 
 # %% ../../../nbs/run/studies/journal.ipynb #32d3ab5d
 def quiet_optuna() -> None:

@@ -378,7 +378,7 @@ def is_wandb_sweep(found: Any) -> bool:
     )
     return told or not {*_DROPPED, "early_terminate", "project"}.isdisjoint(found) or found.get("method") == "bayes"
 
-
+# %% ../../../nbs/run/studies/sweep_file.ipynb #ffd6e2b3
 def from_wandb(found: Mapping[str, Any], where: str) -> tuple[dict[str, Any], list[str]]:
     """(a sweep of Weights & Biases as ours, what of it is left out, in sentences).
 
@@ -444,7 +444,7 @@ def _word_of(name: str, spec: Mapping[str, Any], where: str) -> tuple[str, Mappi
         raise BadInput(f"{where}: parameters.{name} is not a setting of xrddiff{hint}")
     return fits[0], spec
 
-
+# %% ../../../nbs/run/studies/sweep_file.ipynb #9ecce0bc
 def _our_spec(spec: Mapping[str, Any], where: str) -> dict[str, Any]:
     """A specification of values as ours."""
     if "values" in spec:
