@@ -127,7 +127,9 @@ def test_a_rule_speaks_in_a_training_that_provokes_it(tmp_path, rule):
 def test_nothing_is_said_of_a_training_of_a_few_steps(tmp_path):
     """An epoch of sixteen frames may be one step: five of them say nothing about the learning rate."""
     train(tmp_path, list(CASES), make_objective(offset=50.0), make_loader(frames=8), num_epochs=8, lr=1e-9)
-    assert {f.rule for f in read_findings(tmp_path)} <= {"loader_bound", "slow_average"} and len(read_epochs(tmp_path)) == 8
+    assert {f.rule for f in read_findings(tmp_path)} <= {"loader_bound", "slow_average"} and len(
+        read_epochs(tmp_path)
+    ) == 8
 
 
 def test_a_healthy_training_has_no_findings(tmp_path):
@@ -217,7 +219,10 @@ def draw_while_training(folder, target, lr, epochs=8):
     during = SamplesDuring(generator, SimpleNamespace(seed=0), 1, 4, scale=1.0)
     rules = ["mode_collapse", "low_diversity", "samples_out_of_range"]
     words = dict(num_epochs=epochs, batch_size=8, lr=lr, ema_decay=None, log_every=2, progress=False)
-    options = {"low_diversity": {"mse": 0.3, "least_steps": 0}, "mode_collapse": {"least_steps": 0}}  # it passes 0.3 on its way
+    options = {
+        "low_diversity": {"mse": 0.3, "least_steps": 0},
+        "mode_collapse": {"least_steps": 0},
+    }  # it passes 0.3 on its way
     health = Monitor(rules, options, path=folder / "metrics" / "health.json")
     Trainer(objective, loader, folder, callbacks=[during], health=health, **words).fit()
     return {f.rule: f for f in read_findings(folder)}

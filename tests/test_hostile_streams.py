@@ -361,7 +361,9 @@ def test_every_flipped_bit_of_answers_is_seen_or_harmless(answered):
 
     expected = outcome()
     files = [p for name in ("out", "latents") for p in sorted((root / name).rglob("*")) if p.is_file()]
-    files = [p for p in files if p.name not in ("live.html", "answers.csv", "xrddiff.json")]  # for people; nothing reads them
+    files = [
+        p for p in files if p.name not in ("live.html", "answers.csv", "xrddiff.json")
+    ]  # for people; nothing reads them
     whole = [(f, i) for f in files for i in range(8 * f.stat().st_size)]
     kept, seen = {f: f.read_bytes() for f in files}, 0
     assert {f.name for f in files} == {"0", "stream.json", "summary.json", "zarr.json"}

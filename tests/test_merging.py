@@ -302,7 +302,7 @@ def test_what_would_be_passed_over_is_refused(folder, words, said, capsys, monke
         (foreign_stream, "f.stream", "no integrated reflections"),
         (one_crystal, "one.stream", "expected two or more"),
         (stream_without_axes, "bare.stream", "reciprocal axes"),
-        (stream_of_huge_indices, "huge.stream", "expected a whole number"),
+        (stream_of_huge_indices, "huge.stream", "whole indices"),
         (table_of_names, "names.csv", "frame of observation 1 is nan; expected a whole number"),
         (table_of_halves, "halves.csv", "h of observation 1 is 1.5; expected a whole number"),
     ],

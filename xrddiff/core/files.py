@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import errno
-import glob
 import hashlib
 import json
 import math
@@ -19,7 +18,7 @@ import tempfile
 import time
 import uuid
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager, suppress
 from importlib import metadata, resources
 from pathlib import Path
@@ -32,9 +31,8 @@ from .mediums import for_json, plain_text
 __all__ = ['Part', 'MARK', 'CannotSave', 'why_not', 'sync', 'remove', 'move', 'append_to', 'open_appending', 'temporary_name',
            'final_name', 'process_place', 'clear_leftovers', 'process_exists', 'process_start', 'writing', 'write_text',
            'plain', 'json_checksum', 'take_checksum', 'sealed', 'sealed_yaml', 'is_broken_yaml', 'write_json', 'sha256',
-           'json_digest', 'lock', 'is_path', 'free_space', 'is_among_files', 'writable', 'is_address', 'anywhere',
-           'absolute_path', 'state_folder', 'cache_dir', 'scratch_folder', 'package_version', 'package_folder',
-           'shipped_folder']
+           'json_digest', 'lock', 'is_path', 'free_space', 'is_address', 'anywhere', 'absolute_path', 'state_folder',
+           'cache_dir', 'scratch_folder', 'package_version', 'package_folder', 'shipped_folder']
 
 # %% ../../nbs/core/files.ipynb #29de7d00
 class CannotSave(XrddiffError, OSError):
@@ -440,33 +438,6 @@ def free_space(folder: str | os.PathLike) -> tuple[Path, int]:
     path = Path(folder).absolute()
     there = next(p for p in (path, *path.parents) if p.is_dir())
     return there, shutil.disk_usage(there).free
-
-# %% ../../nbs/core/files.ipynb #e53ebbcc
-def is_among_files(path: str | os.PathLike, names: Iterable[str | os.PathLike]) -> bool:
-    """Whether `path` is there, and one of the files `names`, some of which may be patterns."""
-    if not os.path.exists(path):
-        return False
-    files = (file for name in map(os.fspath, names) for file in (glob.glob(name) if glob.has_magic(name) else [name]))
-    return any(os.path.exists(file) and os.path.samefile(path, file) for file in files)
-
-
-def writable(path: str | os.PathLike) -> None:
-    """Before any work is done, raise `BadInput` for an output that cannot be written; creates nothing."""
-    try:
-        os.lstat(path)
-    except FileNotFoundError:
-        pass
-    except (OSError, ValueError) as error:  # too long a name, a circle of links, a file among the folders
-        if not isinstance(error, NotADirectoryError):
-            why = why_not(error) if isinstance(error, OSError) else error
-            raise BadInput(f"cannot write {plain_text(path)}: {why}") from None
-    folder = Path(path).expanduser().absolute().parent
-    while not os.path.lexists(folder) and folder != folder.parent:
-        folder = folder.parent
-    if not folder.is_dir():
-        raise BadInput(f"cannot write {plain_text(path)}: {plain_text(folder)} is not a folder")
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise BadInput(f"cannot write {plain_text(path)}: the folder {plain_text(folder)} is not writable")
 
 # %% ../../nbs/core/files.ipynb #a60a485f
 def is_address(place: Any) -> bool:

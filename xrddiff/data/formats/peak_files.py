@@ -238,7 +238,7 @@ class _Rows:
                     good = False
                 if not good:
                     raise BadInput(
-                        f"{self.name}, line {number}: '{plain_text(row.strip()[:60])}'; expected {count} finite numbers and a panel"
+                        f"{self.name}, line {number}: '{plain_text(row.strip()[:60])}'; expected {count} finite numbers, whole indices and a panel"
                     )
         raise BadInput(f"{self.name} has lists that cannot be read; expected those of a CrystFEL stream")
 
