@@ -123,7 +123,7 @@ def temporary_name(path: Path, ending: str = "part") -> Path:
     return path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}-{process_place()}-{os.getpid()}.{ending}")
 
 
-_PART = re.compile(r"\.(.+)\.[0-9a-f]{12}-[0-9a-f]{8}-\d+\.part", re.DOTALL)
+_PART = re.compile(r"\.(.{1,255})\.[0-9a-f]{12}-[0-9a-f]{8}-\d+\.part", re.DOTALL)
 
 
 def final_name(path: str | os.PathLike) -> str:

@@ -114,6 +114,7 @@ def recover(
 
     `xrddiff recover` also runs commands, reads files of peaks, and checks the answer on measured exposures.
     """
+    from xrddiff.data.formats.peak_files import check_peaks
     from xrddiff.judge.inference.recoveries import known_of_twin
     from xrddiff.judge.metrics.recovery import match_found
     from xrddiff.judge.views.recovery import recovery_table
@@ -123,6 +124,8 @@ def recover(
     if not isinstance(programs, Mapping):
         ways = {name: peak_way(name) for name in programs}
         programs = {name: find_frame_peaks(made, make=way) for name, way in ways.items()}
+    for name, found in programs.items():
+        check_peaks(found, name, n, "panel" in made["intensity"].dims)
     return recovery_table({name: match_found(truth, found, n) for name, found in programs.items()})
 
 # %% ../../../nbs/app/front_door/door.ipynb #1ce55743

@@ -10,6 +10,7 @@ import io
 import math
 import os
 import re
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -210,12 +211,14 @@ class _Rows:
             return
         names, text = _NUMBERS[self.kind], b"".join(body for body, *_ in self.bodies)
         try:
-            table = pd.read_csv(
-                io.BytesIO(text), sep=r"\s+", header=None, names=[*names, "name", "more"], quoting=csv.QUOTE_NONE, engine="c",
-                dtype=dict.fromkeys(names, np.float64) | {"name": str, "more": str}, na_values=[], keep_default_na=False,
-                float_precision="round_trip", index_col=False, encoding_errors="replace",
-            )  # fmt: skip
-        except (ValueError, OverflowError, pd.errors.ParserError):
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", pd.errors.ParserWarning)  # a row with more numbers
+                table = pd.read_csv(
+                    io.BytesIO(text), sep=r"\s+", header=None, names=[*names, "name", "more"], quoting=csv.QUOTE_NONE, engine="c",
+                    dtype=dict.fromkeys(names, np.float64) | {"name": str, "more": str}, na_values=[], keep_default_na=False,
+                    float_precision="round_trip", index_col=False, encoding_errors="replace",
+                )  # fmt: skip
+        except (ValueError, OverflowError, pd.errors.ParserError, pd.errors.ParserWarning):
             table = None
         rows = [n for _, n, *_ in self.bodies]
         if table is None or len(table) != sum(rows) or not _are_sound(table, self.kind):

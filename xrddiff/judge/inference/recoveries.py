@@ -41,8 +41,8 @@ from ...physics.twins.twin import Twin, twin_frames
 # %% auto #0
 __all__ = ['PROGRAMS', 'TRUTH', 'ENOUGH', 'HALF', 'RecoveryPlan', 'label_and_program', 'program_kind', 'program_title',
            'KnownFrames', 'earlier_recovery', 'has_truth', 'known_frames', 'known_of_twin', 'earlier_frames',
-           'found_by', 'all_found', 'absolute_program', 'measured_snr', 'MeasuredSpots', 'measured_spots',
-           'on_measured', 'half_at', 'recovery_words', 'agreement_words', 'recovery_record']
+           'found_by', 'check_files', 'all_found', 'absolute_program', 'measured_snr', 'MeasuredSpots',
+           'measured_spots', 'on_measured', 'half_at', 'recovery_words', 'agreement_words', 'recovery_record']
 
 # %% ../../../nbs/judge/inference/recoveries.ipynb #78fa4d9c
 PROGRAMS = ("classical", "peakfinder8")
@@ -213,6 +213,16 @@ def found_by(
         return read_peaks(Path(program).expanduser(), n, PANEL_GEOMETRY in known.frames)
     written = _written_by(program, known.path.absolute(), _own_folder(folder, title), timeout, env)
     return read_peaks(written, n, PANEL_GEOMETRY in known.frames)
+
+
+def check_files(plan: RecoveryPlan, frames: xr.Dataset, n: int | None = None) -> None:
+    """Read the files of peaks among the programs of a plan, before any work is done. n: of the frames, if there will be others of their kind.
+
+    Raises `BadInput` for a file that is not of `n` such frames.
+    """
+    for program in (label_and_program(text)[1] for text in plan.programs):
+        if program_kind(program) == "file":
+            read_peaks(Path(program).expanduser(), frame_count(frames) if n is None else n, PANEL_GEOMETRY in frames)
 
 
 def all_found(plan: RecoveryPlan, known: KnownFrames, folder: Path) -> dict[str, Recovered]:

@@ -14,8 +14,8 @@ from ...core.errors import BadInput
 from ...core.mediums import plain_text
 
 # %% auto #0
-__all__ = ['NEEDED', 'LEVERS', 'SATURATED', 'OVERLAPPED', 'MOST_INDEX', 'expected_variance', 'Observations', 'group_crystals',
-           'check_indices', 'isym_of', 'are_measured', 'group_reflections']
+__all__ = ['NEEDED', 'LEVERS', 'SATURATED', 'OVERLAPPED', 'MOST_INDEX', 'MOST_VALUE', 'expected_variance', 'Observations',
+           'group_crystals', 'check_indices', 'isym_of', 'are_measured', 'group_reflections']
 
 # %% ../../../nbs/physics/merging/observations.ipynb #143e5966
 NEEDED = ("frame", "h", "k", "l", "d", "intensity", "sigma")
@@ -84,8 +84,12 @@ def group_crystals(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
 MOST_INDEX = 32767  # of a reflection
 
 
+MOST_VALUE = 1e30  # of an intensity, and of its sigma
+
+
 def check_indices(table: pd.DataFrame, name: str = "the table") -> None:
-    """Raise `BadInput` unless `h`, `k`, `l`, `frame` and, where there is one, `crystal` of a table of observations are whole numbers.
+    """Raise `BadInput` unless `h`, `k`, `l`, `frame` and, where there is one, `crystal` of a table of observations are whole numbers, and
+    intensities and sigmas below `MOST_VALUE`, or missing.
 
     name: of the table, for the sentence.
     """
@@ -99,6 +103,13 @@ def check_indices(table: pd.DataFrame, name: str = "the table") -> None:
             row = int(np.argmin(good))
             raise BadInput(
                 f"{plain_text(name)}: {column} of observation {row + 1} is {plain_text(table[column].iloc[row])}; expected a whole number of at most {most}"
+            )
+    for column in [c for c in ("intensity", "sigma") if c in table]:
+        values = pd.to_numeric(table[column], errors="coerce").to_numpy(float)
+        if (beyond := np.abs(values) > MOST_VALUE).any():
+            row = int(np.argmax(beyond))
+            raise BadInput(
+                f"{plain_text(name)}: {column} of observation {row + 1} is {values[row]:g}; expected a number below {MOST_VALUE:g}"
             )
 
 

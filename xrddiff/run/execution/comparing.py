@@ -108,10 +108,15 @@ def execute_recovery(plan: RecoveryPlan, folder: str | os.PathLike, *, terminal:
     opened or are too few to learn from.
     """
     check_output(folder, kind="place", reads=asdict(plan))
-    from xrddiff.judge.inference.recoveries import earlier_recovery, has_truth
+    from xrddiff.judge.inference.recoveries import check_files, earlier_frames, earlier_recovery, has_truth
 
-    if earlier_recovery(plan) is None and not has_truth(given := plan.open()):
+    if (earlier := earlier_recovery(plan)) is not None:
+        check_files(plan, earlier_frames(earlier).frames)
+    elif has_truth(given := plan.open()):
+        check_files(plan, given)
+    else:
         plan.halves(given)
+        check_files(plan, given, plan.n)
     return _execute("recover", plan, folder, terminal)
 
 
