@@ -193,6 +193,7 @@ def command(line: str, train: bool = True) -> list[str]:
         return [*words[1:], *(["threads=1"] if resumed else [*FEW, *SMALL])]
     if words[1:3] == ["data", "simulate"]:
         words[words.index("-n") + 1] = "2"
+        words.append("--overwrite")  # several pages call their frames shots.h5
     if what in ("sample", "inpaint", "interpolate"):
         if "-n" in words:
             words[words.index("-n") + 1] = "2"
@@ -204,7 +205,7 @@ def command(line: str, train: bool = True) -> list[str]:
         return [*words[1:], "inference.index_frames=0", "threads=1"]
     if what == "export" and "peaks" in words:
         words[words.index("-o") + 1] = "own-peaks.safetensors"  # the other blocks use the one that is there
-        return [*words[1:], "--steps", "2"]
+        return [*words[1:], "--steps", "2", "--overwrite"]
     if what == "watch":
         return [*words[1:], *([] if "--once" in words else ["--once"])]
     return words[1:]

@@ -198,7 +198,9 @@ MISTAKES = {
     "training.num_epochs: found 'two', expected a whole number": lambda run: xd.train(num_epochs="two"),
     "training.lr: found 0.0, expected more than 0": lambda run: xd.train({"training": {"lr": 0}}),
     "model=vae: there is no such preset; did you mean 'vae_kl'?": lambda run: xd.train(model="vae"),
-    "no named set 'sim129'; did you mean 'sim128'?": lambda run: xd.train(data="sim129"),
+    "'sim129' does not exist (expected a file, a preset or a named set); did you mean 'sim128'?": lambda run: xd.train(
+        data="sim129"
+    ),
     "frames has no variable 'intensity'": lambda run: xd.train(data=xd.load("sim128", 2).drop_vars("intensity")),
     "intensity has rank 2": lambda run: xd.train(data=np.zeros((8, 8))),
     "'data.limit=1,2' names several values": lambda run: xd.train("data.limit=1,2"),

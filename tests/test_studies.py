@@ -21,6 +21,7 @@ from conftest import clean_environment
 
 from xrddiff.app.cli.main import main
 from xrddiff.core.errors import BadInput
+from xrddiff.core.gate import read_json
 from xrddiff.run.studies.comparison import execute_comparison, open_comparison, shared_samples
 from xrddiff.run.studies.listing import list_runs
 from xrddiff.run.studies.study import Agent, Study, best_trial, make_study, open_study, take_trial, trial_rows
@@ -42,7 +43,7 @@ def two(runs, tmp_path_factory):
         config = folder / name / "config.yaml"
         text = re.sub("recons_loss: .*", f"recons_loss: {loss}", config.read_text())
         config.write_text(without_seal(text))
-    summary = json.loads((folder / "b" / "metrics" / "summary.json").read_text())
+    summary = read_json(folder / "b" / "metrics" / "summary.json")
     summary["Poisson deviance"]["vae_kl"] += 1.0
     summary["peak F1"]["vae_kl"] = json.loads((folder / "a/metrics/summary.json").read_text())["peak F1"]["vae_kl"]
     (folder / "b" / "metrics" / "summary.json").write_text(json.dumps(summary))
@@ -93,7 +94,7 @@ def test_what_cannot_be_compared_is_said_in_one_sentence(two, tmp_path):
             execute_comparison(given, tmp_path / "out")
         assert "\n" not in str(error.value)
     (tmp_path / "file").write_text("")
-    with pytest.raises(BadInput, match="cannot write to"):
+    with pytest.raises(BadInput, match="is not a folder"):
         execute_comparison([two], tmp_path / "file" / "out")
 
 

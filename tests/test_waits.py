@@ -10,6 +10,7 @@ import pytest
 
 import xrddiff as xd
 from xrddiff.app.cli.main import main
+from xrddiff.core.gate import read_json
 from xrddiff.core.launcher import python_words, run
 from xrddiff.data.formats.store import save_frames
 from xrddiff.run.execution.sharing import JUDGED
@@ -89,7 +90,7 @@ def test_few_samples_are_judged_on_request(trained, capsys):
     said = capsys.readouterr().out
     assert f"not judged: sets of fewer than {JUDGED} samples are judged on request" in said
     assert "--judge" in said and "--samples few" in said and "verdict" not in said
-    assert not (few / "generation.json").exists() and json.loads((few / "metrics/summary.json").read_text()) == {}
+    assert not (few / "generation.json").exists() and read_json(few / "metrics/summary.json") == {}
     page = (few / "report.md").read_text()
     assert "Not compared with real frames" in page and "on request" in page
 

@@ -357,7 +357,9 @@ def _writes(node: ast.AST, given: set[str]) -> Iterator[ast.Call]:
             for item in child.items:
                 call, names = item.context_expr, item.optional_vars
                 known = isinstance(call, ast.Call) and (
-                    _called(call.func).rpartition(".")[2] in _GIVERS or _root(call) in inner or _root(call.func) in inner
+                    _called(call.func).rpartition(".")[2] in _GIVERS
+                    or _root(call) in inner
+                    or _root(call.func) in inner
                 )
                 inner |= {n.id for n in ast.walk(names) if isinstance(n, ast.Name)} if known and names else set()
         elif isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):

@@ -28,11 +28,12 @@ from .errors import BadInput, XrddiffError
 from .mediums import for_json, plain_text
 
 # %% auto #0
-__all__ = ['Part', 'MARK', 'CannotSave', 'why_not', 'sync', 'remove', 'move', 'append_to', 'open_appending', 'temporary_name',
-           'final_name', 'process_place', 'clear_leftovers', 'process_exists', 'process_start', 'writing', 'write_text',
-           'plain', 'json_checksum', 'take_checksum', 'sealed', 'sealed_yaml', 'is_broken_yaml', 'write_json', 'sha256',
-           'json_digest', 'lock', 'is_path', 'free_space', 'is_address', 'anywhere', 'absolute_path', 'state_folder',
-           'cache_dir', 'scratch_folder', 'package_version', 'package_folder', 'shipped_folder']
+__all__ = ['Part', 'MARK', 'CannotSave', 'why_not', 'sync', 'errors_said', 'remove', 'move', 'append_to', 'open_appending',
+           'temporary_name', 'final_name', 'process_place', 'clear_leftovers', 'process_exists', 'process_start',
+           'writing', 'write_text', 'plain', 'json_checksum', 'take_checksum', 'sealed', 'sealed_yaml',
+           'is_broken_yaml', 'write_json', 'sha256', 'json_digest', 'lock', 'is_path', 'free_space', 'is_address',
+           'anywhere', 'absolute_path', 'state_folder', 'cache_dir', 'scratch_folder', 'package_version',
+           'package_folder', 'shipped_folder']
 
 # %% ../../nbs/core/files.ipynb #29de7d00
 class CannotSave(XrddiffError, OSError):
@@ -64,6 +65,17 @@ def sync(path: Path) -> None:
             raise
     finally:
         os.close(fd)
+
+
+@contextmanager
+def errors_said(what: str, remedy: str = "") -> Iterator[None]:
+    """Within `with`, an error of the system is one sentence, "cannot WHAT: why; REMEDY"; a sentence of ours stays as it is."""
+    try:
+        yield
+    except XrddiffError:  # of a file that does not exist, which is an error of the system too
+        raise
+    except OSError as error:
+        raise BadInput(f"cannot {what}: {error.strerror or error}{remedy and '; ' + remedy}") from None
 
 
 Part = NewType("Part", Path)  # a place that `writing` or `new_output` gave, which a function may fill

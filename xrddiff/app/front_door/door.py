@@ -22,8 +22,8 @@ from .trained_run import TrainedRun, execute_shown, open_run
 from ...config.composition import compose_config
 from ...config.saved_config import OWN_FRAMES
 from ...core import errors
-from ...core.errors import BadInput
-from ...core.files import scratch_folder
+from ...core.errors import BadInput  # noqa: F401  for users
+from ...core.files import errors_said, scratch_folder
 from ...core.plugins import plugin_scope
 from ...data.formats import readers
 from ...data.formats.store import save_frames
@@ -189,13 +189,9 @@ def train(*given: str | Mapping[str, Any], data: Any = None, progress: bool = Tr
 
 def _scratch_in(folder: Path):
     """A scratch folder on the same disk as `folder`, so that its files can be moved there."""
-    try:
+    with errors_said(f"keep a run in {folder}", "expected a folder that you can write to"):
         folder.mkdir(parents=True, exist_ok=True)
         return scratch_folder(folder)
-    except OSError as error:
-        raise BadInput(
-            f"cannot keep a run in {folder}: {error.strerror}; expected a folder that you can write to"
-        ) from None
 
 # %% ../../../nbs/app/front_door/door.ipynb #6807c834
 @plain_errors

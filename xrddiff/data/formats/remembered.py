@@ -43,7 +43,7 @@ from ..headers.sources import HDF5Rows
 from ..headers.unpacked import inner_name
 
 # %% auto #0
-__all__ = ['KINDS', 'LARGEST', 'FEWEST', 'KEPT', 'ENOUGH', 'LONGEST', 'NotKept', 'Nodes', 'rows_of', 'folder_key', 'remember',
+__all__ = ['KINDS', 'LARGEST', 'FEWEST', 'KEPT', 'LONGEST', 'ENOUGH', 'NotKept', 'Nodes', 'rows_of', 'folder_key', 'remember',
            'recall', 'MaskShelf']
 
 # %% ../../../nbs/data/formats/remembered.ipynb #ff6c0653
@@ -222,6 +222,9 @@ def _whole(part: xr.Dataset, name: str) -> Rows:
     return rows
 
 
+LONGEST = 1 << 26  # bytes of a record without its masks
+
+
 def recall(key: str) -> tuple[xr.Dataset, dict[str, Any]] | None:
     """(the joined frames of a folder, the other values stored with them); None if the folder was
     not remembered, or the record is damaged.
@@ -246,7 +249,6 @@ def recall(key: str) -> tuple[xr.Dataset, dict[str, Any]] | None:
 
 # %% ../../../nbs/data/formats/remembered.ipynb #2adeb3e6
 ENOUGH = 4  # frames that must have been looked at
-LONGEST = 1 << 26  # bytes of a record of a series without its masks
 
 
 class _Series(msgspec.Struct):

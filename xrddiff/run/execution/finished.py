@@ -18,7 +18,7 @@ from ...config.overrides import absolute_words, parse_override
 from ...config.saved_config import to_yaml
 from ...config.words.vocabulary import Config
 from ...core.errors import BadInput
-from ...core.files import write_json
+from ...core.files import errors_said, write_json
 from ...core.gate import read_json
 from ...core.plugins import plugin_scope
 from ...core.ranks.stopping import StopRequest
@@ -54,10 +54,8 @@ def _execute(
     if cfg.threads is not None:
         set_threads(cfg.threads)
     with hold_run(run, notebook, USE):
-        try:
+        with errors_said(f"write to the run folder {run}"):
             folder = open_folder()
-        except OSError as error:
-            raise BadInput(f"cannot write to the run folder {run}: {error.strerror}") from None
         if on_start:
             on_start(folder)
         parameters |= dict(run_dir=str(run.absolute()), overrides=list(overrides), folder=str(folder))

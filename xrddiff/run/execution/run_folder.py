@@ -32,6 +32,7 @@ from ...core import launcher
 from ...core.addresses import addresses_in, remember_addresses
 from ...core.errors import BadInput, XrddiffError
 from xrddiff.core.files import (
+    errors_said,
     is_path,
     lock,
     move,
@@ -183,15 +184,13 @@ def complete_run(path: Path, cfg: Config | None = None) -> Path:
 
     The configuration is written last: a folder that has it is complete.
     """
-    try:
+    with errors_said(f"write to the run folder {path}"):
         for part in PARTS:
             (path / part).mkdir(parents=True, exist_ok=True)
         if cfg is not None:
             keep_plugins(path, load_plugins(cfg.plugins))
             remember_addresses(addresses_in(asdict(cfg)))
             write_text(path / "config.yaml", sealed_yaml(to_yaml(cfg)))
-    except OSError as error:
-        raise BadInput(f"cannot write to the run folder {path}: {error.strerror}") from None
     return path
 
 # %% ../../../nbs/run/execution/run_folder.ipynb #9141fe9c
@@ -382,11 +381,9 @@ def open_run(cfg: Config, run_dir: str | os.PathLike | None = None) -> Run:
         path = reopen_run(cfg)
     else:
         path = create_run(cfg)
-    try:
+    with errors_said(f"write to the run folder {path}"):
         for part in PARTS:
             (path / part).mkdir(exist_ok=True)
-    except OSError as error:
-        raise BadInput(f"cannot write to the run folder {path}: {error.strerror}") from None
     if by_hand:  # a notebook that somebody executes cell by cell: it works on the run until its process ends
         Beating(path, begin_attempt(path, first_phase(cfg), locked=False)).start()
     return Run(path, cfg)
@@ -532,7 +529,7 @@ def reopen_run(cfg: Config) -> Path:
     """
     path, names = Path(cfg.resume), ("notebook.ipynb", "environment.json", "config.yaml")
     n = max((k for name in names for k in _former(path / name)), default=0) + 1
-    try:
+    with errors_said(f"write to the run folder {path}"):
         for name in names[:2]:
             if (path / name).exists():
                 move(path / name, path / _numbered(name, n))
@@ -546,8 +543,6 @@ def reopen_run(cfg: Config) -> Path:
             _forget_former(path / name, n)
         clear_marks(path)
         write_json(path / "environment.json", environment())
-    except OSError as error:
-        raise BadInput(f"cannot write to the run folder {path}: {error.strerror}") from None
     return path
 
 # %% ../../../nbs/run/execution/run_folder.ipynb #0afd602f

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ...core import launcher
+from ...core.files import errors_said
 from ...core.gate import need_path, read_text
 from ...core.errors import BadInput, XrddiffError, nearest
 from ...core.mediums import complain, say
@@ -236,13 +237,11 @@ def _command_folder(path: Path) -> Path:
     """The folder for the results of a command. It contains nothing except what an earlier attempt
     left.
     """
-    try:
+    with errors_said(f"write to the folder {path}"):
         path.mkdir(parents=True, exist_ok=True)
         clear_marks(path)
         if (path / "ranks").is_dir() and not any((path / "ranks").iterdir()):
             (path / "ranks").rmdir()
-    except OSError as error:
-        raise BadInput(f"cannot write to the folder {path}: {error.strerror}") from None
     return path
 
 # %% ../../../nbs/run/slurm/job.ipynb #b1943c23

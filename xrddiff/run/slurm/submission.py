@@ -23,7 +23,7 @@ from ...config.contradictions import check_config
 from ...config.overrides import as_override, expand_multirun
 from ...core import launcher
 from ...core.errors import BadInput, XrddiffError
-from ...core.files import scratch_folder
+from ...core.files import errors_said, scratch_folder
 from ...core.plugins import load_standing, plugin_scope
 from ...core.registry import entries, get
 from ..execution.run_folder import cpu_count, environment, make_free_folder
@@ -142,12 +142,8 @@ def _free_folder(place: Path, name: str | None, taken: Sequence[Path], reserve: 
 @contextmanager
 def _made(folder: Path) -> Iterator[None]:
     """Within `with`, an error of the system is said as one of `folder`."""
-    try:
+    with errors_said(f"make the folder {folder}", "output_dir must be one that you can write to"):
         yield
-    except OSError as error:
-        raise BadInput(
-            f"cannot make the folder {folder}: {error.strerror}; output_dir must be one that you can write to"
-        ) from None
 
 
 def _make(folder: Path) -> None:

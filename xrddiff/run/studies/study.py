@@ -29,7 +29,7 @@ import msgspec
 
 from ...core.errors import BadInput, nearest
 from ...core.safe_write import check_output
-from ...core.files import process_place, process_start, sealed, write_json
+from ...core.files import errors_said, process_place, process_start, sealed, write_json
 from ...core.gate import checked, or_default, read_json, read_text
 from ...core.mediums import plain_text
 from ...core.registry import Range, get, register
@@ -195,11 +195,9 @@ class Agent:
                 self.beat()
 
     def __enter__(self) -> Agent:
-        try:
+        with errors_said(f"write to the study {self.file.parents[1]}"):
             self.file.parent.mkdir(parents=True, exist_ok=True)
             self.beat()
-        except OSError as error:
-            raise BadInput(f"cannot write to the study {self.file.parents[1]}: {error.strerror}") from None
         self._thread = threading.Thread(target=self._keep_beating, daemon=True)
         self._thread.start()
         return self
@@ -549,15 +547,12 @@ def make_study(plan: SweepPlan, folder: str | os.PathLike) -> Study:
     else:
         check_output(folder, kind="place")
         try:
-            for part in _PARTS:
-                (folder / part).mkdir(parents=True, exist_ok=True)
-            storage = open_journal(folder, sealed=True)
-            optuna.create_study(storage=storage, study_name="sweep", direction=plan.goal)
-            write_plan(folder, SavedPlan(plan, True))
-        except OSError as error:
-            raise BadInput(
-                f"cannot keep a study in {folder}: {error.strerror}; expected a folder that you can write to"
-            ) from None
+            with errors_said(f"keep a study in {folder}", "expected a folder that you can write to"):
+                for part in _PARTS:
+                    (folder / part).mkdir(parents=True, exist_ok=True)
+                storage = open_journal(folder, sealed=True)
+                optuna.create_study(storage=storage, study_name="sweep", direction=plan.goal)
+                write_plan(folder, SavedPlan(plan, True))
         except optuna.exceptions.DuplicatedStudyError:
             raise BadInput(
                 f"{folder} is being made by another process; expected one `xrddiff sweep FILE` at a time"
