@@ -1,10 +1,11 @@
-"""What somebody else wrote or changed: hostile folders, studies, files and messages, and flipped bits.
+"""What somebody else wrote or changed: hostile folders, studies, files, crystals and messages, flipped bits, outputs that would harm something, programs that behave badly.
 
-    OMP_NUM_THREADS=1 python bench/hostile.py [--only folders,studies,files,flips,stream] [--flips 10000] [--messages 100000] [--idle 2000] [--share 1] [--commands "run resume,scaling"]
+    OMP_NUM_THREADS=1 python bench/hostile.py [--only folders,studies,files,crystals,outputs,programs,flips,stream,large] [--flips 10000] [--messages 100000] [--idle 2000] [--share 1] [--commands "run resume,scaling"]
 
 Each case is one command in a process of its own (forked from one that has imported PyTorch, so that the time is that of the command), in a folder of its own, with a secret in its environment. Looked at are its exit
 code, what it printed, what it wrote, what it asked a web server on this machine, whether code of the case was executed (it leaves a mark), its seconds of CPU (a *hang* is 5 s more than half as much again as what is not hostile takes, or two minutes by the clock), and its memory beyond that of the process it was forked from.
 A *flip* is one bit of one file that xrddiff wrote and reads back: it is *seen* if the file is refused in a sentence, *harmless* if what is read is equal to what was written, *silent* otherwise.
+An *output* is a name that holds something of somebody: content, a link, an input; or two commands write it at once, its command is killed ten times, its disk is full. *Lost* is what was there and is not as it was, *left* a half-written part. A *program* is one that `xrddiff recover` starts.
 The *stream* answers good frames of a detector's socket beside fuzzed messages and idle connections. Writes bench/results/hostile.md; ends with code 1 if anything was executed, leaked, silent, lost, a traceback or a hang.
 
 All run folders take hours of one core. `--journal FILE` keeps each outcome as it comes, so that a bench that was stopped goes on; `--part 1/2` and `--part 2/2` share the cases between two processes with one journal, and the same call without `--part` then writes the tables.
@@ -31,12 +32,14 @@ import traceback
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import date
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -151,10 +154,18 @@ def listener() -> Iterator[str]:
 
 
 def attempt(
-    area: str, case: str, argv: list[str], folder: Path, mark: Path, *, seconds: float = KILL, usual: float = 0.0
+    area: str,
+    case: str,
+    argv: list[str],
+    folder: Path,
+    mark: Path,
+    *,
+    seconds: float = KILL,
+    usual: float = 0.0,
+    said: str = "said.txt",
 ) -> Outcome:
-    """Execute a command in a forked process, in `folder`, and look at what it did."""
-    out, began, before = folder / "said.txt", time.monotonic(), set(folder.rglob("*"))
+    """Execute a command in a forked process, in `folder`, and look at what it did; after `seconds` it is killed."""
+    out, began, before = folder / said, time.monotonic(), set(folder.rglob("*"))
     child = os.fork()
     if not child:
         try:
@@ -216,6 +227,7 @@ SMALL = ["size=tiny", "experiment_type=test", "data=pooling_422", "data.pool=8",
 SMALL += ["training.num_epochs=1", "training.batch_size=8", "training.max_steps=4", "inference.num_samples=4"]
 TRAIN = ["run", "model=ddpm", *SMALL, "inference.steps=2", "inference.index_frames=0", "run_name=good"]
 
+MERGE = ["--cell", "29,29,29,90,90,90", "--space-group", "P 2 3", "--method", "mean"]
 SWEEP = {"method": "random", "metric": {"name": "loss"}, "run_cap": 3}
 SWEEP["words"] = ["training.seed=0", *TRAIN[1:-1]]  # a study that is taken up trains honestly, and soon
 SWEEP["parameters"] = {"training.lr": {"min": 1e-5, "max": 1e-2, "distribution": "log_uniform"}}
@@ -392,6 +404,148 @@ def files(place: Path, share: float, journal: Journal) -> Iterator[Outcome]:
     yield from journal.tried("files", crossed(made, FILE, one))
 
 
+def crystals(place: Path, share: float, journal: Journal) -> Iterator[Outcome]:
+    """Hostile MTZ, PDB and CIF files, streams and tables × what opens them."""
+    from hostile_crystals import ANSWERED, MADE, made
+    from hostile_messages import frames as shots
+
+    good = save_frames(shots(2), place / "good.h5")
+
+    def one(name: str, usual: float) -> Outcome:
+        with emptied(place / "here") as here:
+            (here / "shots.h5").symlink_to(good)
+            found = attempt("crystals", name, made(name, here), here, place / "mark", usual=usual)
+        found.faults += ["not refused"] if found.code != 2 and name not in ANSWERED else []
+        return found
+
+    yield from journal.tried("crystals", ((name, partial(one, name)) for name in MADE))
+
+
+def outputs(place: Path, share: float, journal: Journal) -> Iterator[Outcome]:
+    """Each command that writes × names that hold something of somebody, two at once, ten kills, a full disk."""
+    from hostile_outputs import WRITERS, Case, Writer, cases, make_inputs
+
+    inputs, numbers = make_inputs(place / "in"), itertools.count()
+
+    def work() -> Path:
+        (here := place / str(next(numbers))).mkdir()
+        return here
+
+    def one(name: str, case: Case, usual: float) -> Outcome:
+        found = attempt("outputs", name, case.argv, case.place, place / "mark", usual=usual)
+        add_faults(found, case.faults(found.code, found.said))
+        shutil.rmtree(case.place)
+        return found
+
+    def disturbed(name: str, writer: Writer, how: Callable, usual: float) -> Outcome:
+        shutil.copytree(inputs, here := work(), dirs_exist_ok=True)
+        found = how(name, writer, here, usual)
+        shutil.rmtree(here)
+        return found
+
+    def tries() -> Iterator[tuple[str, Callable[[float], Outcome]]]:
+        for writer in WRITERS:
+            for case in cases(writer, inputs, work):
+                if case.refused or not writer.slow:
+                    name = f"{case.name}: {writer.name}"
+                    yield name, partial(one, name, case)
+            for what, how in DISTURBED.items() if not writer.slow else ():
+                name = f"{what}: {writer.name}"
+                yield name, partial(disturbed, name, writer, how)
+
+    yield from journal.tried("outputs", tries())
+
+
+def add_faults(found: Outcome, details: list[str]) -> None:
+    """Name the faults of an output; what they are in detail is said with what the command said."""
+    words = {"lost": "lost", "replaced": "lost", "left": "left", "traceback": "traceback", "not": "not refused"}
+    kinds = [words.get(detail.split()[0], "lost") for detail in details]
+    found.faults += [kind for kind in dict.fromkeys(kinds) if kind not in found.faults]
+    found.said += "".join(f" [{detail}]" for detail in details)
+
+
+def at_once(name: str, writer: Any, here: Path, usual: float) -> Outcome:
+    """Two commands write one output: at least one succeeds, a second is refused or comes later."""
+    from hostile_outputs import leftovers, standing
+
+    out = here / f"out{writer.suffix}"
+    run = lambda said: attempt("outputs", name, writer.argv(out.name), here, here / "mark", usual=60, said=said)  # noqa: E731
+    with ThreadPoolExecutor(2) as pool:
+        both = list(pool.map(run, ("one.txt", "two.txt")))
+    found = max(both, key=lambda o: o.code)
+    wrong = [] if sorted(o.code for o in both) in ([0, 2], [0, 0]) else [f"not refused: codes {[o.code for o in both]}"]
+    add_faults(found, wrong + standing(writer, out, True) + [f"left {n}" for n in leftovers(here)])
+    return found
+
+
+def killed(name: str, writer: Any, here: Path, usual: float) -> Outcome:
+    """Ten kills at moments drawn at random; then the command ends as if nothing had been, and no part is left."""
+    from hostile_outputs import hashes, leftovers, standing
+
+    before, out, wrong, chance = hashes(here), here / f"out{writer.suffix}", [], random.Random(name)
+    argv = writer.argv(out.name)
+    whole = attempt("outputs", name, writer.argv(f"whole{writer.suffix}"), here, here / "mark", usual=60).seconds
+    for _ in range(10):
+        ended = attempt("outputs", name, argv, here, here / "mark", seconds=whole * chance.uniform(0.05, 1)).code in (
+            0,
+            2,
+        )
+        now = hashes(here)
+        wrong += [f"lost {key}" for key in before if now.get(key) != before[key]] + standing(writer, out, False)
+        if ended and out.exists():
+            shutil.rmtree(out) if out.is_dir() else out.unlink()
+    found = attempt("outputs", name, argv, here, here / "mark", usual=60)
+    if found.code:
+        wrong.append(f"not refused: code {found.code} after the kills")
+    add_faults(found, wrong + standing(writer, out, True) + [f"left {n}" for n in leftovers(here)])
+    return found
+
+
+def full(name: str, writer: Any, here: Path, usual: float) -> Outcome:
+    """A disk on which nothing has room (of memory, mounted; skipped where that is not allowed)."""
+    from hostile_outputs import leftovers
+
+    (disk := here / "full").mkdir()
+    mounted = not subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=4k", "none", disk], capture_output=True
+    ).returncode
+    if not mounted:
+        return Outcome("outputs", name, writer.name, said="no disk can be mounted here")
+    try:
+        (disk / "filler").write_bytes(bytes(4096))
+        found = attempt("outputs", name, writer.argv(f"full/out{writer.suffix}"), here, here / "mark", usual=usual)
+        wrong = [] if found.code == 2 else [f"not refused: code {found.code}"]
+        add_faults(found, wrong + [f"left {n}" for n in leftovers(disk)])
+    finally:
+        subprocess.run(["umount", disk], check=True)
+    return found
+
+
+DISTURBED = {"two at once": at_once, "ten kills": killed, "a full disk": full}
+
+
+def programs(place: Path, share: float, journal: Journal) -> Iterator[Outcome]:
+    """Programs that behave badly, started by `xrddiff recover`."""
+    from hostile_programs import PROGRAMS, left, script
+
+    from xrddiff.physics.simulation.simulate import simulate
+
+    good = save_frames(simulate("sim128", range(2), seed=5), place / "good.h5")
+
+    def one(name: str, usual: float) -> Outcome:
+        mark = f"1000.{random.randrange(10**9)}"
+        with emptied(place / "here") as here:
+            (here / "find.sh").write_text(script(name, mark))
+            argv = ["recover", str(good), "--timeout", "4", "--program", "sh find.sh {frames} {peaks}", "-o", "out"]
+            found = attempt("programs", f"{name}: recover", argv, here, place / "mark", usual=30)
+            add_faults(found, [f"left process {pid}" for pid in left(mark)])
+            if found.code != PROGRAMS[name][1] or PROGRAMS[name][2] not in found.said:
+                add_faults(found, [f"not refused: expected code {PROGRAMS[name][1]}, {PROGRAMS[name][2]!r}"])
+        return found
+
+    yield from journal.tried("programs", ((f"{name}: recover", partial(one, name)) for name in PROGRAMS))
+
+
 @dataclass
 class Kept:
     """Files that xrddiff wrote, and how what they say is read back, as something that can be compared."""
@@ -419,12 +573,15 @@ def equal(a: object, b: object) -> bool:
 def kept_files(place: Path) -> Iterator[Kept]:
     """Every kind of file that xrddiff writes and reads back."""
     from hostile_messages import frames as shots
+    from hostile_outputs import make_inputs
 
     from xrddiff.config.saved_config import load_config
-    from xrddiff.core.gate import read_json
+    from xrddiff.core.gate import read_json, read_table
     from xrddiff.core.plugins import Plugin, keep_plugins, kept_plugins
+    from xrddiff.core.safe_write import read_mark, write_table
     from xrddiff.data.formats.parts import PartStore, parts_done, write_part
     from xrddiff.data.formats.store import read_store
+    from xrddiff.data.headers.crystal_gate import read_mtz
     from xrddiff.judge.exports.package import finish_package, read_package
     from xrddiff.learn.telemetry.history import read_epochs, read_history
     from xrddiff.learn.telemetry.rules import read_findings
@@ -476,10 +633,31 @@ def kept_files(place: Path) -> Iterator[Kept]:
 
     (package := place / "package").mkdir()
     (package / "graph.bin").write_bytes(random.Random(0).randbytes(4096))
-    finish_package(package, {"kind": "test", "scale": 0.5})
+    finish_package(package, {"exporter": "test", "scale": 0.5})
     yield Kept(
         "exported package", found_in(package), lambda: (read_package(package), (package / "graph.bin").read_bytes())
     )
+
+    make_inputs(place / "in")
+    argv = ["merge", "in/obs.csv", *MERGE, "--draws", "5", "--shells", "2", "-o", "merge"]
+    forked(argv, place)
+    merge = place / "merge"
+    tables = [merge / "shells.csv", merge / "posterior.csv"]
+    yield Kept(
+        "tables of a merge", [t for t in tables if t.exists()], lambda: [read_table(t) for t in tables if t.exists()]
+    )
+    mtz = sorted(merge.glob("*.mtz"))
+    yield Kept("MTZ files", mtz, lambda: [[m.history, np.array(m.array, copy=True)] for m in map(read_mtz, mtz)])
+    truth = write_table(pd.DataFrame({"frame": [0, 1], "fs": [1.5, 2.5], "intensity": [3.0, 4.0]}), merge / "truth.csv")
+    yield Kept("truth of a recovery", [truth], lambda: read_table(truth))
+
+    def mark() -> object:
+        """Who wrote a folder; one whose mark is damaged is not taken for ours."""
+        if not (found := read_mark(merge)).command:
+            raise XrddiffError("a mark that is damaged")
+        return vars(found)
+
+    yield Kept("mark of a folder", [merge / "xrddiff.json"], mark)
 
     (own := place / "own").mkdir()
     keep_plugins(own, [Plugin("mine.py", str(place / "mine.py"), b"x = 1\n")])
@@ -509,7 +687,7 @@ def kept_files(place: Path) -> Iterator[Kept]:
         opened._hold.close()
         return read_answers(out), read_answers(out, "peaks"), read_stream_summary(out), sorted(opened.answers.names)
 
-    kept = [p for p in found_in(out) if p.name not in ("live.html", "answers.csv", ".lock")]  # for people
+    kept = [p for p in found_in(out) if p.name not in ("live.html", "answers.csv", "xrddiff.json")]  # for people
     yield Kept("answers of a stream", kept, answers)
 
 
@@ -602,6 +780,63 @@ def streamed(place: Path, count: int, idle: int) -> dict[str, object]:
     }
 
 
+CHUNK = """----- Begin chunk -----
+Image filename: /data/run.cxi
+Event: //{event}
+photon_energy_eV = 9000.0
+num_peaks = {peaks}
+Peaks from peak search
+  fs/px   ss/px (1/d)/nm^-1   Intensity  Panel
+{found}
+End of peak list
+--- Begin crystal
+Cell parameters 7.91000 7.91000 3.79000 nm, 90.00000 90.00000 90.00000 deg
+astar = +0.1264223 +0.0000000 +0.0000000 nm^-1
+bstar = +0.0000000 +0.1264223 +0.0000000 nm^-1
+cstar = +0.0000000 +0.0000000 +0.2638522 nm^-1
+centering = P
+Reflections measured after indexing
+   h    k    l          I   sigma(I)       peak background  fs/px  ss/px panel
+{rows}
+End of reflections
+--- End crystal
+----- End chunk -----
+"""
+
+
+def large(place: Path, size: int = 1 << 30, peaks: int = 60, rows: int = 400) -> tuple[pd.DataFrame, list[str]]:
+    """Read a stream of CrystFEL of 1 GiB in a process of its own: seconds of CPU, and memory."""
+    rng = np.random.default_rng(0)
+    found = [f"{a:7.2f} {b:7.2f} {q:10.4f} {i:11.2f}   p0" for a, b, q, i in rng.uniform(1, 1900, (peaks, 4))]
+    hkl = rng.integers(-40, 40, (rows, 3))
+    table = [
+        f"{h:4d} {k:4d} {m:4d} {i:10.2f} {i**0.5:10.2f} {i:10.2f} {9:10.2f} {x:6.1f} {y:6.1f} p0"
+        for (h, k, m), (i, x, y) in zip(hkl, rng.uniform(1, 1900, (rows, 3)), strict=True)
+    ]
+    event, file = 0, place / "large.stream"
+    chunk = CHUNK.format(event="EVENT", peaks=peaks, found="\n".join(found), rows="\n".join(table))
+    with open(file, "w") as out:
+        out.write("CrystFEL stream format 2.3\n")
+        while out.tell() < size:
+            out.write("".join(chunk.replace("EVENT", str(event + i)) for i in range(100)))
+            event += 100
+    done = subprocess.run([sys.executable, "-c", READ, file], capture_output=True, text=True, check=True)
+    said = json.loads(done.stdout)
+    row = {"size, MB": file.stat().st_size / 1e6, "frames": event} | said
+    row["MB/s of CPU"] = row["size, MB"] / said["CPU, s"]
+    whole = said["peaks"] == event * peaks and said["reflections"] == event * rows and said["memory, MB"] < 1074
+    return pd.DataFrame({"": row}).T.round(1), [] if whole else [f"a large stream: {row}"]
+
+
+READ = """
+import json, resource, sys
+from xrddiff.data.formats.peak_files import read_stream
+began = sum(resource.getrusage(resource.RUSAGE_SELF)[:2])
+found = read_stream(sys.argv[1])
+used = resource.getrusage(resource.RUSAGE_SELF)
+print(json.dumps({"peaks": len(found["peaks"]), "reflections": len(found["integrated"]), "CPU, s": used[0] + used[1] - began, "memory, MB": used.ru_maxrss / 1e3}))
+"""
+
 LISTENS = "tcp://*:{port}"
 
 
@@ -637,13 +872,15 @@ def table_of(outcomes: list[Outcome]) -> pd.DataFrame:
     return table.astype({name: int for name in whole}).round(1)
 
 
-FAULTS = ["traceback", "hang", "ended by itself", "memory", "executed", "leaked", "asked a server"]
-AREAS = {"folders": folders, "studies": studies, "files": files}
+FAULTS = ["traceback", "hang", "ended by itself", "memory", "executed", "leaked", "asked a server", "lost", "left"]
+FAULTS += ["not refused"]
+AREAS = {"folders": folders, "studies": studies, "files": files, "crystals": crystals, "outputs": outputs}
+AREAS["programs"] = programs
 
 
 def main() -> int:
     parser = make_parser(__doc__)
-    parser.add_argument("--only", default="folders,studies,files,flips,stream")
+    parser.add_argument("--only", default=",".join(HEADS))
     parser.add_argument("--share", type=float, default=1.0, help="share of the cases of commands that execute a model")
     parser.add_argument("--flips", type=int, default=10_000)
     parser.add_argument("--messages", type=int, default=100_000)
@@ -683,6 +920,8 @@ def section(name: str, place: Path, args: argparse.Namespace) -> tuple[pd.DataFr
     """The table of one part of the bench, and its faults."""
     if name == "flips":
         return flips(place, args.flips)
+    if name == "large":
+        return large(place)
     if name == "stream":
         row = streamed(place, args.messages, args.idle)
         whole = row["answered"] == row["good frames"] and not row["tracebacks"] and row["code"] == 0
@@ -713,8 +952,12 @@ HEADS = {
     "folders": "## Run folders of somebody else",
     "studies": "## Studies of somebody else",
     "files": "## Files of frames, masks, labels and geometry",
+    "crystals": "## Files of crystals, streams and tables of peaks",
+    "outputs": "## Outputs that would harm something",
+    "programs": "## Programs that behave badly",
     "flips": "## One bit",
     "stream": "## A detector's socket",
+    "large": "## A large stream of CrystFEL",
 }
 
 

@@ -30,7 +30,7 @@ TASKS = {
     ),
     "Make a twin of a detector": (
         "twin recover",
-        "physics.twins.twin.learn_twin physics.twins.twin.twin_frames judge.inference.twins.judge_twin run.execution.twinning.execute_twin run.execution.twinning.execute_recovery judge.metrics.recovery.match_found",
+        "physics.twins.twin.learn_twin physics.twins.twin.twin_frames judge.inference.twins.judge_twin run.execution.comparing.execute_twin run.execution.comparing.execute_recovery judge.metrics.recovery.match_found",
     ),
     "Merge intensities": (
         "merge",

@@ -164,6 +164,23 @@ def leftovers(place: Path) -> list[str]:
     return sorted(n for n in (p.name for p in place.rglob(".*")) if n.endswith((".part", ".old", ".claim")))
 
 
+def standing(writer: Writer, out: Path, finished: bool) -> list[str]:
+    """What is wrong with an output whose command was killed, or has ended: it is whole, or says that it is not."""
+    from xrddiff.core.safe_write import read_mark
+    from xrddiff.data.formats.readers import open_frames
+
+    if not os.path.lexists(out):
+        return ["there is no output"] if finished else []
+    if writer.kind == "folder":
+        mark = read_mark(out)
+        state = "empty" if mark is None and not any(out.iterdir()) else mark.state if mark else "unmarked"
+        return [] if state in (("finished",) if finished else ("finished", "running", "empty")) else [f"state {state}"]
+    if out.suffix in (".h5", ".zarr"):
+        with open_frames(out) as frames:
+            frames.load()
+    return [] if out.is_dir() or out.stat().st_size else ["an empty output"]
+
+
 def cases(writer: Writer, inputs: Path, work: Callable[[], Path]) -> Iterator[Case]:
     """The harmful calls of a command; `work` makes an empty folder for each, into which the inputs are copied."""
 
@@ -179,6 +196,8 @@ def cases(writer: Writer, inputs: Path, work: Callable[[], Path]) -> Iterator[Ca
 
     over = ["--overwrite"] if writer.overwrites and writer.kind == "file" else []
     out = f"out{writer.suffix}"
+    if not writer.slow:
+        yield case("not hostile", fresh(), out, refused=False)
     if writer.kind == "file":
         place = fresh()
         (place / out).write_text(PRECIOUS)
@@ -243,5 +262,3 @@ def cases(writer: Writer, inputs: Path, work: Callable[[], Path]) -> Iterator[Ca
     if any((inputs / read).is_dir() for read in writer.reads):
         place = fresh()
         yield case("a member of the input", place, "series/a.npy", *over)
-    if not writer.slow:
-        yield case("not hostile", fresh(), out, refused=False)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import random
 import signal
@@ -13,11 +12,10 @@ import time
 from pathlib import Path
 
 import pytest
-from hostile_outputs import WRITERS, cases, hashes, leftovers, make_inputs
+from hostile_outputs import WRITERS, cases, hashes, leftovers, make_inputs, standing
 
 from xrddiff.app.cli.main import main
 from xrddiff.core.safe_write import read_mark
-from xrddiff.data.formats.readers import open_frames
 
 pytestmark = pytest.mark.slow
 
@@ -91,12 +89,7 @@ def test_a_kill_leaves_nothing_that_is_taken_as_whole(name, inputs, tmp_path):
         ended = process.wait() == 0
         now = hashes(place)
         assert {k: now.get(k) for k in before} == before
-        if out.exists() and not ended:
-            if writer.kind == "file":
-                assert open_frames(out).sizes["frame"] == 2
-            else:
-                mark = read_mark(out)
-                assert mark is None and not any(out.iterdir()) or mark.state in ("running", "finished")
+        assert standing(writer, out, ended) == []
         if (
             ended := ended
             or out.exists()
@@ -105,6 +98,4 @@ def test_a_kill_leaves_nothing_that_is_taken_as_whole(name, inputs, tmp_path):
             break
     if not ended:
         assert started(words, place).wait(300) == 0
-    assert out.exists() and not leftovers(place)
-    if writer.kind == "folder":
-        assert json.loads((out / "xrddiff.json").read_text())["state"] == "finished"
+    assert standing(writer, out, True) == [] and not leftovers(place)
