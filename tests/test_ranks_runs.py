@@ -100,6 +100,10 @@ def script_invariance(folder, model):
         began = time.monotonic()
         on_ranks(n, lambda r, n=n: run(*new(folder / str(n), f"model={model}", *MODELS[model])), timeout=300)
         out[f"{n} seconds"] = round(time.monotonic() - began, 1)
+        log = (of(folder / str(n), model) / "log.txt").read_text()
+        assert "\\n" not in log and "\\x" not in log, log  # a table has its lines, and no escapes
+        rows = [line.split()[0] for line in log.splitlines() if f"/{n} " in line[:12]]
+        assert n == 1 or rows == [f"{r + 1}/{n}" for r in range(n)], log
     parts = ["autoencoder", "."] if model.startswith("latent") else ["."]
     for part in parts:
         checkpoint, one, rows = weights(of(folder / "1", model) / part)

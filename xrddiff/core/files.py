@@ -28,9 +28,9 @@ from .errors import BadInput, XrddiffError
 from .mediums import for_json, plain_text
 
 # %% auto #0
-__all__ = ['Part', 'MARK', 'CannotSave', 'why_not', 'sync', 'errors_said', 'remove', 'move', 'append_to', 'open_appending',
-           'temporary_name', 'final_name', 'process_place', 'clear_leftovers', 'process_exists', 'process_start',
-           'writing', 'write_text', 'plain', 'json_checksum', 'take_checksum', 'sealed', 'sealed_yaml',
+__all__ = ['Part', 'MARK', 'CannotSave', 'why_not', 'sync', 'cannot_save', 'errors_said', 'remove', 'move', 'append_to',
+           'open_appending', 'temporary_name', 'final_name', 'process_place', 'clear_leftovers', 'process_exists',
+           'process_start', 'writing', 'write_text', 'plain', 'json_checksum', 'take_checksum', 'sealed', 'sealed_yaml',
            'is_broken_yaml', 'write_json', 'sha256', 'json_digest', 'lock', 'is_path', 'free_space', 'is_address',
            'anywhere', 'absolute_path', 'state_folder', 'cache_dir', 'scratch_folder', 'package_version',
            'package_folder', 'shipped_folder']
@@ -65,6 +65,13 @@ def sync(path: Path) -> None:
             raise
     finally:
         os.close(fd)
+
+
+def cannot_save(path: str | os.PathLike, error: OSError) -> CannotSave:
+    """The error of an output that the operating system refused, of which nothing was left."""
+    failure = CannotSave(f"cannot save {plain_text(path)}: {why_not(error)}; nothing was left behind")
+    failure.strerror = error.strerror
+    return failure
 
 
 @contextmanager
@@ -223,9 +230,7 @@ def writing(path: str | Path, *, parents: bool = True, durable: bool = True, rep
         remove(part)
         if isinstance(error, XrddiffError):
             raise
-        failure = CannotSave(f"cannot save {path}: {why_not(error)}; nothing was left behind")
-        failure.strerror = error.strerror
-        raise failure from error
+        raise cannot_save(path, error) from error
     except BaseException:
         remove(part)
         raise

@@ -28,7 +28,7 @@ from xrddiff.core.files import (
     remove,
     Part,
     MARK,
-    CannotSave,
+    cannot_save,
     lock,
     package_version,
     process_place,
@@ -213,7 +213,11 @@ def _claimed(path: Path, holder: Holder, what: Path) -> Iterator[int]:
                 f"{plain_text(what)} is being written by {who}; expected another name, or to wait until it has ended"
             )
     try:
-        _keep(fd, holder)
+        try:
+            _keep(fd, holder)
+        except OSError:  # the disk is full
+            remove(path)
+            raise
         yield fd
     finally:
         os.close(fd)
@@ -371,7 +375,7 @@ def new_output(
         _remove_folders(made)
         if isinstance(error, XrddiffError):
             raise
-        raise CannotSave(error.errno, f"cannot save {plain_text(path)}: {why_not(error)}") from error
+        raise cannot_save(path, error) from error
     except BaseException:
         _remove_folders(made)
         raise
@@ -434,7 +438,8 @@ def _open_place(path: Path, holder: Holder, check: Callable[[], Any]) -> Iterato
                     remove(path / MARK)
             if (path / MARK).exists():
                 holder.state, holder.ended = "failed", time.time()
-                _keep(fd, holder)
+                with suppress(OSError):  # a full disk: the mark of a process that has ended says the same
+                    _keep(fd, holder)
             raise
         holder.state, holder.ended = "finished", time.time()
         _keep(fd, holder)
