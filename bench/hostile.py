@@ -41,6 +41,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pandas as pd
 import psutil
@@ -494,7 +495,8 @@ def killed(name: str, writer: Any, here: Path, usual: float) -> Outcome:
         wrong += [f"lost {key}" for key in before if now.get(key) != before[key]] + standing(writer, out, False)
         if ended and out.exists():
             shutil.rmtree(out) if out.is_dir() else out.unlink()
-    found = attempt("outputs", name, argv, here, here / "mark", usual=60)
+    more = ["--overwrite"] if writer.overwrites and writer.kind == "file" else []  # of two files one may be there
+    found = attempt("outputs", name, [*argv, *more], here, here / "mark", usual=60)
     if found.code:
         wrong.append(f"not refused: code {found.code} after the kills")
     add_faults(found, wrong + standing(writer, out, True) + [f"left {n}" for n in leftovers(here)])
@@ -655,7 +657,7 @@ def kept_files(place: Path) -> Iterator[Kept]:
         """Who wrote a folder; one whose mark is damaged is not taken for ours."""
         if not (found := read_mark(merge)).command:
             raise XrddiffError("a mark that is damaged")
-        return vars(found)
+        return msgspec.to_builtins(found)
 
     yield Kept("mark of a folder", [merge / "xrddiff.json"], mark)
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from xrddiff.learn.telemetry.health import StepRecord
 
 # %% auto #0
-__all__ = ['FIRST', 'EpochMeter', 'divergence', 'exchange_seconds', 'time_columns', 'memory_columns', 'loss_columns', 'epoch_row']
+__all__ = ['EpochMeter', 'divergence', 'exchange_seconds', 'time_columns', 'memory_columns', 'loss_columns', 'epoch_row']
 
 # %% ../../../nbs/learn/telemetry/epochs.ipynb #426edaab
 class EpochMeter:
@@ -138,7 +138,6 @@ def memory_columns(device: torch.device | str = "cpu") -> dict[str, float]:
     return found
 
 # %% ../../../nbs/learn/telemetry/epochs.ipynb #aa032ac3
-FIRST = ("epoch", "step", "frames", "lr", "loss_mean", "loss_std", "loss_min", "loss_max", "loss_median")
 _NAMES = {"usage": "codebook_use", "commitment": "codebook_loss"}  # ‖z − q‖² serves as both, with different gradients
 _WHOLE = ("kl_weight", "codebook_use", "codebook_loss", "perplexity", "latent_mean", "latent_std")
 

@@ -23,13 +23,15 @@ if TYPE_CHECKING:
     import pandas as pd
 
 # %% auto #0
-__all__ = ['STEPS', 'EPOCHS', 'MOST_ROWS', 'SAMPLES', 'History', 'read_rows', 'read_history', 'read_epochs', 'keep_speed']
+__all__ = ['STEPS', 'EPOCHS', 'MOST_ROWS', 'SAMPLES', 'FIRST', 'History', 'read_rows', 'read_history', 'read_epochs',
+           'keep_speed']
 
 # %% ../../../nbs/learn/telemetry/history.ipynb #b1af4d23
 STEPS, EPOCHS = "training_metrics", "epochs"  # the tables of a run
 MOST_ROWS = 128 << 20  # bytes of a table's rows
 SAMPLES = "samples_during"  # its folder for samples during training, with a table of its own
 _FIRST = ("step", "epoch", "frames", "split", "lr", "loss")
+FIRST = ("epoch", "step", "frames", "lr", "loss_mean", "loss_std", "loss_min", "loss_max", "loss_median")  # of epochs
 _LAST = ("note",)
 
 
@@ -112,9 +114,7 @@ class History:
         self.rows = []
         if self.folder is not None and (path := self.folder / f"{self.name}.json").is_file():
             try:
-                found = read_json(path, most=MOST_ROWS)
-                found = found if self.about is None else checked(found, dict[str, Any], path.name).get(self.name)
-                self.rows = checked(found, list[dict[str, Any]], path.name)[:rows]
+                self.rows = _kept_rows(path, self.name)[0][:rows]
             except (OSError, BadInput):
                 warnings.warn(f"{path} cannot be read; the table starts again from empty", stacklevel=2)
         if len(self.rows) < rows:
@@ -130,12 +130,35 @@ class History:
         return pd.DataFrame(self.rows, columns=self.columns)
 
 # %% ../../../nbs/learn/telemetry/history.ipynb #22438ddb
+def _kept_rows(path: Path, name: str) -> tuple[list[dict[str, Any]], bool]:
+    """The rows in the JSON file of a table, whose checksum is right, and whether it holds other values beside them."""
+    found = read_json(path, most=MOST_ROWS)
+    about = isinstance(found, dict)
+    return checked(found.get(name) if about else found, list[dict[str, Any]], path.name), about
+
+
 def _read_table(path: str | Path, name: str) -> pd.DataFrame:
+    """The table `name` from its JSON file, which has a checksum; from the CSV file if somebody has made only that."""
     path = Path(path)
     for file in (path, path / f"{name}.csv", path / "metrics" / f"{name}.csv"):
         if file.is_file():
-            return read_table(file, most=MOST_ROWS)
+            kept = file.with_suffix(".json")
+            if file.name != f"{name}.csv" or not kept.is_file():
+                return read_table(file, most=MOST_ROWS)
+            rows, about = _kept_rows(kept, name)
+            table = History(name=name, first=_FIRST if name == STEPS else FIRST if about else FIRST[:2])
+            table.rows = rows
+            return _numbers(table.frame())
     raise BadInput(f"{path} holds no {name}.csv; expected a run folder, its metrics folder or the file itself")
+
+
+def _numbers(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with numbers in all columns but those of text."""
+    import pandas as pd
+
+    for column in table.columns.difference(["split", *_LAST]):
+        table[column] = pd.to_numeric(table[column], errors="coerce")
+    return table
 
 
 def read_rows(path: str | Path, name: str = EPOCHS) -> list[dict[str, Any]]:

@@ -16,9 +16,9 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from ..telemetry.epochs import FIRST, EpochMeter, epoch_row
+from ..telemetry.epochs import EpochMeter, epoch_row
 from ..telemetry.health import Diverged, StepRecord, Watch
-from ..telemetry.history import EPOCHS, SAMPLES, History, keep_speed, read_rows
+from ..telemetry.history import EPOCHS, FIRST, SAMPLES, History, keep_speed, read_rows
 from ..telemetry.rules import Evidence, Monitor, Unhealthy, fault_found
 from .batches import Place, Plan
 from .posthoc import Averages
