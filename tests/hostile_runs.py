@@ -63,6 +63,8 @@ def text(name: str, content: str | bytes) -> Spoil:
     def spoil(run: Path, trap: Trap) -> None:
         data = content if isinstance(content, bytes) else content.encode("utf-8", "surrogatepass")
         clear(run / name).write_bytes(data)
+        if name.startswith("metrics/") and name.endswith(".csv"):  # which is read if there is no other
+            clear((run / name).with_suffix(".json"))
 
     return spoil
 
@@ -130,6 +132,8 @@ PLACES = {
     "metrics/summary.json": (pipe, zeros, folder, giant, noise),
     "metrics/training_metrics.csv": (pipe, zeros, folder, giant, noise, empty),
     "metrics/epochs.csv": (pipe, giant, noise),
+    "metrics/training_metrics.json": (pipe, zeros, folder, giant, noise, empty),
+    "metrics/epochs.json": (pipe, giant, noise),
     "metrics/speed.json": (pipe, zeros, noise),
     "metrics/health.json": (pipe, zeros, noise),
     "metrics/report.json": (pipe, zeros, giant, noise),

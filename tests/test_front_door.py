@@ -248,7 +248,8 @@ def test_a_run_shows_itself_and_all_text_is_escaped(runs, tmp_path):
         and "<script" not in report._repr_html_()
     )
     shutil.rmtree(run.samples)
-    (run.metrics / "training_metrics.csv").write_text("nonsense\n\x00")
+    for ending in ("csv", "json"):
+        (run.metrics / f"training_metrics.{ending}").write_text("nonsense\n\x00")
     report.unlink()
     assert (
         "stopped while evaluating" in run._repr_html_() and "<img" not in run._repr_html_()
