@@ -196,7 +196,7 @@ def attempt(
     with_errors = out.read_bytes().decode(errors="replace") if out.exists() else ""
     found = Outcome(area, case, argv[0], os.waitstatus_to_exitcode(status), with_errors, time.monotonic() - began)
     kept = folder / ".memory"
-    found.memory = 1024.0 * (float(kept.read_text()) if kept.exists() else used.ru_maxrss)
+    found.memory = 1024.0 * float(kept.exists() and kept.read_text() or used.ru_maxrss)  # none of one that was killed
     found.cpu = used.ru_utime + used.ru_stime
     if "Traceback (most recent call last)" in with_errors:
         found.faults.append("traceback")
