@@ -60,9 +60,10 @@ def only_one(path: Path, *, wait: bool = False) -> Iterator[bool]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = open_appending(path)
-    except OSError as error:
+    except (OSError, BadInput) as error:
+        why = error.strerror if isinstance(error, OSError) else error
         raise CannotSave(
-            f"cannot write to the cache folder {path.parent.parent}: {error.strerror}; set XRDDIFF_CACHE to another one"
+            f"cannot write to the cache folder {path.parent.parent}: {why}; set XRDDIFF_CACHE to another one"
         ) from None
     with file:
         yield lock(file, wait=wait)
