@@ -109,11 +109,8 @@ def append_to(path: str | os.PathLike) -> Iterator[int]:
 
     Raises `BadInput` if it is a link, a pipe or anything but a regular file, or cannot be written.
     """
-    with open_appending(path) as file:
-        try:
-            yield file.fileno()
-        except OSError as error:
-            raise BadInput(f"cannot write to {plain_text(path)}: {error.strerror}") from None
+    with open_appending(path) as file, errors_said(f"write to {plain_text(path)}"):
+        yield file.fileno()
 
 
 def open_appending(path: str | os.PathLike, *, text: bool = False, line: bool = False) -> IO:

@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 # %% auto #0
 __all__ = ['MOST', 'DEPTH', 'DIGITS', 'CONTAINERS', 'SUMS', 'COLUMNS', 'CELLS', 'Missing', 'missing', 'need_path', 'open_file',
            'need_file', 'need_folder', 'sums_of', 'is_inner_name', 'check_sum', 'read_bytes', 'read_tail', 'read_text',
-           'from_json', 'from_yaml', 'checked', 'read_json', 'read_yaml', 'or_default', 'read_table', 'read_array',
-           'read_arrays', 'Consent']
+           'from_json', 'from_yaml', 'checked', 'read_json', 'read_yaml', 'or_default', 'read_table', 'number_columns',
+           'read_array', 'read_arrays', 'Consent']
 
 # %% ../../nbs/core/gate.ipynb #ddbb1fe1
 MOST = 8 << 20  # bytes of a file that is read in one piece; its values take up to thirty times as much memory
@@ -369,6 +369,13 @@ def read_table(
         table = pd.read_csv(io.BytesIO(data), dtype=dict.fromkeys(text, object), low_memory=False, **options)
     except (ValueError, OverflowError) as error:  # no columns, ragged rows, or not UTF-8
         raise BadInput(f"{name} is not a table: {' '.join(str(error).split())[:120]}") from None
+    return number_columns(table, text)
+
+
+def number_columns(table: pd.DataFrame, text: tuple[str, ...] = ("split", "note")) -> pd.DataFrame:
+    """A table with numbers in all columns but `text`, NaN where a cell is none; the table itself is changed."""
+    import pandas as pd
+
     for column in table.columns.difference(list(text)):
         if table[column].dtype.kind not in "iuf":
             table[column] = pd.to_numeric(table[column].astype(object), errors="coerce")
@@ -377,13 +384,13 @@ def read_table(
 
 def _check_last_row(data: bytes, name: str) -> None:
     """Refuse a table whose last row has been cut."""
-    head, *_ = data.split(b"\n", 1)
-    last = data.rstrip().rpartition(b"\n")[2]
+    rows = data.rstrip()
+    head, last = rows[: rows.find(b"\n")] if b"\n" in rows else rows, rows[rows.rfind(b"\n") + 1 :]
     if b'"' in last or b'"' in head:  # a cell may have commas and line breaks
         return
     found, expected = last.count(b",") + 1, head.count(b",") + 1
     if found < expected:
-        row = data.rstrip().count(b"\n")
+        row = rows.count(b"\n")
         raise BadInput(f"{name} is cut: its last row, {row}, has {found} of {expected} columns")
 
 

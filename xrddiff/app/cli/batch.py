@@ -13,8 +13,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .arguments import PROFILE_FIELDS, add_command, add_profile
-from .arguments import add_overwrite
+from .arguments import PROFILE_FIELDS, add_command, add_overwrite, add_profile
 from .output import write_or_print
 from ...core.errors import BadInput
 from ...core.mediums import complain, console, for_json, for_shell, say

@@ -12,9 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .arguments import add_command, rank_command
+from .arguments import add_command, add_overwrite, files_read, rank_command
 from ...core.safe_write import new_output
-from .arguments import add_overwrite, files_read
 from .output import write_or_print
 from ...core.errors import BadInput
 from ...core.gate import missing, read_json
@@ -84,8 +83,7 @@ def comm_test_command(args: argparse.Namespace) -> int:
     """Check the communication between ranks, and measure its speed: `srun -N2 xrddiff
     comm-test`.
     """
-    from xrddiff.core.ranks.comm import SIZES
-    from xrddiff.core.ranks.comm import comm_test as measure
+    from xrddiff.core.ranks.comm import SIZES, comm_test as measure
     from xrddiff.core.ranks.rendezvous import close_distributed, initialize_distributed
 
     info = initialize_distributed()

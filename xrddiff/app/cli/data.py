@@ -92,7 +92,6 @@ def data_convert(args: argparse.Namespace) -> int:
 
     load_standing()
     refuse_catalog_name(args.source)
-    check_output(args.target, reads=files_read(args, "target"), overwrite=args.overwrite)
     say(convert(args.source, args.target, overwrite=args.overwrite, **frame_words(args.words)))
     return 0
 

@@ -11,9 +11,8 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .arguments import PEAKS_HELP, frame_words, peaks_word, picture_name
+from .arguments import PEAKS_HELP, add_overwrite, files_read, frame_words, peaks_word, picture_name
 from ...core.safe_write import check_output, new_output, own_png, save_table
-from .arguments import add_overwrite, files_read
 from ...core.errors import BadInput
 from ...core.mediums import console, for_terminal, say
 

@@ -24,8 +24,7 @@ def make_twin(args: argparse.Namespace) -> int:
     indices and photons; a report says for what they can be used, and for what not.
     """
     from xrddiff.judge.inference.twin_plan import TwinPlan
-    from xrddiff.run.execution.comparing import folder_for
-    from xrddiff.run.execution.comparing import execute_twin
+    from xrddiff.run.execution.comparing import execute_twin, folder_for
 
     plan = TwinPlan(**_plan_fields(args))
     folder = execute_twin(plan, folder_for("twin", plan.frames[0] if plan.frames else "frames", args.output))
@@ -88,8 +87,7 @@ def recover_spots(args: argparse.Namespace) -> int:
     have their spots already, or be the folder of an earlier recovery.
     """
     from xrddiff.judge.inference.recoveries import PROGRAMS, RecoveryPlan, absolute_program, earlier_recovery
-    from xrddiff.run.execution.comparing import folder_for
-    from xrddiff.run.execution.comparing import execute_recovery
+    from xrddiff.run.execution.comparing import execute_recovery, folder_for
 
     programs = tuple(absolute_program(p) for p in args.program or PROGRAMS)
     plan = RecoveryPlan(**_plan_fields(args), programs=programs, blank=args.blank, timeout=args.timeout, env=args.env)

@@ -16,9 +16,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .arguments import add_command
+from .arguments import add_command, add_overwrite
 from ...core.safe_write import new_output
-from .arguments import add_overwrite
 from ...core.errors import BadInput
 from ...core.mediums import console, plain_text
 

@@ -19,8 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import BadInput, XrddiffError
-from ..files import Part
-from ..files import CannotSave, json_digest, plain, remove, sha256, why_not, write_text, writing
+from ..files import CannotSave, Part, json_digest, plain, remove, sha256, why_not, write_text, writing
 from ..gate import read_json
 from .ring import Ring
 

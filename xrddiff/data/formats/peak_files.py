@@ -23,11 +23,12 @@ from ...core.errors import BadInput
 from ...core.gate import open_file, read_table
 from ...core.mediums import plain_text
 from .readers import open_frames
+from ..frames.bounds import MOST_VALUE
 from ..frames.frames import peaks_table
 from ..headers.geometry_files import HC
 
 # %% auto #0
-__all__ = ['MOST_CRYSTALS', 'MOST_PIXEL', 'MOST_VALUE', 'SUFFIXES', 'need_stream', 'read_stream', 'read_peaks', 'check_peaks']
+__all__ = ['MOST_CRYSTALS', 'MOST_PIXEL', 'SUFFIXES', 'need_stream', 'read_stream', 'read_peaks', 'check_peaks']
 
 # %% ../../../nbs/data/formats/peak_files.ipynb #db6bc318
 _LONGEST = 1 << 16  # characters of a line outside of the lists
@@ -42,7 +43,7 @@ _NUMBERS = {
 _KINDS = {"h": np.int16, "k": np.int16, "l": np.int16, "peak": np.float32, "background": np.float32}
 _CRYSTAL = ("a", "b", "c", "alpha", "beta", "gamma", *(f"{axis}star_{x}" for axis in "abc" for x in "xyz"))
 MOST_CRYSTALS = 10_000  # of a frame
-MOST_PIXEL, MOST_VALUE = 1e6, 1e30  # of a place in pixels, and of an intensity
+MOST_PIXEL = 1e6  # of a place in pixels
 
 
 def _numbers(words: Sequence[str], count: int) -> list[float]:
@@ -60,18 +61,13 @@ class _Chunks:
         self.corners: dict[str, dict[str, float]] = {}
         self.crystals: list[dict[str, Any]] = []
         self.count: Counter[tuple[str, int]] = Counter()
+        self.serial = -2
         self.begin()
-        self.serial = -1
 
     def begin(self) -> None:
         """A chunk begins."""
-        self.serial, self.file, self.event, self.energy, self.number = (
-            getattr(self, "serial", -1) + 1,
-            "",
-            None,
-            math.nan,
-            None,
-        )
+        self.serial += 1
+        self.file, self.event, self.energy, self.number = "", None, math.nan, None
 
     @property
     def chunk(self) -> int:

@@ -14,14 +14,15 @@ from typing import Any
 from ...core.errors import BadInput
 
 # %% auto #0
-__all__ = ['MEGAPIXELS', 'RAISE', 'MOST_FRAMES', 'MOST_PANELS', 'PACKINGS', 'most_pixels', 'most_bytes', 'unpacked_size',
-           'check_packed']
+__all__ = ['MEGAPIXELS', 'RAISE', 'MOST_FRAMES', 'MOST_PANELS', 'MOST_VALUE', 'PACKINGS', 'most_pixels', 'most_bytes',
+           'unpacked_size', 'check_packed']
 
 # %% ../../../nbs/data/frames/bounds.ipynb #fb909c23
 MEGAPIXELS = 32  # of the largest frame, unless XRDDIFF_LARGEST_FRAME says otherwise
 RAISE = "XRDDIFF_LARGEST_FRAME"
 MOST_FRAMES = 1 << 24  # of one set: each frame has an index, a group and labels in memory
 MOST_PANELS = 4096  # of one detector; the largest have some hundred
+MOST_VALUE = 1e30  # of an intensity, and of its sigma, in tables of other programs
 
 
 def most_pixels() -> int:

@@ -13,7 +13,7 @@ from typing import BinaryIO
 import gemmi
 
 from ...core.errors import BadInput
-from ...core.gate import need_file, need_path, open_file, read_bytes
+from ...core.gate import check_sum, need_path, open_file, read_bytes
 from ...core.mediums import plain_text
 from .gate import as_bad_input
 from .unpacked import unpacked
@@ -72,9 +72,9 @@ _RECORD = 80  # bytes of a record of the header
 def read_mtz(path: str | os.PathLike, expected: str = "an MTZ file") -> gemmi.Mtz:
     """Read an MTZ file whose header fits its size. Raises `BadInput` for any other file, `Missing` if it does not exist."""
     need_path(path, expected, kind="file")
-    need_file(path)
     name = plain_text(path)
     with open_file(path) as file:
+        check_sum(path)
         _check_mtz(file, os.fstat(file.fileno()).st_size, f"{name} is not {expected}")
     with as_bad_input(f"{name} cannot be read"):
         return gemmi.read_mtz_file(os.fspath(path))

@@ -13,10 +13,9 @@ from typing import Annotated, Any
 import msgspec
 
 from ...core.errors import BadInput
-from ...core.gate import SUMS, checked, is_inner_name, need_path, sums_of
+from ...core.gate import SUMS, checked, is_inner_name, need_path, read_json, sums_of
 from ...core.safe_write import write_sums
 from ...core.files import MARK, plain, sha256, write_text
-from ...core.gate import read_json
 
 # %% auto #0
 __all__ = ['FORMAT', 'VERSION', 'MANIFEST', 'finish_package', 'check_package', 'read_package']

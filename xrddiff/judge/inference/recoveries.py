@@ -260,7 +260,7 @@ def _own_folder(folder: Path, title: str) -> Path:
         except FileExistsError:
             pass
 
-
+# %% ../../../nbs/judge/inference/recoveries.ipynb #0fcbdf7e
 def _written_by(program: str, frames: Path, folder: Path, timeout: float, env: Sequence[str] = ()) -> Path:
     """The file that a command wrote into its folder."""
     stem = folder / "peaks"

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...core.errors import BadInput, XrddiffError
 from ...core.files import sealed, write_json, write_text
-from ...core.gate import checked, or_default, read_json, read_table
+from ...core.gate import number_columns, checked, or_default, read_json, read_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -148,17 +148,8 @@ def _read_table(path: str | Path, name: str) -> pd.DataFrame:
             rows, about = _kept_rows(kept, name)
             table = History(name=name, first=_FIRST if name == STEPS else FIRST if about else FIRST[:2])
             table.rows = rows
-            return _numbers(table.frame())
+            return number_columns(table.frame())
     raise BadInput(f"{path} holds no {name}.csv; expected a run folder, its metrics folder or the file itself")
-
-
-def _numbers(table: pd.DataFrame) -> pd.DataFrame:
-    """The table with numbers in all columns but those of text."""
-    import pandas as pd
-
-    for column in table.columns.difference(["split", *_LAST]):
-        table[column] = pd.to_numeric(table[column], errors="coerce")
-    return table
 
 
 def read_rows(path: str | Path, name: str = EPOCHS) -> list[dict[str, Any]]:

@@ -12,10 +12,11 @@ import pandas as pd
 
 from ...core.errors import BadInput
 from ...core.mediums import plain_text
+from ...data.frames.bounds import MOST_VALUE
 
 # %% auto #0
-__all__ = ['NEEDED', 'LEVERS', 'SATURATED', 'OVERLAPPED', 'MOST_INDEX', 'MOST_VALUE', 'expected_variance', 'Observations',
-           'group_crystals', 'check_indices', 'isym_of', 'are_measured', 'group_reflections']
+__all__ = ['NEEDED', 'LEVERS', 'SATURATED', 'OVERLAPPED', 'MOST_INDEX', 'expected_variance', 'Observations', 'group_crystals',
+           'check_indices', 'isym_of', 'are_measured', 'group_reflections']
 
 # %% ../../../nbs/physics/merging/observations.ipynb #143e5966
 NEEDED = ("frame", "h", "k", "l", "d", "intensity", "sigma")
@@ -84,9 +85,6 @@ def group_crystals(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
 MOST_INDEX = 32767  # of a reflection
 
 
-MOST_VALUE = 1e30  # of an intensity, and of its sigma
-
-
 def check_indices(table: pd.DataFrame, name: str = "the table") -> None:
     """Raise `BadInput` unless `h`, `k`, `l`, `frame` and, where there is one, `crystal` of a table of observations are whole numbers, and
     intensities and sigmas below `MOST_VALUE`, or missing.
@@ -148,7 +146,7 @@ def group_reflections(reflections: pd.DataFrame) -> Observations:
     d = table["d"].to_numpy(float)
     return Observations(crystals, crystal, hkl, which, value, sigma, d, isym, excitation, _lever(table), gain)
 
-
+# %% ../../../nbs/physics/merging/observations.ipynb #34129189
 def _lever(table: pd.DataFrame) -> np.ndarray:
     """Of each observation (n, 4): a rotation φ and a stretch δ move g by φ × g + δ g, and so the excitation error by φ·(g × u) + δ g·u."""
     if set(LEVERS) <= set(table):

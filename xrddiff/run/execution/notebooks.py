@@ -51,7 +51,7 @@ from ...core import launcher
 from ...core.safe_write import new_output
 from ...core.gate import need_path
 from ...core.errors import BadInput, XrddiffError, nearest
-from ...core.files import open_appending, scratch_folder, shipped_folder, write_text
+from ...core.files import errors_said, open_appending, scratch_folder, shipped_folder, write_text
 from ...core.mediums import say
 from ...core.ranks.stopping import StopRequest
 from .live import CellStream, LiveOutput, Screen
@@ -563,11 +563,9 @@ def _open_log(log: str | os.PathLike | None, title: str):
     if log is None:
         yield None
         return
-    try:
+    with errors_said(f"write the log {log}"):
         file = open_appending(log, text=True)
         say(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} {title}", file=file, flush=True)
-    except OSError as error:
-        raise BadInput(f"cannot write the log {log}: {error.strerror}") from None
     try:
         yield file
     finally:

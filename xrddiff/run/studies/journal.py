@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 import msgspec
 
 from ...core.errors import BadInput, XrddiffError
-from ...core.files import append_to, sealed, take_checksum
+from ...core.files import append_to, errors_said, sealed, take_checksum
 from ...core.gate import checked, from_json, read_bytes
 from ...core.mediums import plain_text
 
@@ -189,10 +189,8 @@ class Journal:
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        try:
+        with errors_said(f"write to {self._name}"):
             self._lock.acquire()
-        except OSError as error:
-            raise BadInput(f"cannot write to {self._name}: {error.strerror}") from None
         try:
             yield
         finally:
