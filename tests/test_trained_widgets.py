@@ -234,7 +234,7 @@ def test_they_are_moved_by_mouse_and_by_keyboard(runs, notebooks):
     try:
         panel.get_by_role("button", name="Draw").click()
         alert = panel.get_by_role("alert")
-        until(page, lambda: alert.count() and "there is no" in alert.first.inner_text())
+        until(page, lambda: alert.count() and "does not exist" in alert.first.inner_text())
     finally:
         shutil.move(where["ddpm"] + "-gone", where["ddpm"])
 

@@ -224,5 +224,5 @@ def test_the_command_writes_frames_with_their_truth_and_says_what_they_are_good_
     assert record["windows"]["twin"]["memory"]["copied"] < 0.02 < record["windows"]["blanks"]["memory"]["copied"]
     titles = [section.title for section in read_report(folder).sections]
     assert titles[0] == "What it is good for" and titles[-1] == "The key"
-    assert main(["twin", "shots.h5", "--name", "made.cxi"]) == 2
+    assert main(["twin", "shots.h5", "--name", "made.cxi", "-o", "shots-twin"]) == 2
     assert "exists already" in capsys.readouterr().err

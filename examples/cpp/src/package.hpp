@@ -13,6 +13,7 @@ namespace fs = std::filesystem;
 
 inline const std::string FORMAT = "xrddiff exported model";
 inline const int VERSION = 1;
+inline const std::string MARK = "xrddiff.json";  // who wrote the folder, and when: no part of the model
 
 struct Package {
     fs::path folder;
@@ -35,7 +36,7 @@ inline void check_sums(const fs::path& folder) {
     }
     std::set<std::string> there;
     for (const auto& entry : fs::recursive_directory_iterator(folder))
-        if (!entry.is_directory() && entry.path() != table) there.insert(fs::relative(entry.path(), folder).generic_string());
+        if (!entry.is_directory() && entry.path() != table && entry.path() != folder / MARK) there.insert(fs::relative(entry.path(), folder).generic_string());
     for (const auto& [name, sum] : sums) {
         if (!there.count(name)) refuse(folder.string(), " is damaged: ", name, " is missing");
         if (sha256_of((folder / name).string()) != sum)

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 from ...core import launcher
 from ...core.errors import BadInput
 from ...core.extras import need
-from ...core.files import package_folder, shipped_folder, state_folder, why_not, write_json, writing
+from ...core.files import package_folder, shipped_folder, state_folder, why_not, write_json, write_text, writing
 from ...core.gate import or_default, read_json
 from ...core.mediums import say
 
@@ -172,7 +172,7 @@ def prepare_jupyter(folder: Path, environment: Mapping[str, str] = os.environ) -
         metadata={"debugger": True},
     )
     (own / "share" / "kernels" / KERNEL).mkdir(parents=True, exist_ok=True)
-    write_json(own / "share" / "kernels" / KERNEL / "kernel.json", kernel)
+    _write_for_jupyter(own / "share" / "kernels" / KERNEL / "kernel.json", kernel)
     cards = [
         [path.name, f"{number} {_tutorial(path).title}", chapter]
         for path, (number, chapter) in tutorial_path().items()
@@ -181,13 +181,18 @@ def prepare_jupyter(folder: Path, environment: Mapping[str, str] = os.environ) -
     (own / "config" / "labconfig").mkdir(parents=True, exist_ok=True)
     start = START if (folder / START).exists() else ""
     page = {"xrddiffTutorials": json.dumps(cards), "xrddiffStart": start}
-    write_json(own / "config" / "labconfig" / "page_config.json", page)
+    _write_for_jupyter(own / "config" / "labconfig" / "page_config.json", page)
     silent = {"@jupyterlab/apputils-extension:notification": {"fetchNews": "false", "checkForUpdates": False}}
-    write_json(own / "config" / "labconfig" / "default_setting_overrides.json", silent)
+    _write_for_jupyter(own / "config" / "labconfig" / "default_setting_overrides.json", silent)
     found = dict(environment)
     for name, part in (("JUPYTER_PATH", "share"), ("JUPYTER_CONFIG_PATH", "config")):
         found[name] = os.pathsep.join([str(own / part), *filter(None, [environment.get(name)])])
     return found
+
+
+def _write_for_jupyter(path: Path, value: dict[str, Any]) -> None:
+    """JSON without the field of our checksum, which JupyterLab would take for a setting."""
+    write_text(path, json.dumps(value, indent=2))
 
 # %% ../../../nbs/app/cli/lab.ipynb #78ee03ac
 def jupyter_command(folder: Path, *, browser: bool = True, options: tuple[str, ...] = ()) -> list[str]:
