@@ -180,7 +180,8 @@ def filled(hostile, runs) -> dict[str, object]:
     sweep = dict(method="random", run_cap=1, metric={"name": "peak F1"}, words=TINY)
     sweep |= dict(parameters={"training.lr": {"values": [1e-3]}})
     (hostile.folder / "sweep.yaml").write_text(json.dumps(sweep))
-    ddpm, other = (shutil.copytree(runs("ddpm"), hostile.folder / name) for name in ("trained", "other"))
+    without = shutil.ignore_patterns("exported")  # of the tests of exports, in the same process
+    ddpm, other = (shutil.copytree(runs("ddpm"), hostile.folder / name, ignore=without) for name in ("trained", "other"))
     script, plugin = (hostile.folder.with_name(name) for name in ("own.py", "plugin.py"))
     script.write_text("import torch; print(torch.__version__)")
     plugin.write_text(
