@@ -167,7 +167,7 @@ def test_a_table_that_names_files(images, tmp_path):
             "no row belongs to a file of these frames; expected names such as 'digits.h5'",
         ),
         ("a.csv", "frame\n1\n", "no column of labels"),
-        ("a.csv", "", "cannot be read as a table"),
+        ("a.csv", "", "is not a table: its first line is empty"),
         ("a.csv", "frame,x,label_x\n0,1,2\n", "two columns called label_x"),
         ("a.xlsx", "PK", "end in '.xlsx'; expected .csv, .tsv or .parquet"),
         ("missing.csv", None, "missing.csv does not exist"),

@@ -121,7 +121,7 @@ def test_posteriors_come_nearer_still_and_their_intervals_hold_the_truth(folder,
 def test_the_files_are_those_of_other_programs(folder):
     merged = gemmi.read_mtz_file(str(folder / "merged" / "merged.mtz"))
     assert merged.spacegroup.hm == "P 43 21 2" and {"IMEAN", "SIGIMEAN", "I(+)", "SIGI(-)"} <= {*merged.column_labels()}
-    raw, _, group = read_unmerged_mtz(folder / "merged" / "unmerged.mtz")
+    raw, _, group, *_ = read_unmerged_mtz(folder / "merged" / "unmerged.mtz")
     assert group.hm == "P 43 21 2" and raw["frame"].nunique() == len(
         gemmi.read_mtz_file(str(folder / "merged" / "unmerged.mtz")).batches
     )

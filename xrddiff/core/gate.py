@@ -5,6 +5,7 @@
 # %% ../../nbs/core/gate.ipynb #a0a4d3b6
 from __future__ import annotations
 
+import csv
 import hashlib
 import io
 import json
@@ -12,6 +13,7 @@ import math
 import os
 import re
 import stat
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,8 +35,8 @@ if TYPE_CHECKING:
 # %% auto #0
 __all__ = ['MOST', 'DEPTH', 'DIGITS', 'CONTAINERS', 'SUMS', 'COLUMNS', 'CELLS', 'Missing', 'missing', 'need_path', 'open_file',
            'need_file', 'need_folder', 'sums_of', 'is_inner_name', 'check_sum', 'read_bytes', 'read_tail', 'read_text',
-           'from_json', 'from_yaml', 'checked', 'read_json', 'read_yaml', 'or_default', 'read_table', 'number_columns',
-           'read_array', 'read_arrays', 'Consent']
+           'from_json', 'from_yaml', 'checked', 'read_json', 'read_yaml', 'or_default', 'read_table', 'read_cells',
+           'number_columns', 'read_array', 'read_arrays', 'Consent']
 
 # %% ../../nbs/core/gate.ipynb #ddbb1fe1
 MOST = 8 << 20  # bytes of a file that is read in one piece; its values take up to thirty times as much memory
@@ -348,28 +350,69 @@ COLUMNS, CELLS = 2000, 20_000_000  # of a table
 def read_table(
     path: str | os.PathLike, *, text: tuple[str, ...] = ("split", "note"), most: int = 4 * MOST
 ) -> pd.DataFrame:
-    """A CSV table of numbers, except for the columns `text`; NaN where a cell is empty or not a
+    """A table of numbers, except for the columns `text`; NaN where a cell is empty or not a
     number.
 
     Raises `BadInput` if it is not a table or is larger than `most` bytes; `FileNotFoundError` if it
     does not exist.
     """
+    options = dict(dtype=dict.fromkeys(text, object), keep_default_na=False, na_values=[""])
+    return number_columns(read_cells(path, most, **options), text)
+
+
+def read_cells(path: str | os.PathLike, most: int, **options: Any) -> pd.DataFrame:
+    """The table in a text file: CSV, TSV, or separated by semicolons, with the decimal commas of such files.
+
+    Rows may end in empty cells, lines in either way, and the first column may be the row numbers of pandas, which are left out. options: of
+    `pandas.read_csv`. Raises `BadInput` if a row has more cells than the first line, the last has fewer, or the first does not name columns.
+    """
     import pandas as pd
 
-    name, data = plain_text(path), read_bytes(path, most)
-    _check_last_row(data, name)
-    lines = data.count(b"\n")
-    columns = data.partition(b"\n")[0].count(b",") + 1
-    if columns > COLUMNS or columns * lines > CELLS:
+    name, data = plain_text(path), read_bytes(path, most).removeprefix(b"\xef\xbb\xbf")
+    head = data[: 1 << 16].splitlines()[0].decode("utf-8", "replace") if data.strip() else ""
+    separator = "\t" if Path(path).suffix.lower() == ".tsv" else max(",;\t", key=head.count)
+    lines, columns = data.count(b"\n"), head.count(separator) + 1
+    if len(head) >= 1 << 16 or columns > COLUMNS or columns * lines > CELLS:
         raise BadInput(f"{name} has {columns} columns in {lines} lines; expected at most {COLUMNS}, and {CELLS} cells")
-    options = dict(keep_default_na=False, na_values=[""], index_col=False)
+    _check_last_row(data, name, separator.encode())
+    names = _column_names(head, separator, name)
     if tuple(map(int, pd.__version__.split(".")[:2])) < (3, 1):  # later ones always read floats exactly
         options["float_precision"] = "round_trip"
-    try:
-        table = pd.read_csv(io.BytesIO(data), dtype=dict.fromkeys(text, object), low_memory=False, **options)
-    except (ValueError, OverflowError) as error:  # no columns, ragged rows, or not UTF-8
-        raise BadInput(f"{name} is not a table: {' '.join(str(error).split())[:120]}") from None
-    return number_columns(table, text)
+    if separator == ";" and re.search(rb"\d,\d", data) and not re.search(rb"\d\.\d", data):
+        options["decimal"] = ","
+    options |= dict(sep=separator, skipinitialspace=True, header=0, index_col=False, low_memory=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", pd.errors.ParserWarning)  # a row has more cells than there are names
+        for more in ([], [f"cell {len(names) + 1}"]):  # one, after a separator that ends the row
+            try:
+                table = pd.read_csv(io.BytesIO(data), names=[*names, *more], **options)
+                break
+            except pd.errors.ParserWarning:
+                table = None
+            except (ValueError, OverflowError) as error:  # no columns, ragged rows, or not UTF-8
+                raise BadInput(f"{name} is not a table: {' '.join(str(error).split())[:160]}") from None
+    if table is None:
+        raise BadInput(f"{name} has a row with more cells than its first line, {head[:60]!r}, names")
+    for column in [c for c in table if c.startswith("cell ")]:
+        if not (full := table[column].notna() & (table[column].astype(str).str.strip() != "")).any():
+            table = table.drop(columns=column)
+        elif column != "cell 1":
+            raise BadInput(
+                f"{name}: row {int(full.argmax()) + 1} has a value in {column}, which the first line, {head[:60]!r}, does not name"
+            )
+    return table.drop(columns="cell 1", errors="ignore")
+
+
+def _column_names(head: str, separator: str, name: str) -> list[str]:
+    """The names in the first line of a table; "cell 3" for one that is empty."""
+    names = [n.strip() for n in next(csv.reader([head], delimiter=separator), [])]
+    if not any(names):
+        raise BadInput(f"{name} is not a table: its first line is empty; expected names of columns")
+    if all(re.fullmatch(r"[-+]?[\d.,eE+-]{1,40}", n) for n in names if n):
+        raise BadInput(f"{name} begins with {head[:60]!r}; expected a first line with the names of the columns")
+    if twice := next((n for n in names if n and names.count(n) > 1), ""):
+        raise BadInput(f"{name} has two columns called {plain_text(twice, 60)!r}; expected different names")
+    return [n or f"cell {i}" for i, n in enumerate(names, 1)]
 
 
 def number_columns(table: pd.DataFrame, text: tuple[str, ...] = ("split", "note")) -> pd.DataFrame:
@@ -382,13 +425,13 @@ def number_columns(table: pd.DataFrame, text: tuple[str, ...] = ("split", "note"
     return table
 
 
-def _check_last_row(data: bytes, name: str) -> None:
+def _check_last_row(data: bytes, name: str, separator: bytes) -> None:
     """Refuse a table whose last row has been cut."""
     rows = data.rstrip()
     head, last = rows[: rows.find(b"\n")] if b"\n" in rows else rows, rows[rows.rfind(b"\n") + 1 :]
     if b'"' in last or b'"' in head:  # a cell may have commas and line breaks
         return
-    found, expected = last.count(b",") + 1, head.count(b",") + 1
+    found, expected = last.count(separator) + 1, head.rstrip(separator + b"\r ").count(separator) + 1
     if found < expected:
         row = rows.count(b"\n")
         raise BadInput(f"{name} is cut: its last row, {row}, has {found} of {expected} columns")

@@ -23,7 +23,7 @@ from ..frames.rows import EachRow, frame_dtype
 from ..headers.cxi_planes import plane_words
 from ..headers.gate import check_size, readable
 from ..headers.imgcif import ImgCif, is_imgcif, read_imgcif, read_panels
-from ..headers.header_rules import agree, read_fields, warn
+from ..headers.header_rules import agree, one_number, read_fields, warn
 from ..headers.probe import probe_file
 from ..headers.raw_headers import comment_fields, raw_header
 from ..headers.unpacked import inner_name, inner_suffix, inside
@@ -186,33 +186,28 @@ def _fabio_fields(header: dict[str, Any]) -> tuple[str, dict[str, str]]:
     return ("smv" if "PIXEL_SIZE" in fields else "other"), fields
 
 
-def _first_number(text: Any) -> float | None:
-    found = re.search(r"[-+]?\d+\.?\d*(?:[eE][-+]?\d+)?", str(text))
-    return float(found[0]) if found else None
-
-
-def _dectris_words(fields: dict[str, str]) -> dict[str, Any]:
-    """What the comments of Dectris headers contain besides the geometry.
+def _dectris_words(fields: dict[str, str], notes: list[str]) -> dict[str, Any]:
+    """What the comments of Dectris headers contain besides the geometry; what is odd is added to `notes`.
 
     These detectors count photons up to a cutoff.
     """
     out: dict[str, Any] = {"units": "photon"}
-    cutoff, polarization = (_first_number(fields.get(k, "")) for k in ("Count_cutoff", "Polarization"))
+    cutoff, polarization = (one_number(fields, k, notes) for k in ("Count_cutoff", "Polarization"))
     if cutoff is not None and cutoff > 0:
         out["saturation"] = cutoff
     if polarization is not None:
         out["polarization"] = polarization
     if "Detector" in fields:
         out["detector"] = fields["Detector"].strip()
-    return out | _rotation_words(fields)
+    return out | _rotation_words(fields, notes)
 
 
-def _rotation_words(fields: dict[str, str]) -> dict[str, Any]:
+def _rotation_words(fields: dict[str, str], notes: list[str]) -> dict[str, Any]:
     """How far the crystal turns in an exposure, and about what; nothing for stills.
 
     The sense of the axis (`X.CW`) is left out: an exposure and its reverse show the same spots.
     """
-    start, width = (_first_number(fields.get(k, "")) for k in ("Start_angle", "Angle_increment"))
+    start, width = (one_number(fields, k, notes) for k in ("Start_angle", "Angle_increment"))
     axis = {"X": (1.0, 0.0, 0.0), "Y": (0.0, 1.0, 0.0)}.get(fields.get("Oscillation_axis", "X").strip()[:1].upper())
     if not width or axis is None or not np.isfinite(width) or abs(width) > 20:
         return {}
@@ -229,8 +224,8 @@ def header_words(family: str, fields: dict[str, str], shape: tuple[int, int]) ->
     """
     out, notes = read_fields(family, fields, shape)
     if family == "dectris" and fields:
-        out |= _dectris_words(fields) if out or "Detector" in fields else {}
-    full = _first_number(fields.get({"smv": "CCD_IMAGE_SATURATION", "mccd": "saturated_value"}.get(family, ""), ""))
+        out |= _dectris_words(fields, notes) if out or "Detector" in fields else {}
+    full = one_number(fields, {"smv": "CCD_IMAGE_SATURATION", "mccd": "saturated_value"}.get(family, ""), notes)
     if full is not None and full > 1:  # value of a saturated pixel; the highest valid value is below it
         out["saturation"] = full - 1
     return out, notes
@@ -342,7 +337,9 @@ def open_imgcif(files: Sequence[Path]) -> dict[str, Any]:
     check_size((1, *first.shape), first.dtype, str(files[0]))
     out: dict[str, Any] = {"units": "ADU", "layout": "imgCIF", "assumed": ("units",)}
     if raw is not None:
-        out |= {k: v for k, v in _dectris_words(raw.images[0]).items() if "Detector" in raw.images[0]}
+        notes: list[str] = []
+        out |= {k: v for k, v in _dectris_words(raw.images[0], notes).items() if "Detector" in raw.images[0]}
+        warn(str(files[0]), notes)
         out["assumed"] = () if out["units"] == "photon" else ("units",)
     out["saturation_value"] = out.pop("saturation", first.highest)
     out |= {"intensity": ImgCifRows(places, where), "underload_value": first.lowest}

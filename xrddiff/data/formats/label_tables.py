@@ -15,6 +15,7 @@ import pandas as pd
 import xarray as xr
 
 from ...core.errors import BadInput
+from ...core.gate import read_cells
 from ..frames.bounds import MOST_FRAMES, most_bytes
 from ..frames.frames import frame_count, validate_frames
 from ..frames.own_labels import are_classes, class_text, label_name
@@ -51,19 +52,8 @@ def read_label_table(path: str | Path) -> pd.DataFrame:
             _check_parquet(path)
             table = pd.read_parquet(path, **options)
         else:
-            _check_csv(path)
-            table = pd.read_csv(path, sep="," if kind == ".csv" else "\t", skipinitialspace=True, **options)
-    return table.drop(columns=[c for c in table if str(c).startswith("Unnamed: ")])  # pandas' own row numbers
-
-
-def _check_csv(path: Path) -> None:
-    """Raise `BadInput` for a table with absurdly many columns, which would take pandas minutes."""
-    with open(path, "rb") as file:
-        first = file.readline(1 << 16)
-    if len(first) == 1 << 16 or first.count(b",") + first.count(b"\t") > 1000:
-        raise BadInput(
-            f"the labels {path} begin with a line of {len(first)} bytes or more; expected the names of up to 1000 columns"
-        )
+            table = read_cells(path, LARGEST_TABLE, **options)
+    return table
 
 
 def _check_parquet(path: Path) -> None:

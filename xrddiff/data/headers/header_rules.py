@@ -18,8 +18,8 @@ from .geometry_files import HC
 
 # %% auto #0
 __all__ = ['QUANTITIES', 'FIELDS', 'MOST_HEADER_TEXT', 'Quantity', 'shown', 'same', 'centre_outside', 'problem', 'unusual',
-           'meant', 'refuse_impossible', 'Field', 'quantities', 'centre', 'Reading', 'read_fields', 'warn',
-           'drop_impossible', 'agree', 'refuse_mixed']
+           'meant', 'refuse_impossible', 'Field', 'quantities', 'one_number', 'centre', 'Reading', 'read_fields',
+           'warn', 'drop_impossible', 'agree', 'refuse_mixed']
 
 # %% ../../../nbs/data/headers/header_rules.ipynb #04821591
 @dataclass(frozen=True)
@@ -143,6 +143,11 @@ class Field:
     unit: str
     way: str = "xy"
 
+    @property
+    def most(self) -> int:
+        """How many numbers a field may have."""
+        return 2 if self.word in ("pixel_size", "beam_center") and len(self.names) == 1 else 1
+
 
 FIELDS = (
     Field("dectris", ("Pixel_size",), "pixel_size", "m"),
@@ -172,17 +177,44 @@ FIELDS = (
 _LENGTHS = {"m": 1.0, "cm": 1e-2, "mm": 1e-3, "um": 1e-6, "µm": 1e-6, "nm": 1e-9, "A": 1e-10, "Å": 1e-10, "fm": 1e-15}
 _ENERGIES = {"eV": 1.0, "keV": 1e3}
 _ADXV_SERIALS = {402, 403, 406, 409, 410, 411, 414, 418, 441, 442, 446, 448, 471, 901, 902, 903, 907, 908, 926}
-_NUMBER = r"([-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?)[\s_]*([A-Za-zµÅ]*)"
+_UNITLESS = {"", "px", "pixel", "pixels", "count", "counts", "deg", "degree", "degrees"}
+_NUMBER = re.compile(
+    r"([-+]?(?:\d{1,30}(?:\.\d{0,30})?|\.\d{1,30})(?:[eE][-+]?\d{1,3})?)[\s_]{0,9}((?!x\b)[A-Za-zµÅ]{0,20})"
+)
 MOST_HEADER_TEXT = 1000  # characters of a value
 
 # %% ../../../nbs/data/headers/header_rules.ipynb #eb703cc9
-def quantities(text: str, unit: str) -> list[tuple[float, str]]:
-    """The numbers in a field with their units; `unit` is used where none is written.
+def quantities(text: str, unit: str) -> list[tuple[float, str]] | None:
+    """The numbers in a field with their units; `unit` is used where none is written. None if anything in the field is not read.
 
-    For example, '172e-6 m x 172e-6 m' contains two.
+    For example, '172e-6 m x 172e-6 m' contains two. '63,50, 61,25' is not read: a comma between digits is a decimal comma
+    in one locale and separates numbers in another. '(63,61)' is.
     """
+    text = str(text)[:MOST_HEADER_TEXT]
+    found = list(_NUMBER.finditer(text))
+    between = [
+        text[a:b] for a, b in zip([0, *(m.end() for m in found)], [*(m.start() for m in found), len(text)], strict=True)
+    ]
+    if any(any(c.isdigit() for c in part) for part in between):  # a digit that belongs to a word, or too many
+        return None
+    if len(found) > 1 and not all(re.fullmatch(r"[)\]]?(\s*[,;x×]\s*|\s+)[(\[]?", part) for part in between[1:-1]):
+        return None
+    if len(found) > 2 and any(part == "," for part in between):
+        return None
     known = _LENGTHS.keys() | _ENERGIES.keys()
-    return [(float(n), u if u in known else unit) for n, u in re.findall(_NUMBER, str(text)[:MOST_HEADER_TEXT])]
+    if any(m[2] not in known and m[2].lower() not in _UNITLESS for m in found):
+        return None
+    return [(float(m[1]), m[2] if m[2] in known else unit) for m in found]
+
+
+def one_number(fields: Mapping[str, str], name: str, notes: list[str]) -> float | None:
+    """The number in an optional field of a header; None if there is none, with a note if the field says anything else."""
+    text = fields.get(name, "")
+    found = quantities(text, "")
+    if found is None or len(found) > 1:
+        notes.append(f"{name}, {text[:60]!r}, is not one number; ignored")
+        return None
+    return found[0][0] if found else None
 
 
 def _in_word(word: str, number: float, unit: str) -> float:
@@ -216,12 +248,32 @@ class Reading:
 
 def _centre_reading(field: Field, fields: Mapping[str, str], pixel: float | None, shape: Any) -> Any:
     """A centre as written, in px but in its own convention; None if it is not set."""
-    found = [q for name in field.names for q in quantities(fields[name], field.unit)][:2]
+    found = [q for name in field.names for q in _numbers_of(field, fields[name]) or ()]
     if len(found) < 2 or not any(n for n, _ in found) or shape is None:
         return None
     if field.unit == "mm":
         return None if pixel is None else tuple(n * _LENGTHS[u] / pixel for n, u in found)
     return tuple(n * (1e-3 if field.unit == "mpx" else 1) for n, _ in found)
+
+
+def _unread(family: str, fields: Mapping[str, str]) -> list[str]:
+    """A note on each field that says anything but the numbers that are expected of it."""
+    at, notes = {k.lower(): v for k, v in fields.items()}, []
+    for field in (f for f in FIELDS if f.family == family):
+        for name in field.names:
+            text = at.get(name.lower(), "")
+            if _numbers_of(field, text) is None:
+                what = "number" if field.most == 1 else "pair of numbers"
+                notes.append(
+                    f"{name}, {text[:60]!r}, is not a {what} with a decimal point; ignored, give {field.word}="
+                )
+    return notes
+
+
+def _numbers_of(field: Field, text: str) -> list[tuple[float, str]] | None:
+    """The number or numbers in a field, with units; None if it says anything else."""
+    found = quantities(text, field.unit)
+    return None if found is None or len(found) > field.most else found
 
 
 def _readings(family: str, fields: Mapping[str, str], word: str, pixel: float | None, shape: Any) -> list[Reading]:
@@ -236,9 +288,8 @@ def _readings(family: str, fields: Mapping[str, str], word: str, pixel: float | 
         if word == "beam_center":
             value = _centre_reading(field, own, pixel, shape)
         else:
-            found = [_in_word(word, n, u) for own_text in own.values() for n, u in quantities(own_text, field.unit)]
-            value = (found[:2] if word == "pixel_size" else found[:1]) or None
-            value = None if value is None or not any(value) else value
+            found = [_in_word(word, n, u) for own_text in own.values() for n, u in _numbers_of(field, own_text) or ()]
+            value = found if any(found) else None
         if value is not None:
             out.append(Reading(field, value, f"{text} {field.unit}" if field.unit in ("mm",) else text))
     return out
@@ -257,8 +308,8 @@ def _far(a: Sequence[float], b: Sequence[float], limit: float = 1.0) -> bool:
 
 def _unsaid_alone(reading: Reading, fields: Mapping[str, str], shape: Sequence[int]) -> tuple[tuple, list[str]]:
     """(the centre used, notes) for an ambiguous centre without another field to compare with."""
-    serial = quantities(fields.get("DETECTOR_SN", ""), "")
-    known = bool(serial) and int(serial[0][0]) in _ADXV_SERIALS
+    serial = quantities(fields.get("DETECTOR_SN", ""), "") or ()
+    known = len(serial) == 1 and int(serial[0][0]) in _ADXV_SERIALS
     way, other = ("adxv", "mosflm") if known else ("mosflm", "adxv")
     taken, instead = (centre(w, *reading.value, shape) for w in (way, other))
     if not _far(taken, instead):
@@ -360,7 +411,7 @@ def read_fields(
     (x, y) (px), and notes on anything suspicious. Raises `BadInput` for pixels that are not square.
     """
     out: dict[str, Any] = {}
-    notes: list[str] = []
+    notes = _unread(family, fields)
     for word in ("pixel_size", "wavelength", "distance"):
         value, more = _choose_number(word, _readings(family, fields, word, None, shape))
         notes += more

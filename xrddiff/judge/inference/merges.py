@@ -166,7 +166,7 @@ def _of_stream(plan: MergePlan) -> Gathered:
 
 def _of_mtz(plan: MergePlan) -> Gathered:
     """The observations of an unmerged MTZ file. A group that is told may have other screw axes than its own."""
-    table, parameters, own = read_unmerged_mtz(plan.source)
+    table, parameters, own, wavelength, notes = read_unmerged_mtz(plan.source)
     group = own if plan.group is None else space_group(plan.group)
     if group.operations().derive_symmorphic() != own.operations().derive_symmorphic():
         raise BadInput(
@@ -174,7 +174,7 @@ def _of_mtz(plan: MergePlan) -> Gathered:
         )
     cell = Cell(parameters, own.centring_type())
     _need_alike(plan, cell, None if plan.cell is None else read_cell(plan.cell))
-    return Gathered(table, cell, group, 0.0, ())
+    return Gathered(table, cell, group, wavelength, notes)
 
 
 def _of_csv(plan: MergePlan) -> Gathered:

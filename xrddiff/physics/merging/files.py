@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import gemmi
 import numpy as np
@@ -19,9 +20,11 @@ from ...core.files import package_version, writing
 from ...core.mediums import plain_text
 from .merged import Merged
 from .observations import LEVERS, check_indices
+from .symmetry import AsuIndices, asymmetric_unit, original_indices
+from ..simulation.crystal import point_rotations
 
 # %% auto #0
-__all__ = ['write_merged_mtz', 'write_unmerged_mtz', 'write_hkl', 'read_unmerged_mtz']
+__all__ = ['write_merged_mtz', 'write_unmerged_mtz', 'write_hkl', 'Unmerged', 'read_unmerged_mtz']
 
 # %% ../../../nbs/physics/merging/files.ipynb #b54841d5
 def _write_mtz(mtz: gemmi.Mtz, path: str | os.PathLike) -> Path:
@@ -124,24 +127,84 @@ def _point_group(group: gemmi.SpaceGroup) -> str:
     return laue
 
 # %% ../../../nbs/physics/merging/files.ipynb #ea806c21
-def read_unmerged_mtz(path: str | os.PathLike) -> tuple[pd.DataFrame, tuple[float, ...], gemmi.SpaceGroup]:
-    """The table of observations of an unmerged MTZ file, its cell and its space group.
+class Unmerged(NamedTuple):
+    """The `table` of observations of a file, its `cell` (a, b, c in Å, α, β, γ in degrees), its space `group`, λ in Å (0: not known), and `notes`."""
+
+    table: pd.DataFrame
+    cell: tuple[float, ...]
+    group: gemmi.SpaceGroup
+    wavelength: float
+    notes: tuple[str, ...]
+
+
+def read_unmerged_mtz(path: str | os.PathLike) -> Unmerged:
+    """The observations of an unmerged MTZ file, of which columns are known by name. `frame` is the batch.
 
     Raises `BadInput` for a file that cannot be read, is merged, or has no intensities.
     """
-    mtz = read_mtz(path, "an unmerged MTZ file")
+    mtz, name = read_mtz(path, "an unmerged MTZ file"), plain_text(path)
     labels = mtz.column_labels()
-    wanted = {"isym": "M/ISYM", "frame": "BATCH", "intensity": "I", "sigma": "SIGI"}
+    wanted = {"h": "H", "k": "K", "l": "L", "isym": "M/ISYM", "frame": "BATCH", "intensity": "I", "sigma": "SIGI"}
     if missing := [label for label in wanted.values() if label not in labels]:
-        raise BadInput(f"{plain_text(path)} has no column {missing[0]}; expected an unmerged MTZ file")
-    table = pd.DataFrame({name: np.array(mtz.column_with_label(label)) for name, label in wanted.items()})
-    table[["h", "k", "l"]] = np.array(mtz)[:, :3]
-    check_indices(table, str(path))
-    table[["h", "k", "l"]] = mtz.make_miller_array()
-    table["d"] = mtz.cell.calculate_d_array(table[["h", "k", "l"]].to_numpy(np.int32))
-    for name in ("excitation", "gain", *LEVERS):
-        if (label := name.upper().replace("_", "")) in labels:
-            table[name] = np.nan_to_num(np.array(mtz.column_with_label(label)))
+        raise BadInput(f"{name} has no column {missing[0]}; expected an unmerged MTZ file")
     if mtz.spacegroup is None or not mtz.cell.is_crystal():
-        raise BadInput(f"{plain_text(path)} has no cell or no space group; expected an unmerged MTZ file")
-    return table.astype({"isym": int, "frame": int}), tuple(mtz.cell.parameters), mtz.spacegroup
+        raise BadInput(f"{name} has no cell or no space group; expected an unmerged MTZ file")
+    own = {label: np.array(mtz.column_with_label(label)) for label in labels}
+    table = pd.DataFrame({to: own[label] for to, label in wanted.items()})
+    check_indices(table, name)
+    for to in ("excitation", "gain", *LEVERS):
+        if (label := to.upper().replace("_", "")) in labels:
+            table[to] = np.nan_to_num(own[label])
+    isym = table["isym"].to_numpy()
+    if not (np.isfinite(isym) & (isym >= 1) & (isym < 1 << 24) & (np.rint(isym) == isym)).all():
+        raise BadInput(f"{name} has an M/ISYM that is no whole number above 0; expected an unmerged MTZ file")
+    table = table.astype({c: np.int64 for c in ("h", "k", "l", "isym", "frame")})
+    table, parts = _with_whole_spots(table, own.get("FRACTIONCALC"))
+    table = _in_our_unit(table, mtz.spacegroup, name)
+    table["d"] = mtz.cell.calculate_d_array(table[["h", "k", "l"]].to_numpy(np.int32))
+    found = [mtz.dataset(mtz.column_with_label("I").dataset_id).wavelength, *(d.wavelength for d in mtz.datasets)]
+    wavelength = next((w for w in found if 0 < w < 100), 0.0)
+    return Unmerged(table, tuple(mtz.cell.parameters), mtz.spacegroup, wavelength, parts)
+
+# %% ../../../nbs/physics/merging/files.ipynb #c94ef41f
+_LEAST_PART = 0.5  # of a spot that was recorded: with less, the rest is a guess
+
+
+def _with_whole_spots(table: pd.DataFrame, fraction: np.ndarray | None) -> tuple[pd.DataFrame, tuple[str, ...]]:
+    """Observations with the parts of a spot on successive batches added up, and a note if there were any.
+
+    M/ISYM is 256 M + ISYM, and M > 0 marks a part. fraction: how much of the spot is in each row (n,), if that is known.
+    """
+    partial = table["isym"].to_numpy() >= 256
+    table["isym"] %= 256
+    if not partial.any():
+        return table, ()
+    keys = ["h", "k", "l", "isym"]
+    share = np.ones(len(table)) if fraction is None else np.nan_to_num(fraction, nan=1.0).astype(float)
+    parts = table[partial].assign(share=share[partial]).sort_values([*keys, "frame"], kind="stable")
+    run = ((parts[keys].diff() != 0).any(axis=1) | (parts["frame"].diff() > 1)).cumsum()
+    if fraction is not None:  # the next batch may have the spot of another crystal: one spot has one whole
+        middle = parts["share"].groupby(run).cumsum() - parts["share"] / 2
+        run = parts.assign(run=run, turn=middle // 1).groupby(["run", "turn"]).ngroup()
+    parts = parts.assign(spot=run, variance=parts["sigma"] ** 2)
+    largest = parts.sort_values(["spot", "share"], kind="stable").groupby("spot").tail(1).set_index("spot")
+    sums = parts.groupby("spot")[["intensity", "variance", "share"]].sum(min_count=1)
+    known = np.ones(len(sums)) if fraction is None else sums["share"].clip(upper=1.0)
+    largest["intensity"], largest["sigma"] = sums["intensity"] / known, np.sqrt(sums["variance"]) / known
+    keep = known >= _LEAST_PART
+    whole = largest[keep].drop(columns=["share", "variance"])
+    note = f"{len(parts)} parts of spots are added up to {len(whole)} spots"
+    if left := int((~keep).sum()):
+        note += f"; {left} of which less than half was recorded are left out"
+    return pd.concat([table[~partial], whole], ignore_index=True), (note,)
+
+
+def _in_our_unit(table: pd.DataFrame, group: gemmi.SpaceGroup, name: str) -> pd.DataFrame:
+    """Observations in the asymmetric unit of gemmi, whatever that of the file is."""
+    if (beyond := table["isym"] > 2 * len(point_rotations(group))).any():
+        raise BadInput(
+            f"{name} has ISYM {table['isym'][beyond].iloc[0]}, and {group.xhm()} has {len(point_rotations(group))} operations; expected another space group"
+        )
+    measured = original_indices(AsuIndices(table[["h", "k", "l"]].to_numpy(), table["isym"].to_numpy()), group)
+    table[["h", "k", "l"]], table["isym"] = asymmetric_unit(measured, group)
+    return table
