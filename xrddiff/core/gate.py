@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 # %% auto #0
 __all__ = ['MOST', 'DEPTH', 'DIGITS', 'CONTAINERS', 'SUMS', 'COLUMNS', 'CELLS', 'Missing', 'missing', 'need_path', 'open_file',
            'need_file', 'need_folder', 'sums_of', 'is_inner_name', 'check_sum', 'read_bytes', 'read_tail', 'read_text',
-           'from_json', 'from_yaml', 'checked', 'read_json', 'read_yaml', 'or_default', 'read_table', 'read_cells',
+           'from_json', 'from_yaml', 'checked', 'read_json', 'read_yaml', 'or_default', 'read_cells', 'read_table',
            'number_columns', 'read_array', 'read_arrays', 'Consent']
 
 # %% ../../nbs/core/gate.ipynb #ddbb1fe1
@@ -343,23 +343,7 @@ def or_default(read: Callable[[], Any], default: Any) -> Any:
     except (OSError, BadInput):
         return default
 
-# %% ../../nbs/core/gate.ipynb #5b1d7e20
-COLUMNS, CELLS = 2000, 20_000_000  # of a table
-
-
-def read_table(
-    path: str | os.PathLike, *, text: tuple[str, ...] = ("split", "note"), most: int = 4 * MOST
-) -> pd.DataFrame:
-    """A table of numbers, except for the columns `text`; NaN where a cell is empty or not a
-    number.
-
-    Raises `BadInput` if it is not a table or is larger than `most` bytes; `FileNotFoundError` if it
-    does not exist.
-    """
-    options = dict(dtype=dict.fromkeys(text, object), keep_default_na=False, na_values=[""])
-    return number_columns(read_cells(path, most, **options), text)
-
-
+# %% ../../nbs/core/gate.ipynb #3d3a8641
 def read_cells(path: str | os.PathLike, most: int, **options: Any) -> pd.DataFrame:
     """The table in a text file: CSV, TSV, or separated by semicolons, with the decimal commas of such files.
 
@@ -413,6 +397,22 @@ def _column_names(head: str, separator: str, name: str) -> list[str]:
     if twice := next((n for n in names if n and names.count(n) > 1), ""):
         raise BadInput(f"{name} has two columns called {plain_text(twice, 60)!r}; expected different names")
     return [n or f"cell {i}" for i, n in enumerate(names, 1)]
+
+# %% ../../nbs/core/gate.ipynb #5b1d7e20
+COLUMNS, CELLS = 2000, 20_000_000  # of a table
+
+
+def read_table(
+    path: str | os.PathLike, *, text: tuple[str, ...] = ("split", "note"), most: int = 4 * MOST
+) -> pd.DataFrame:
+    """A table of numbers, except for the columns `text`; NaN where a cell is empty or not a
+    number.
+
+    Raises `BadInput` if it is not a table or is larger than `most` bytes; `FileNotFoundError` if it
+    does not exist.
+    """
+    options = dict(dtype=dict.fromkeys(text, object), keep_default_na=False, na_values=[""])
+    return number_columns(read_cells(path, most, **options), text)
 
 
 def number_columns(table: pd.DataFrame, text: tuple[str, ...] = ("split", "note")) -> pd.DataFrame:

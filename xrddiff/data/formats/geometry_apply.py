@@ -13,8 +13,8 @@ import numpy as np
 import pandas as pd
 
 from ...core.errors import BadInput
-from .hdf5 import MaskRows, get_item
-from ..frames.rows import LimitMask, RecentRows, Rows
+from .hdf5 import MaskBits, MaskRows, get_item
+from ..frames.rows import MaskParts, Rows
 from ..headers.dials_experiments import place_panels, read_expt
 from ..headers.gate import is_hdf5, open_hdf5, read_whole, readable
 from xrddiff.data.headers.geometry_files import (
@@ -32,7 +32,7 @@ from ..headers.sources import HDF5Rows
 from ..headers.unpacked import inside
 
 # %% auto #0
-__all__ = ['read_geometry', 'both_masks', 'apply_geometry']
+__all__ = ['read_geometry', 'apply_geometry']
 
 # %% ../../../nbs/data/formats/geometry_apply.ipynb #a556ddfa
 def read_geometry(path: str | Path, shape: tuple[int, int] | None = None) -> DetectorFile:
@@ -79,9 +79,9 @@ def _located(geometry: DetectorFile, word: str, source: Path | None) -> np.ndarr
     return np.ravel(np.asarray(read_whole(found, f"{place} of {source}"), np.float64)) * factor
 
 
-def _geometry_mask(geometry: DetectorFile, source: Path | None, shape: tuple[int, ...]) -> Any:
-    """The masks that a `.geom` file names, as stored: one for all frames, a lazy stack, or None."""
-    out: Any = None
+def _geometry_masks(geometry: DetectorFile, source: Path | None, shape: tuple[int, ...]) -> MaskParts:
+    """The masks that a `.geom` file names, each for all frames or for each, by the bits that it says."""
+    out = MaskParts()
     for m in geometry.masks:
         place = source
         if "file" in m:
@@ -95,29 +95,55 @@ def _geometry_mask(geometry: DetectorFile, source: Path | None, shape: tuple[int
         )
         if found is None or not hasattr(found, "shape"):
             raise BadInput(f"{geometry.path} says that a mask is at {m['data']}, which is not in {place}")
+        bits = MaskBits(m.get("badbits", 0), m.get("goodbits", 0), told=True)
+        said = f"{geometry.path}: {m['data']} of {place}, {bits}"
         if tuple(found.shape) == shape and shape[0] > 1:
-            out = MaskRows(HDF5Rows(place, m["data"]))
+            out &= MaskParts((said, MaskRows(HDF5Rows(place, m["data"], exact=True), *bits)))
             continue
         values = np.asarray(read_whole(found, f"mask {m['data']} of {place}"))
         if values.size != np.prod(shape[1:]):
             raise BadInput(f"mask {m['data']} of {place} has shape {values.shape}; expected {shape[1:]}")
-        good, bad = m.get("goodbits", 0), m.get("badbits", 0)
-        values = values.reshape(shape[1:]).astype(np.int64)
-        trusted = (values & good == good) & (values & bad == 0)
-        out = trusted if out is None or isinstance(out, Rows) else out & trusted
+        out &= MaskParts((said, bits.valid(values.reshape(shape[1:]))))
     return out
 
 # %% ../../../nbs/data/formats/geometry_apply.ipynb #f19f37fa
-def both_masks(a: Any, b: Any) -> Any:
-    """Pixels that are valid in both masks; a lazy stack is combined with the other as it is
-    read.
+def _own_values(geometry: DetectorFile, cut: PanelRows, flat: bool, wavelength: float | None) -> dict[str, Any]:
+    """What a file says of the values of its panels: `gain` and `saturation` where they are alike, and else `flags`, `gains` and `pedestals`, which
+    are numbers, or arrays that fit a frame.
     """
-    if a is None or b is None:
-        return b if a is None else a
-    if not isinstance(a, Rows) and not isinstance(b, Rows):
-        return a & b
-    lazy, other = (a, b) if isinstance(a, Rows) else (b, a)
-    return LimitMask(RecentRows(lazy), other, low=1)  # True is 1
+    panels, out, flags = geometry.panels, {}, {}
+
+    def on_pixels(values: list[float], outside: float) -> Any:
+        """One number for all panels, or that of its panel for each pixel."""
+        if len({*values}) == 1:
+            return values[0]
+        if not flat:
+            return np.array(values).reshape(-1, 1, 1)
+        array = np.full(cut.stored.shape[1:], outside)
+        for at, value in zip(cut.index, values, strict=True):
+            array[at] = value
+        return array
+
+    def of_each(word: str, default: float) -> list[float]:
+        return [default if (v := getattr(p, word)) is None else v for p in panels]
+
+    per_ev = HC / wavelength if wavelength else None
+    gains = [p.gain_per_ev * per_ev if p.gain_per_ev is not None and per_ev else p.gain for p in panels]
+    pedestals, tops = of_each("pedestal", 0.0), of_each("saturation", np.inf)
+    known = [g for g in gains if g is not None]
+    if len({*gains}) == 1 and not any(pedestals):
+        out |= {"gain": gains[0]} if known else {}
+    else:
+        out |= {"gains": on_pixels([g or 1.0 for g in gains], 1.0), "pedestals": on_pixels(pedestals, 0.0)}
+    if len({*tops}) == 1 and "gains" not in out:
+        out |= {"saturation": tops[0]} if tops[0] < np.inf else {}
+        tops = [np.inf]
+    for word, values, none in (
+        ("low", of_each("low", -np.inf), -np.inf), ("high", np.minimum(of_each("high", np.inf), tops).tolist(), np.inf), ("equal", of_each("equal", np.nan), np.nan),
+    ):  # fmt: skip
+        if not np.array_equal(np.array(values), np.full(len(values), none), equal_nan=True):
+            flags[word] = on_pixels(values, none)
+    return out | {"flags": flags}
 
 # %% ../../../nbs/data/formats/geometry_apply.ipynb #37877e60
 def _peaks_on_panels(peaks: pd.DataFrame, geometry: DetectorFile) -> pd.DataFrame:
@@ -167,16 +193,11 @@ def apply_geometry(words: dict[str, Any], geometry: DetectorFile, source: Path |
         ("distance", distance),
         ("pixel_size", geometry.pixel_size),
         ("beam_center", geometry.beam_center),
-        ("gain", geometry.gain),
         ("detector", geometry.detector),
     ):
         if value is not None:
             out[word] = value
-    if geometry.gain_per_ev is not None and "wavelength" in out:
-        out["gain"] = geometry.gain_per_ev * HC / out["wavelength"]
-    flags = {"low": "flag_lessthan", "high": "flag_morethan", "equal": "flag_equal"}
-    out["flags"] = {k: v for k, name in flags.items() if (v := geometry.flags.get(name)) is not None}
-    out["mask"] = both_masks(out.get("mask"), _geometry_mask(geometry, source, rows.shape))
+    out["mask"] = out.get("mask", MaskParts()) & _geometry_masks(geometry, source, rows.shape)
     out.pop("panels", None)
     if not geometry.panels:
         if geometry.shape is not None and tuple(geometry.shape) != tuple(rows.shape[-2:]):
@@ -190,19 +211,17 @@ def apply_geometry(words: dict[str, Any], geometry: DetectorFile, source: Path |
     cut = PanelRows(rows, geometry.panels, geometry.path)
     inside = panel_mask(geometry, cut.shape[2:])
     centre = flat_plane(geometry) if len(rows.shape) == 3 else None
+    out |= _own_values(geometry, cut, centre is not None, out.get("wavelength"))
+    said = f"{geometry.path}: panels, with their edges and bad regions"
     if centre is not None:  # panels in one plane: the frame stays an image
         whole = np.zeros(rows.shape[1:], bool)
         for k, p in enumerate(geometry.panels):
             whole[cut.index[k]] = inside[k, : p.shape[0], : p.shape[1]]
         out["beam_center"], out["distance"] = centre, float(geometry.panels[0].origin[2])
-        out["mask"] = both_masks(out.get("mask"), whole)
+        out["mask"] &= MaskParts((said, whole))
         return out
-    mask = out.get("mask")
-    if isinstance(mask, Rows):
-        mask = PanelRows(mask, geometry.panels, geometry.path)
-    elif mask is not None:
-        mask = cut.cut(mask[None])[0]
-    out |= {"intensity": cut, "mask": both_masks(mask, inside)}
+    mask = out["mask"].moved(lambda m: PanelRows(m, geometry.panels, geometry.path), lambda m: cut.cut(m[None])[0])
+    out |= {"intensity": cut, "mask": mask & MaskParts((said, inside))}
     out["panels"] = {k: np.stack([getattr(p, k) for p in geometry.panels]) for k in ("origin", "fs", "ss")}
     if out.get("peaks") is not None:
         out["peaks"] = _peaks_on_panels(out["peaks"], geometry)

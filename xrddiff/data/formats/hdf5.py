@@ -6,9 +6,10 @@
 from __future__ import annotations
 
 import posixpath
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import h5py
 import numpy as np
@@ -28,8 +29,8 @@ from ..headers.nexus_modules import LENGTHS, module_geometry, text_of, unit_of
 from ..headers.sources import HDF5Rows
 
 # %% auto #0
-__all__ = ['USUAL', 'walk', 'get_item', 'find_frames', 'instrument', 'MaskRows', 'find_mask', 'find_peaks_table', 'find_labels',
-           'open_hdf5_frames']
+__all__ = ['USUAL', 'EVERY_BIT', 'NXMX_BITS', 'CXI_BITS', 'walk', 'get_item', 'find_frames', 'instrument', 'MaskBits', 'MaskRows',
+           'StoredMask', 'find_mask', 'find_peaks_table', 'find_labels', 'open_hdf5_frames']
 
 # %% ../../../nbs/data/formats/hdf5.ipynb #6da109c1
 def walk(group: h5py.Group, missing: list[str] | None = None, seen: set | None = None) -> Iterator[h5py.Dataset]:
@@ -435,24 +436,68 @@ def instrument(path: Path, name: str, frames: int) -> dict[str, Any]:
     return out | _about(file, name) | {"names": names, "mixed": mixed, "assumed": assumed}
 
 # %% ../../../nbs/data/formats/hdf5.ipynb #588bc2eb
-class MaskRows(Rows):
-    """A stored mask per frame as booleans, True = valid pixel."""
+class MaskBits(NamedTuple):
+    """Which bits of a stored mask reject a pixel: one of `bad` that is set, or one of `good` that is not.
 
-    def __init__(self, stored: Rows):
+    told: by a geometry file or by the user; otherwise booleans are True where a pixel is valid.
+    """
+
+    bad: int = -1
+    good: int = 0
+    told: bool = False
+
+    def __str__(self) -> str:
+        said = [f"{word} {value & 0xFFFFFFFF:#x}" for word, value in (("bad", self.bad), ("good", self.good)) if value]
+        return "any bit is bad" if self.bad == -1 and not self.good else f"bits {', '.join(said) or 'of none'}"
+
+    def valid(self, values: np.ndarray) -> np.ndarray:
+        """The valid pixels, bool, of a mask as stored, in any shape."""
+        if values.dtype == bool and not self.told:
+            return values
+        values = values.astype(np.int64, copy=False)
+        bad, good = (b - (1 << 64) if b >= 1 << 63 else b for b in self[:2])
+        out = values & bad == 0
+        return out & (values & good == good) if good else out
+
+
+EVERY_BIT = MaskBits()
+NXMX_BITS = MaskBits(0xFFFF)
+CXI_BITS = MaskBits(~(0x20 | 0x800 | 0x2000 | 0x4000))
+
+
+class MaskRows(Rows):
+    """A stored mask per frame as booleans, True = valid pixel. bad, good, told: see `MaskBits`."""
+
+    def __init__(self, stored: Rows, bad: int = -1, good: int = 0, told: bool = False):
         self.stored, self.shape, self.dtype = stored, stored.shape, np.dtype(bool)
+        self.bad, self.good, self.told = bad, good, told
 
     def read(self, a: int, b: int, rest: tuple) -> np.ndarray:
-        values = self.stored.read(a, b, rest)
-        return values if values.dtype == bool else values == 0
+        return MaskBits(self.bad, self.good, self.told).valid(self.stored.read(a, b, rest))
+
+# %% ../../../nbs/data/formats/hdf5.ipynb #39ebd768
+class StoredMask(NamedTuple):
+    """The mask of a file as stored, over the pixels or a stack, its `place` in the file, and the `bits` that reject a pixel by its format."""
+
+    stored: np.ndarray | Rows
+    place: str
+    bits: MaskBits
+
+    def part(self, bits: MaskBits | None = None) -> tuple[str, np.ndarray | Rows]:
+        """What says so, and the valid pixels, by other `bits` if they are given."""
+        bits = bits or self.bits
+        valid = MaskRows(self.stored, *bits) if isinstance(self.stored, Rows) else bits.valid(self.stored)
+        plain = self.stored.dtype.kind == "b" and not bits.told
+        return f"the file: {self.place}, {'True is valid' if plain else bits}", valid
 
 
-def find_mask(path: Path, name: str, shape: tuple[int, ...]) -> Any:
-    """The stored mask of the frames, True = valid pixel.
+def find_mask(path: Path, name: str, shape: tuple[int, ...]) -> StoredMask | None:
+    """The stored mask of the frames.
 
     path: the HDF5 file.
     name: the data set of the frames.
     shape: (frame, …) of the frames.
-    Returns an array over the pixels, a lazy stack, or None.
+    Returns None if there is none.
     """
     file = open_hdf5(path)
     _, detectors = _groups(file, name)
@@ -468,10 +513,17 @@ def find_mask(path: Path, name: str, shape: tuple[int, ...]) -> Any:
             and shape[0] == 1
         ):
             values = read_whole(item, f"mask {item.name} of {path}").reshape(shape[1:])
-            return values if values.dtype == bool else values == 0
+            return StoredMask(values, item.name, _bits_of(item.name))
         if item.shape == shape:
-            return MaskRows(HDF5Rows(path, item.name))
+            return StoredMask(HDF5Rows(path, item.name, exact=True), item.name, _bits_of(item.name))
     return None
+
+
+def _bits_of(place: str) -> MaskBits:
+    """Which bits reject a pixel, by the convention that has a mask in this place."""
+    if place.endswith("/pixel_mask"):
+        return NXMX_BITS
+    return CXI_BITS if re.match(r"/entry_\d+/", place) else EVERY_BIT
 
 # %% ../../../nbs/data/formats/hdf5.ipynb #b4feb917
 _PEAK_WORDS = {"peakXPosRaw": "fs", "peakYPosRaw": "ss", "peakTotalIntensity": "intensity", "peakMaximumValue": "maximum", "peakMaximumIntensity": "maximum", "peakSNR": "snr", "peakNPixels": "pixels"}  # fmt: skip

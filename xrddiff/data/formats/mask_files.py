@@ -15,7 +15,7 @@ from ...core.errors import BadInput
 from ...core.files import final_name, writing
 from .arrays import map_npy
 from .geometry_apply import read_geometry
-from .hdf5 import get_item, walk
+from .hdf5 import MaskBits, get_item, walk
 from .images import open_images
 from .store import writing_hdf5
 from ..frames.rows import Rows
@@ -31,14 +31,19 @@ __all__ = ['TRUE', 'MASK_SUFFIXES', 'PIXEL_MASK', 'stored_mask', 'load_mask', 'r
 TRUE = ("good", "bad")
 
 
-def stored_mask(values: np.ndarray, true: str | None, where: str) -> tuple[np.ndarray, str]:
+def stored_mask(
+    values: np.ndarray, true: str | None, where: str, bits: MaskBits | None = None
+) -> tuple[np.ndarray, str]:
     """A mask as stored -> (bool, True = valid pixel; the rule in words).
 
     values: the mask as stored.
     true: `good` or `bad`, the meaning of True or a number other than 0; None = by the dtype.
     where: what the mask is called in error messages.
+    bits: those that reject a pixel, instead.
     Raises `BadInput` for another value of `true` or a dtype that cannot be a mask.
     """
+    if bits is not None and true is not None:
+        raise BadInput(f"mask_true={true} and {bits} are two rules for {where}; expected one")
     if true is not None and true not in TRUE:
         raise BadInput(
             f"mask_true is {true!r}; expected good or bad: what True, or a number other than 0, means in {where}"
@@ -46,6 +51,8 @@ def stored_mask(values: np.ndarray, true: str | None, where: str) -> tuple[np.nd
     boolean = values.dtype == bool
     if not boolean and values.dtype.kind not in "iuf":
         raise BadInput(f"{where} holds {values.dtype}; expected booleans or numbers")
+    if bits is not None:
+        return bits.valid(values), str(bits)
     said = true or ("good" if boolean else "bad")
     nonzero = values if boolean else values != 0  # NaN is not 0
     rule = f"{'True' if boolean else 'not 0'} is {said}{'' if true else ', by its type'}"
@@ -101,17 +108,17 @@ def _bad_regions(path: Path, stored: Rows) -> np.ndarray:
     return out
 
 # %% ../../../nbs/data/formats/mask_files.ipynb #4af7fe73
-def load_mask(path: str | Path, true: str | None = None) -> tuple[np.ndarray, str]:
+def load_mask(path: str | Path, true: str | None = None, bits: MaskBits | None = None) -> tuple[np.ndarray, str]:
     """A mask from a file, in the shape in which it is stored.
 
     path: an array file, an HDF5 file (`FILE:/path/in/file`) or an image.
-    true: see `stored_mask`.
+    true, bits: see `stored_mask`.
     Returns (bool, True = valid pixel; what was read, in words).
     Raises `BadInput` if the file cannot be read as a mask.
     """
     file, name = _named(path)
     values = _in_hdf5(file, name) if is_hdf5(file) else _in_image(file)
-    return stored_mask(values, true, str(path))
+    return stored_mask(values, true, str(path), bits)
 
 
 def _named(path: str | Path) -> tuple[Path, str | None]:
@@ -126,13 +133,15 @@ def _named(path: str | Path) -> tuple[Path, str | None]:
     return unpacked(file), name
 
 # %% ../../../nbs/data/formats/mask_files.ipynb #1bfe0a90
-def read_mask(path: str | Path, stored: Rows, true: str | None = None) -> tuple[np.ndarray, str]:
+def read_mask(
+    path: str | Path, stored: Rows, true: str | None = None, bits: MaskBits | None = None
+) -> tuple[np.ndarray, str]:
     """A mask from a file, for given frames.
 
     path: npy, HDF5 (`FILE:/path/in/file`), a CrystFEL `.geom`, or any image that fabio reads.
     stored: the frames as stored. For a panel stack the mask may also have its panels one below the
         other, (panel · ss, fs), or the layout before a geometry file cut the frames.
-    true: see `stored_mask`.
+    true, bits: see `stored_mask`.
     Returns (bool, True = valid pixel, with the pixel shape of the frames; what was read, in words).
     Raises `BadInput` if the file cannot be read as a mask or has another shape.
     """
@@ -141,7 +150,7 @@ def read_mask(path: str | Path, stored: Rows, true: str | None = None) -> tuple[
     if inner_suffix(path) == ".geom":
         good, rule = _bad_regions(_named(path)[0], stored), "bad regions and what is on no panel"
     else:
-        good, rule = load_mask(path, true)
+        good, rule = load_mask(path, true, bits)
         if good.ndim == len(shape) + 1 and good.shape[1:] == shape:  # one mask per frame: valid = valid in all of them
             good = good.all(0)
         if good.shape not in (shape, (int(np.prod(shape[:-1])), shape[-1]), tuple(stored.shape[1:])):

@@ -21,8 +21,8 @@ from ...core.errors import BadInput
 from ...core.files import is_address
 from ...core.registry import Names, by_suffix, get
 from .arrays import is_zarr, open_npy, open_zarr
-from .geometry_apply import apply_geometry, both_masks, read_geometry
-from .hdf5 import open_hdf5_frames
+from .geometry_apply import apply_geometry, read_geometry
+from .hdf5 import MaskBits, StoredMask, open_hdf5_frames
 from .images import IMAGE_SUFFIXES, expand, is_pattern, natural, open_images
 from .label_tables import label_frames
 from .mask_files import read_mask
@@ -36,16 +36,28 @@ from ..transforms.spatial import uncut
 from ..frames.geometry import PanelGeometry, panel_distance
 from ..frames.labels import join_labels
 from ..frames.masks import RULES
-from ..frames.rows import ArrayRows, ChainRows, LimitMask, RecentRows, Rows, SqueezedRows, lazy_frames
+from xrddiff.data.frames.rows import (
+    ArrayRows,
+    ChainRows,
+    LimitMask,
+    MaskParts,
+    PhotonRows,
+    RecentRows,
+    Rows,
+    SqueezedRows,
+    lazy_frames,
+)
 from ..frames.selection import concat_frames
 from ..headers.gate import allow_outside, as_bad_input, is_hdf5, open_hdf5, readable
-from ..headers.header_rules import agree, drop_impossible, refuse_impossible, refuse_mixed
+from ..headers.geometry_files import DetectorFile
+from ..headers.header_rules import agree, drop_impossible, refuse_impossible, refuse_mixed, warn
 from ..headers.probe import probe_ahead, probe_file
 from ..headers.unpacked import inner_suffix, is_packed, named, unpacked
 from ..remote.remote_folder import RemoteFolder
 
 # %% auto #0
-__all__ = ['NEEDED', 'given_mask', 'missing_words', 'in_sentences', 'look_first', 'check_words', 'open_frames', 'join_mask']
+__all__ = ['NEEDED', 'told_bits', 'given_mask', 'missing_words', 'in_sentences', 'look_first', 'check_words', 'open_frames',
+           'join_mask']
 
 # %% ../../../nbs/data/formats/readers.ipynb #ad63d711
 def _is_plugin(reader: str | None) -> bool:
@@ -119,6 +131,24 @@ def _open_one(path: Path | RemoteFolder, dataset: str | None, axes: str | None =
     return out
 
 # %% ../../../nbs/data/formats/readers.ipynb #4f3df8d9
+def told_bits(words: Mapping[str, Any]) -> MaskBits | None:
+    """The bits of masks that the caller says, as `mask_badbits` and `mask_goodbits`; None if it does not."""
+    given = {w: words[w] for w in ("mask_badbits", "mask_goodbits") if words.get(w) is not None}
+    if not given:
+        return None
+    found = {}
+    for word, value in given.items():
+        try:
+            found[word] = (
+                int(value, 0) if isinstance(value, str) else int(value) if not isinstance(value, bool | float) else -1
+            )
+        except (TypeError, ValueError):
+            found[word] = -1
+        if not 0 <= found[word] < 1 << 64:
+            raise BadInput(f"{word} is {value!r}; expected the bits of a mask as a whole number, such as 0x1")
+    return MaskBits(found.get("mask_badbits", 0), found.get("mask_goodbits", 0), told=True)
+
+# %% ../../../nbs/data/formats/readers.ipynb #553141bd
 def given_mask(words: dict[str, Any], rows: Rows) -> tuple[np.ndarray | None, dict[str, str]]:
     """The caller's mask for the frames `rows`.
 
@@ -127,13 +157,15 @@ def given_mask(words: dict[str, Any], rows: Rows) -> tuple[np.ndarray | None, di
     Returns (bool, True = valid pixel, or None; an attribute that records what was read).
     Raises `BadInput` if the mask does not fit the frames.
     """
-    own, true = words.pop("mask", None), words.pop("mask_true", None)
+    own, true, bits = words.pop("mask", None), words.pop("mask_true", None), told_bits(words)
+    for word in ("mask_badbits", "mask_goodbits"):
+        words.pop(word, None)
     if own is None and true is not None:
         raise BadInput(f"mask_true is {true!r}, but there is no mask; add mask=FILE")
     if own is None:
         return None, {}
     if isinstance(own, str | Path):
-        good, said = read_mask(own, rows, true)
+        good, said = read_mask(own, rows, true, bits)
         return good, {"mask_file": f"{own} ({said})"}
     own = np.asarray(own)
     if own.dtype != bool or own.shape != tuple(rows.shape[1:]):
@@ -148,6 +180,8 @@ _WORDS = {
     "axes",
     "mask",
     "mask_true",
+    "mask_badbits",
+    "mask_goodbits",
     "units",
     "polarization",
     "gain",
@@ -175,7 +209,7 @@ def _gather(
     if not isinstance(path, Path | RemoteFolder):
         if axes is not None:
             raise BadInput(f"{path[0]}, …: axes={axes!r} is for .npy files; expected no axes here")
-        out, source = open_images(path), path[0]
+        out, source, described = open_images(path), path[0], None
     else:
         source = path
         described = read_geometry(geometry) if geometry is not None and str(geometry).endswith(".geom") else None
@@ -183,22 +217,25 @@ def _gather(
         if dataset is None and hdf5 and described.data:
             dataset = described.data
         out = _open_one(source, dataset, axes)
+    out["mask"] = _own_mask(out.get("mask"), told_bits(words), described, str(source))
     out = _trust(out, source, geometry, words)
     rows = out["intensity"]
     if len(rows.shape) == 4 and rows.shape[1] == 1 and "panels" not in out:
         out["intensity"] = SqueezedRows(rows)
-        mask = out.get("mask")
-        if mask is not None:
-            out["mask"] = SqueezedRows(mask) if isinstance(mask, Rows) else mask[0]
+        out["mask"] = out["mask"].moved(SqueezedRows, lambda m: m[0])
     for word in ("saturation", "underload"):  # for the automask rules
         if (value := out.pop(f"{word}_value", None)) is not None:
             out[word] = value
     own, about = given_mask(words, out["intensity"])
-    out["mask"] = both_masks(out.get("mask"), own)
+    out["mask"] &= MaskParts((f"mask={about.get('mask_file', 'an array')}", own))
     out |= about
     if flags := out.pop("flags", {}):
-        recent = RecentRows(out["intensity"])
-        out["intensity"], out["mask"] = recent, LimitMask(recent, out.get("mask"), **flags)
+        out["intensity"] = recent = RecentRows(out["intensity"])
+        out["mask"] &= MaskParts((f"{geometry or source}: values out of range", LimitMask(recent, **flags)))
+    out = _in_photons(out, words, str(geometry or source))
+    if said := out["mask"].counts():
+        out["mask_sources"] = said
+    out["mask"] = out["mask"].joined(out["intensity"].shape)
     if isinstance(words.get("variables"), dict):
         words["variables"] = out.get("variables", {}) | words["variables"]
     if "wavelength" in words:  # one number for all takes precedence over values per frame
@@ -210,6 +247,38 @@ def _gather(
     return out
 
 # %% ../../../nbs/data/formats/readers.ipynb #01430708
+def _own_mask(mask: Any, bits: MaskBits | None, geometry: DetectorFile | None, where: str) -> MaskParts:
+    """What a file itself says of its valid pixels: by the bits of the caller, else by those of its format, unless the geometry file has bits for it."""
+    if not isinstance(mask, StoredMask):
+        return MaskParts((f"the file: what {where} leaves out", mask))
+    named = {m["data"].strip("/") for m in (geometry.masks if geometry else ()) if "file" not in m}
+    return MaskParts() if mask.place.strip("/") in named and bits is None else MaskParts(mask.part(bits))
+
+
+def _in_photons(out: dict[str, Any], words: dict[str, Any], where: str) -> dict[str, Any]:
+    """Frames in photons, if the panels of a detector differ in gain, or have pedestals: no one number tells of them all."""
+    gains, pedestals = out.pop("gains", None), out.pop("pedestals", 0.0)
+    if gains is None:
+        return out
+    if words.get("gain") is not None:
+        gains = as_numbers(words.pop("gain"), 1, "gain")[0]
+    out |= {"intensity": PhotonRows(out["intensity"], gains, pedestals), "units": "photon", "gain": 1.0}
+    out["assumed"] = (
+        ", ".join(a for a in (out.get("assumed") or "").split(", ") if a not in ("", "units", "gain")) or None
+    )
+    gain, dark = (np.unique(np.round(v, 6)).tolist() for v in (gains, pedestals))
+    said = [
+        ", ".join(f"{v:g}" for v in each) if len(each) < 5 else f"{each[0]:g} to {each[-1]:g}" for each in (gain, dark)
+    ]
+    warn(
+        where,
+        [
+            f"the panels have the gains {said[0]}{'' if dark == [0] else f' and the pedestals {said[1]}'}: applied, the frames are in photons"
+        ],
+    )
+    return out
+
+# %% ../../../nbs/data/formats/readers.ipynb #4d2015fb
 def _trust(out: dict[str, Any], source: Path, geometry: str | Path | None, words: dict[str, Any]) -> dict[str, Any]:
     """Apply the geometry file, drop or refuse impossible values, and mark assumed ones."""
     shape = tuple(out["intensity"].shape[-2:])
@@ -361,7 +430,8 @@ def open_frames(
         `distance` moves panels along the beam; `pixel_size` and `beam_center` are refused for
         panels, which have their own. `mask`: booleans, True = valid pixel, or a file (npy, TIFF,
         EDF, `FILE.h5:/path`, `.geom`, `.msk`), combined with the mask in the file; `mask_true`: see
-        `valid_pixels`. `axes="yxn"`: a .npy whose last axis counts the frames.
+        `valid_pixels`. `mask_badbits`, `mask_goodbits`: the bits that reject a pixel if they are set, or are not, in the mask of
+        the file and in `mask`; they replace the convention of the format. `axes="yxn"`: a .npy whose last axis counts the frames.
     Returns frames (frame, …).
     Raises `BadInput`, one sentence that names the file.
     """
@@ -437,7 +507,7 @@ def _open_ours(
             raise BadInput(
                 f"{geometry} has panels or refers to a data file; {path} was saved with its own geometry: use distance=, beam_center= …"
             )
-        found = {k: getattr(file, k) for k in (*NEEDED, "gain", "detector")}
+        found = {k: getattr(file, k) for k in (*NEEDED, "detector")}
         words = {k: v for k, v in found.items() if v is not None} | words
     for word in ("variables", "peaks", "panels", "axes"):
         if word in words:
@@ -478,7 +548,10 @@ def join_mask(ds: xr.Dataset, words: dict[str, Any]) -> xr.Dataset:
     words: the caller's options; `mask` and `mask_true` are removed from them.
     Raises `BadInput` if the mask does not fit the frames.
     """
+    bits = told_bits(words)
     own, about = given_mask(words, ArrayRows(ds["intensity"], "the frames"))
+    if own is None and bits is not None:
+        raise BadInput("mask_badbits: frames that xrddiff saved have no bits in their mask; expected mask=FILE too")
     if own is None:
         return ds
     value = ds["intensity"]

@@ -26,8 +26,10 @@ from .hdf5 import MaskRows
 from .store import lay_out_zarr, read_store, seal_zarr
 from xrddiff.data.frames.rows import (
     ChainRows,
+    JoinedMask,
     JoinedRows,
     LimitMask,
+    PhotonRows,
     RecentRows,
     Rows,
     SameRows,
@@ -49,10 +51,12 @@ __all__ = ['KINDS', 'LARGEST', 'FEWEST', 'KEPT', 'LONGEST', 'ENOUGH', 'NotKept',
 # %% ../../../nbs/data/formats/remembered.ipynb #ff6c0653
 KINDS: dict[str, tuple[type, tuple[str, ...]]] = {  # what rows are made from, by attribute
     "recent": (RecentRows, ("stored",)),
-    "limits": (LimitMask, ("values", "static", "low", "high", "equal")),
-    "mask": (MaskRows, ("stored",)),
+    "limits": (LimitMask, ("values", "low", "high", "equal")),
+    "mask": (MaskRows, ("stored", "bad", "good", "told")),
+    "joined": (JoinedMask, ("masks", "said", "shape")),
     "squeezed": (SqueezedRows, ("stored",)),
     "chain": (ChainRows, ("parts",)),
+    "photons": (PhotonRows, ("stored", "gain", "pedestal")),
     "same": (SameRows, ("each", "count")),
 }
 
@@ -96,7 +100,7 @@ class Nodes:
     def _value(self, value: Any) -> Any:
         if isinstance(value, Rows):
             return {"node": self.add(value)}
-        if isinstance(value, list):
+        if isinstance(value, list | tuple):
             return [self._value(v) for v in value]
         if isinstance(value, np.ndarray):
             said = hashlib.blake2b(f"{value.dtype.str} {value.shape} ".encode(), digest_size=8)
@@ -106,6 +110,8 @@ class Nodes:
             if self.bytes > LARGEST:
                 raise NotKept("masks")
             return {"array": name}
+        if isinstance(value, str) and len(value) < 4096:
+            return value
         if value is None or isinstance(value, float | int):
             return value if value is None or np.isfinite(value) else {"number": str(value)}
         raise NotKept(type(value).__name__)

@@ -31,7 +31,9 @@ from xrddiff.data.frames.masks import (
 )
 from xrddiff.data.frames.rows import (
     ComputedRows,
+    JoinedMask,
     LazyRows,
+    Rows,
     lazy_array,
     lazy_frames,
     peek_frame,
@@ -41,7 +43,7 @@ from xrddiff.data.frames.rows import (
 from .selection import evenly_spaced
 
 # %% auto #0
-__all__ = ['values_of', 'is_detector', 'Automask', 'with_automask', 'masking_of', 'settled', 'mask_function']
+__all__ = ['values_of', 'is_detector', 'Automask', 'with_automask', 'masking_of', 'settled', 'mask_function', 'mask_sources']
 
 # %% ../../../nbs/data/frames/automask.ipynb #ab419408
 def values_of(ds: xr.Dataset, few: np.ndarray) -> Values:
@@ -350,3 +352,15 @@ def mask_function(ds: xr.Dataset) -> Callable[[int, np.ndarray], np.ndarray] | N
     if not np.array_equal(np.asarray(base[1])[numbers], same):
         return None
     return lambda i, x: masking.mask_of(int(numbers[i]), x)
+
+# %% ../../../nbs/data/frames/automask.ipynb #0ce55db2
+def mask_sources(ds: xr.Dataset, frames: Sequence[int]) -> list[str]:
+    """What says that pixels of `ds` are not valid, apart from rules: where it is said, by which bits, and how many pixels it masks in any of `frames`."""
+    said, rows = list(ds.attrs.get("mask_sources", [])), rows_behind(ds["mask"]) if "mask" in ds else None
+    if not isinstance(rows, JoinedMask):
+        return said
+    for k, mask in enumerate(rows.masks):
+        if isinstance(mask, Rows):
+            bad = np.logical_or.reduce([~mask[int(i)] for i in frames])
+            said[k] = f"{rows.said[k]}: {np.count_nonzero(bad):,} pixels in {len(frames)} frames"
+    return said

@@ -26,8 +26,9 @@ spare_imports()  # of what no frame is an array of
 
 # %% auto #0
 __all__ = ['LazyRows', 'Stored', 'StoredRows', 'lazy_array', 'is_lazy', 'rows_behind', 'Rows', 'frame_dtype', 'ArrayRows',
-           'EachRow', 'ChainRows', 'RecentRows', 'LimitMask', 'SqueezedRows', 'SameRows', 'JoinedRows', 'ComputedRows',
-           'lazy_frames', 'frame_origin', 'whole_frames', 'part_reader', 'frame_reader', 'peek_frame']
+           'EachRow', 'ChainRows', 'RecentRows', 'LimitMask', 'JoinedMask', 'MaskParts', 'PhotonRows', 'SqueezedRows',
+           'SameRows', 'JoinedRows', 'ComputedRows', 'lazy_frames', 'frame_origin', 'whole_frames', 'part_reader',
+           'frame_reader', 'peek_frame']
 
 # %% ../../../nbs/data/frames/rows.ipynb #d9617ebb
 class LazyRows(BackendArray, ABC):
@@ -325,26 +326,76 @@ class RecentRows(Rows):
 
 # %% ../../../nbs/data/frames/rows.ipynb #c44b93a7
 class LimitMask(Rows):
-    """The mask per frame: pixels that `static` trusts, with a value from `low` to `high` that is
-    not `equal`.
-    """
+    """The mask per frame: pixels with a value from `low` to `high` that is not `equal`; numbers, or arrays that fit a frame."""
 
-    def __init__(
-        self, values: RecentRows, static: Any, low: float = -np.inf, high: float = np.inf, equal: float | None = None
-    ):
-        self.values, self.static, self.low, self.high, self.equal = values, static, low, high, equal
+    def __init__(self, values: RecentRows, low: Any = -np.inf, high: Any = np.inf, equal: Any = None):
+        self.values, self.low, self.high, self.equal = values, low, high, equal
         self.shape, self.dtype = values.shape, np.dtype(bool)
 
     def read(self, a: int, b: int, rest: tuple) -> np.ndarray:
         values = self.values.peek(a, b, rest)
-        good = (values >= self.low) & (values <= self.high)
-        if self.equal is not None:
-            good &= values != self.equal
-        if isinstance(self.static, Rows):
-            good &= self.static.read(a, b, rest)
-        elif self.static is not None:
-            good &= self.static[rest]
-        return good
+        low, high, equal = (
+            np.broadcast_to(v, self.shape[1:])[rest] if isinstance(v, np.ndarray) else v
+            for v in (self.low, self.high, self.equal)
+        )
+        good = (values >= low) & (values <= high)
+        return good if equal is None else good & (values != equal)
+
+# %% ../../../nbs/data/frames/rows.ipynb #6884dc27
+class JoinedMask(Rows):
+    """The masks of frames of `shape` (frame, …): pixels that are valid in all of `masks`, arrays over the pixels or stacks. said: where each comes from."""
+
+    def __init__(self, masks: Sequence[Any], said: Sequence[str], shape: Sequence[int]):
+        self.masks, self.said, self.shape, self.dtype = list(masks), list(said), tuple(shape), np.dtype(bool)
+
+    def read(self, a: int, b: int, rest: tuple) -> np.ndarray:
+        out = np.ones((b - a, *(len(range(*k.indices(n))) for k, n in zip(rest, self.shape[1:], strict=True))), bool)
+        for mask in self.masks:
+            out &= mask.read(a, b, rest) if isinstance(mask, Rows) else mask[rest]
+        return out
+
+
+class MaskParts:
+    """What is said of the valid pixels of frames: `parts`, pairs of a text and a mask, True = valid, over the pixels or a stack for all frames."""
+
+    def __init__(self, *parts: tuple[str, Any]):
+        self.parts = [(said, mask) for said, mask in parts if mask is not None]
+
+    def __and__(self, other: MaskParts) -> MaskParts:
+        return MaskParts(*self.parts, *other.parts)
+
+    def moved(self, stack: Callable[[Rows], Rows], array: Callable[[np.ndarray], np.ndarray]) -> MaskParts:
+        """The same of frames in another shape: `stack` and `array` bring a mask into it."""
+        return MaskParts(*((said, (stack if isinstance(m, Rows) else array)(m)) for said, m in self.parts))
+
+    def joined(self, shape: Sequence[int]) -> Any:
+        """The mask of frames of `shape`: an array over the pixels, a stack, or None."""
+        masks = [m for _, m in self.parts]
+        if any(isinstance(m, Rows) for m in masks):
+            return JoinedMask(masks, [said for said, _ in self.parts], shape)
+        return np.logical_and.reduce(masks) if masks else None
+
+    def counts(self) -> list[str]:
+        """Each part with the number of pixels that it masks; those of a stack are counted when it is read."""
+        return [
+            f"{said}: " + ("frame by frame" if isinstance(m, Rows) else f"{np.count_nonzero(~m):,} pixels")
+            for said, m in self.parts
+        ]
+
+# %% ../../../nbs/data/frames/rows.ipynb #f173617a
+class PhotonRows(Rows):
+    """Frames in photons, float32: the stored values less `pedestal`, over `gain`; numbers, or arrays that fit a frame."""
+
+    def __init__(self, stored: Rows, gain: Any, pedestal: Any = 0.0):
+        self.stored, self.gain, self.pedestal = stored, gain, pedestal
+        self.shape, self.dtype = stored.shape, np.dtype(np.float32)
+
+    def read(self, a: int, b: int, rest: tuple) -> np.ndarray:
+        gain, pedestal = (np.broadcast_to(v, self.shape[1:])[rest] for v in (self.gain, self.pedestal))
+        return ((self.stored.read(a, b, rest) - pedestal) / gain).astype(np.float32)
+
+    def origin(self, i: int) -> str | None:
+        return self.stored.origin(i)
 
 # %% ../../../nbs/data/frames/rows.ipynb #923e9481
 class SqueezedRows(Rows):

@@ -86,7 +86,16 @@ def _panel(about: Any, name: str, axes: np.ndarray, origin: np.ndarray, where: s
     if (size <= 0).any() or abs(size[0] / size[1] - 1) > 1e-3:
         raise BadInput(f"{where} has pixels of {size[0]:g} × {size[1]:g} mm; expected square pixels")
     fs, ss = 1e-3 * size[0] * (axes @ own)[:, 0], 1e-3 * size[1] * (axes @ own)[:, 1]
-    return DetectorPanel(name, x, x + columns - 1, y, y + rows - 1, 1e-3 * (origin + axes @ corner), fs, ss)
+    out = DetectorPanel(name, x, x + columns - 1, y, y + rows - 1, 1e-3 * (origin + axes @ corner), fs, ss)
+    if "trusted_range" in about:
+        out.low, out.high = _numbers(about, "trusted_range", 2, where).tolist()
+    gain, pedestal = (
+        float(_numbers({w: [about.get(w, v)]}, w, 1, where)[0]) for w, v in (("gain", 1), ("pedestal", 0))
+    )
+    if gain > 0:  # DIALS writes 1 where nothing is known
+        out.gain = None if gain == 1 else gain
+    out.pedestal = pedestal
+    return out
 
 
 def _bad(about: Any, panel: DetectorPanel, where: str) -> list[dict[str, Any]]:
@@ -166,13 +175,6 @@ def read_expt(path: str | Path) -> DetectorFile:
         out.panels.append(panel)
         out.bad += _bad(panels[k], panel, where)
     out.pixel_size = float(np.linalg.norm(out.panels[0].fs))
-    ranges = [_numbers(p, "trusted_range", 2, str(path)) for p in panels if "trusted_range" in p]
-    if ranges:
-        low, high = np.max([r[0] for r in ranges]), np.min([r[1] for r in ranges])
-        out.flags = {"flag_lessthan": float(low), "flag_morethan": float(high)}
-    gains = {p.get("gain") for p in panels if type(p.get("gain")) in (int, float)}
-    if len(gains) == 1 and min(gains) > 0 and gains != {1.0}:
-        out.gain = float(min(gains))
     return out
 
 # %% ../../../nbs/data/headers/dials_experiments.ipynb #05463513

@@ -39,7 +39,9 @@ class DetectorPanel:
     - `origin`: the corner of its first pixel in the lab frame, in m.
     - `fs`, `ss`: the steps to the next pixel of a row and to the next row, in m.
     - `fixed`: indices on further dimensions of the data, by dimension.
-    - `off`: true if the whole panel is masked.
+    - `off`: true if the whole panel is masked. `edge`: width of its masked edge, px.
+    - `gain`, `gain_per_ev`: units of the data per photon, or per eV of it; `pedestal`: their value without light.
+    - `low`, `high`, `equal`: pixels are masked below, above and at these values; `saturation`: the largest value that is not saturated.
     """
 
     name: str
@@ -52,6 +54,14 @@ class DetectorPanel:
     ss: np.ndarray
     fixed: dict[int, int] = field(default_factory=dict)  # data dimension -> index
     off: bool = False
+    edge: int = 0
+    gain: float | None = None
+    gain_per_ev: float | None = None
+    pedestal: float = 0.0
+    low: float | None = None
+    high: float | None = None
+    equal: float | None = None
+    saturation: float | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -69,16 +79,12 @@ class DetectorFile:
     distance: float | None = None
     pixel_size: float | None = None
     beam_center: tuple[float, float] | None = None
-    gain_per_ev: float | None = None
-    gain: float | None = None
     panels: list[DetectorPanel] = field(default_factory=list)
     bad: list[dict[str, Any]] = field(default_factory=list)
     masks: list[dict[str, Any]] = field(default_factory=list)
     data: str | None = None
     dims: list[Any] = field(default_factory=list)
     locations: dict[str, tuple[str, float]] = field(default_factory=dict)  # word -> (place in the data file, factor)
-    edge: int = 0
-    flags: dict[str, float] = field(default_factory=dict)
     shape: tuple[int, int] | None = None
     detector: str | None = None
     unplaced: bool = False
@@ -165,11 +171,16 @@ def read_poni(path: str | Path, shape: tuple[int, int] | None = None) -> Detecto
 # %% ../../../nbs/data/headers/geometry_files.ipynb #3b611bd3
 _PER_PANEL = {
     "min_fs", "max_fs", "min_ss", "max_ss", "corner_x", "corner_y", "fs", "ss", "res", "coffset", "clen", "data", "no_index",
-    "adu_per_eV", "adu_per_photon", "mask_edge_pixels", "flag_lessthan", "flag_morethan", "flag_equal",
+    "adu_per_eV", "adu_per_photon", "mask_edge_pixels", "flag_lessthan", "flag_morethan", "flag_equal", "max_adu",
+}  # fmt: skip
+_OWN = {  # words of a panel's values: the field, its type, and what it is above
+    "adu_per_eV": ("gain_per_ev", float, 0), "adu_per_photon": ("gain", float, 0), "mask_edge_pixels": ("edge", int, -1),
+    "flag_lessthan": ("low", float, -math.inf), "flag_morethan": ("high", float, -math.inf), "flag_equal": ("equal", float, -math.inf),
+    "max_adu": ("saturation", float, -math.inf),
 }  # fmt: skip
 _GLOBAL = {"wavelength", "photon_energy", "detector_shift_x", "detector_shift_y"}
 _IGNORED = {
-    "max_adu", "badrow_direction", "saturation_map", "saturation_map_file", "bandwidth", "peak_list", "peak_list_type", "peak_info_location",
+    "badrow_direction", "saturation_map", "saturation_map_file", "bandwidth", "peak_list", "peak_list_type", "peak_info_location",
     "photon_energy_bandwidth", "photon_energy_scale", "beam", "integr_radius", "adu_per_ev", "mosaicity", "n_panels", "no_cspad",
 }  # fmt: skip
 _BAD = {"min_x", "max_x", "min_y", "max_y", "min_fs", "max_fs", "min_ss", "max_ss", "panel"}
@@ -356,18 +367,16 @@ def _place(out: DetectorFile, panels: dict, words: dict, path: Path) -> None:
         _check_dims(dims, out, path)
         fixed = {d: int(v) for d, v in dims.items() if v not in ("%", "ss", "fs")}
         off = words_of.get("no_index", ("0", ""))[0].lower() in ("1", "true")
+        own = {
+            to: _number(*words_of[word], kind, above=above)
+            for word, (to, kind, above) in _OWN.items()
+            if word in words_of
+        }
         out.panels.append(
             DetectorPanel(
-                name, **pixel, origin=origin, fs=vectors[0] * size, ss=vectors[1] * size, fixed=fixed, off=off
+                name, **pixel, origin=origin, fs=vectors[0] * size, ss=vectors[1] * size, fixed=fixed, off=off, **own
             )
         )
-        for word, to in (("adu_per_eV", "gain_per_ev"), ("adu_per_photon", "gain")):
-            if word in words_of:
-                setattr(out, to, _number(*words_of[word], above=0))
-        for word in ("flag_lessthan", "flag_morethan", "flag_equal"):
-            if word in words_of:
-                out.flags[word] = _number(*words_of[word])
-        out.edge = max(out.edge, _number(*words_of.get("mask_edge_pixels", ("0", "")), int, above=-1))
         data = words_of.get("data", (None, ""))[0]
         if data and "%" in data or (out.data and data != out.data):
             raise BadInput(
@@ -441,7 +450,7 @@ def panel_mask(file: DetectorFile, size: tuple[int, int] | None = None) -> np.nd
     for k, p in enumerate(file.panels):
         rows, columns = p.shape
         inside = mask[k, :rows, :columns]
-        e = file.edge
+        e = p.edge
         inside[e : rows - e, e : columns - e] = not p.off
         ss, fs = np.arange(rows)[:, None], np.arange(columns)
         for region in file.bad:

@@ -89,6 +89,7 @@ def _of_geometry_file(path: Path) -> xr.Dataset:
         )
     blank = ArrayRows(np.zeros((1, *shape), np.float32), str(path))
     words = apply_geometry({"intensity": blank}, file, None)
+    words["mask"] = words["mask"].joined(words["intensity"].shape)
     known = ("intensity", "mask", "panels", *_KEPT)
     return make_frames(**{k: v for k, v in words.items() if k in known})
 

@@ -23,7 +23,7 @@ from ...data.formats.arrays import is_zarr, zarr_arrays
 from ...data.formats.hdf5 import walk
 from ...data.formats.images import is_pattern
 from ...data.formats.readers import given_mask, in_sentences, look_first, missing_words, open_frames
-from ...data.frames.automask import Automask, masking_of
+from ...data.frames.automask import Automask, mask_sources, masking_of
 from ...data.frames.frames import frame_image, frame_mask
 from ...data.frames.geometry import panel_distance
 from ...data.frames.labels import describe_labels, label_names, label_words
@@ -296,6 +296,7 @@ def explain_mask(path: str | Path, /, *, automask: Sequence[str] | None = None, 
     used.
     """
     given = {k: words.pop(k) for k in ("mask", "mask_true") if k in words}
+    given |= {k: words[k] for k in ("mask_badbits", "mask_goodbits") if k in words}
     if str(path) in CATALOG and not os.path.exists(path):
         plain = load(str(path))
     else:
@@ -307,7 +308,8 @@ def explain_mask(path: str | Path, /, *, automask: Sequence[str] | None = None, 
     reasons = masking.reasons.copy()
     if own is not None:
         reasons[~own] |= GIVEN_BIT
-    notes = [f"{r.name}: {r.help}" for r in masking.rules]
+    notes = mask_sources(plain, masking.frames)
+    notes += [f"{r.name}: {r.help}" for r in masking.rules]
     if about:
         notes.append(f"given: {about['mask_file']}")
     left = [r.name for r in rules if r not in masking.rules]

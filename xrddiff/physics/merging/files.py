@@ -171,7 +171,7 @@ _LEAST_PART = 0.5  # of a spot that was recorded: with less, the rest is a guess
 
 
 def _with_whole_spots(table: pd.DataFrame, fraction: np.ndarray | None) -> tuple[pd.DataFrame, tuple[str, ...]]:
-    """Observations with the parts of a spot on successive batches added up, and a note if there were any.
+    """Observations with the parts of a spot on successive batches added up, in the first of them, and a note if there were any.
 
     M/ISYM is 256 M + ISYM, and M > 0 marks a part. fraction: how much of the spot is in each row (n,), if that is known.
     """
@@ -187,12 +187,12 @@ def _with_whole_spots(table: pd.DataFrame, fraction: np.ndarray | None) -> tuple
         middle = parts["share"].groupby(run).cumsum() - parts["share"] / 2
         run = parts.assign(run=run, turn=middle // 1).groupby(["run", "turn"]).ngroup()
     parts = parts.assign(spot=run, variance=parts["sigma"] ** 2)
-    largest = parts.sort_values(["spot", "share"], kind="stable").groupby("spot").tail(1).set_index("spot")
+    first = parts.groupby("spot").head(1).set_index("spot")
     sums = parts.groupby("spot")[["intensity", "variance", "share"]].sum(min_count=1)
     known = np.ones(len(sums)) if fraction is None else sums["share"].clip(upper=1.0)
-    largest["intensity"], largest["sigma"] = sums["intensity"] / known, np.sqrt(sums["variance"]) / known
+    first["intensity"], first["sigma"] = sums["intensity"] / known, np.sqrt(sums["variance"]) / known
     keep = known >= _LEAST_PART
-    whole = largest[keep].drop(columns=["share", "variance"])
+    whole = first[keep].drop(columns=["share", "variance"])
     note = f"{len(parts)} parts of spots are added up to {len(whole)} spots"
     if left := int((~keep).sum()):
         note += f"; {left} of which less than half was recorded are left out"

@@ -122,7 +122,8 @@ def _of_geometry(path: Path, words: dict[str, Any]) -> xr.Dataset:
     check_size((1, *shape), np.float64, f"the detector of {path}")
     blank = ArrayRows(np.zeros((1, *shape), np.uint8), str(path))
     found = apply_geometry({"intensity": blank}, described, None)
-    for name in ("flags", "layout"):
+    found["mask"] = found["mask"].joined(found["intensity"].shape)
+    for name in ("flags", "layout", "gains", "pedestals"):
         found.pop(name, None)
     found |= {n: v for n, v in words.items() if v is not None}
     found.setdefault("units", "ADU" if found.get("gain") not in (None, 1.0) else "photon")
