@@ -44,14 +44,16 @@ from xrddiff.data.frames.rows import (
     PhotonRows,
     RecentRows,
     Rows,
+    SameRows,
     SqueezedRows,
     lazy_frames,
 )
-from ..frames.selection import concat_frames
+from ..frames.selection import concat_frames, select_frames
 from ..headers.gate import allow_outside, as_bad_input, is_hdf5, open_hdf5, readable
 from ..headers.geometry_files import DetectorFile
 from ..headers.header_rules import agree, drop_impossible, refuse_impossible, refuse_mixed, warn
 from ..headers.probe import probe_ahead, probe_file
+from ..headers.sources import HDF5Rows, WrittenChunks, ZarrRows
 from ..headers.unpacked import inner_suffix, is_packed, named, unpacked
 from ..remote.remote_folder import RemoteFolder
 
@@ -127,8 +129,15 @@ def _open_one(path: Path | RemoteFolder, dataset: str | None, axes: str | None =
             out = open_images([path])
     if "parts" in out:
         parts = out.pop("parts")
+        out["written"] = _written_of(parts)
         out["intensity"] = parts[0] if len(parts) == 1 else ChainRows(parts)
     return out
+
+
+def _written_of(parts: Sequence[Rows]) -> list[WrittenChunks | None] | None:
+    """What was written of each part; None if all of it was."""
+    found = [p.written() if isinstance(p, HDF5Rows | ZarrRows) else None for p in parts]
+    return found if any(f is not None for f in found) else None
 
 # %% ../../../nbs/data/formats/readers.ipynb #4f3df8d9
 def told_bits(words: Mapping[str, Any]) -> MaskBits | None:
@@ -218,6 +227,7 @@ def _gather(
             dataset = described.data
         out = _open_one(source, dataset, axes)
     out["mask"] = _own_mask(out.get("mask"), told_bits(words), described, str(source))
+    _leave_out_unwritten(out, str(source))
     out = _trust(out, source, geometry, words)
     rows = out["intensity"]
     if len(rows.shape) == 4 and rows.shape[1] == 1 and "panels" not in out:
@@ -253,6 +263,43 @@ def _own_mask(mask: Any, bits: MaskBits | None, geometry: DetectorFile | None, w
         return MaskParts((f"the file: what {where} leaves out", mask))
     named = {m["data"].strip("/") for m in (geometry.masks if geometry else ()) if "file" not in m}
     return MaskParts() if mask.place.strip("/") in named and bits is None else MaskParts(mask.part(bits))
+
+
+def _leave_out_unwritten(out: dict[str, Any], where: str) -> None:
+    """Mask what was declared and never written, and count the frames that end the series so, as `unwritten`.
+
+    Raises `BadInput` if nothing was written.
+    """
+    found, rows = out.pop("written", None), out["intensity"]
+    if found is None:
+        return
+    parts = rows.parts if isinstance(rows, ChainRows) else [rows]
+    full = [np.ones(p.shape[0], bool) for p in parts]
+    some, all_of = (
+        np.concatenate([w.frames[k] if w is not None else f for w, f in zip(found, full, strict=True)]) for k in (0, 1)
+    )
+    if not some.any():
+        raise BadInput(
+            f"{where} declares {len(some)} frames, and none of them was ever written; expected frames with values"
+        )
+    last = int(np.flatnonzero(some)[-1]) + 1
+    if not all_of[:last].all():
+        masks = [w or SameRows(np.ones(p.shape[1:], bool), p.shape[0]) for w, p in zip(found, parts, strict=True)]
+        out["mask"] &= MaskParts(
+            ("the file: chunks that were never written", masks[0] if len(masks) == 1 else ChainRows(masks))
+        )
+    out["unwritten"] = len(some) - last
+    none, part = int((~some[:last]).sum()), int((some & ~all_of)[:last].sum())
+    said = [
+        f"{n} of {len(some)} frames {what}"
+        for n, what in (
+            (len(some) - last, "were never written and are left out"),
+            (none, "were never written and are masked"),
+            (part, "lack chunks, which are masked"),
+        )
+        if n
+    ]
+    warn(where, [", ".join(said)])
 
 
 def _in_photons(out: dict[str, Any], words: dict[str, Any], where: str) -> dict[str, Any]:
@@ -471,7 +518,10 @@ def open_frames(
         )
     attrs = {k: v for k, v in found.items() if v is not None}
     attrs["layout"] = attrs.pop("layout_name")
+    left = attrs.pop("unwritten", 0)
     ds = validate_frames(make_frames(**attrs), where, geometry=complete)
+    if left:
+        ds = select_frames(ds, slice(0, ds.sizes["frame"] - left))
     places = getattr(found["intensity"], "places", None)
     shelf = MaskShelf.of([place[0] for place in places]) if places else None
     return with_automask(ds, RULES if automask is None else automask, shelf)

@@ -41,7 +41,7 @@ from ..frames.automask import Automask
 from ..frames.bit_images import as_bits
 from ..frames.masks import FILE_BIT, RULES, largest
 from ..headers.gate import leads_elsewhere
-from ..headers.sources import HDF5Rows
+from ..headers.sources import HDF5Rows, WrittenChunks
 from ..headers.unpacked import inner_name
 
 # %% auto #0
@@ -56,6 +56,7 @@ KINDS: dict[str, tuple[type, tuple[str, ...]]] = {  # what rows are made from, b
     "joined": (JoinedMask, ("masks", "said", "shape")),
     "squeezed": (SqueezedRows, ("stored",)),
     "chain": (ChainRows, ("parts",)),
+    "written": (WrittenChunks, ("grid", "chunks", "shape")),
     "photons": (PhotonRows, ("stored", "gain", "pedestal")),
     "same": (SameRows, ("each", "count")),
 }

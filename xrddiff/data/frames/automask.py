@@ -170,7 +170,7 @@ def _work_out(self: Automask) -> tuple[np.ndarray, dict[int, np.ndarray]]:
         x = few.pop(0) if few else peek_frame(self.intensity, int(i))
         bad = self._bad_in(int(i), x, why)
         always &= as_bits(bad)
-        if needed:
+        if needed and not bad.all():  # of a frame that was never written there is nothing to learn
             stats.add(
                 x.reshape(stats.known.shape), bad.reshape(stats.known.shape), "dead" in needed and len(frames) > 3
             )

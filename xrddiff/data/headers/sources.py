@@ -12,7 +12,7 @@ import warnings
 import weakref
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from itertools import product
@@ -43,7 +43,7 @@ from ..remote.remote_folder import RemoteFolder
 from ..remote.servers import RemoteError
 
 # %% auto #0
-__all__ = ['MAY_OPEN', 'OPEN_SOURCES', 'AT_ONCE', 'HDF5Rows', 'zarr_place', 'ZarrRows']
+__all__ = ['MAY_OPEN', 'OPEN_SOURCES', 'AT_ONCE', 'WrittenChunks', 'HDF5Rows', 'zarr_place', 'ZarrRows']
 
 # %% ../../../nbs/data/headers/sources.ipynb #caeed687
 # files that are kept open: opening one again costs more than reading a frame
@@ -114,6 +114,70 @@ def _virtual_reader(data: h5py.Dataset, path: str, outside: bool) -> Callable[[i
 def _all_of(rest: tuple, shape: tuple[int, ...]) -> bool:
     """Whether `rest`, the key for the other axes, selects the whole of a frame of this `shape`."""
     return all(isinstance(k, slice) and k.indices(n) == (0, n, 1) for k, n in zip(rest, shape, strict=False))
+
+# %% ../../../nbs/data/headers/sources.ipynb #04990829
+class WrittenChunks(Rows):
+    """Which pixels of frames of `shape` (frame, …) were written, as masks: those of the chunks, of size `chunks`, that `grid` has, bool (frames of chunks, …)."""
+
+    def __init__(self, grid: np.ndarray, chunks: Sequence[int], shape: Sequence[int]):
+        self.grid, self.chunks, self.shape, self.dtype = grid, list(chunks), tuple(shape), np.dtype(bool)
+
+    def read(self, a: int, b: int, rest: tuple) -> np.ndarray:
+        out = self.grid[np.arange(a, b) // self.chunks[0]]
+        for axis, (step, n) in enumerate(zip(self.chunks[1:], self.shape[1:], strict=True), 1):
+            out = np.take(out, np.arange(n) // step, axis)
+        return out[(slice(None), *rest)]
+
+    @property
+    def frames(self) -> tuple[np.ndarray, np.ndarray]:
+        """Of which frames (n,) anything was written, and of which all."""
+        flat = self.grid.reshape(len(self.grid), -1)[np.arange(self.shape[0]) // self.chunks[0]]
+        return flat.any(1), flat.all(1)
+
+
+def _grid(shape: Sequence[int], chunks: Sequence[int]) -> np.ndarray:
+    return np.zeros([-(-n // c) for n, c in zip(shape, chunks, strict=True)], bool)
+
+
+def _written(data: h5py.Dataset, path: str) -> WrittenChunks | None:
+    """What was written of a data set of three or four axes; None if all of it was."""
+    shape = data.shape
+    if not data.size:
+        return None
+    if data.is_virtual:
+        return _written_virtual(data, path)
+    if data.chunks is None:  # space is set aside with the first value
+        compact = data.id.get_create_plist().get_layout() == h5py.h5d.COMPACT
+        return (
+            None
+            if compact or data.external or data.id.get_storage_size()
+            else WrittenChunks(_grid(shape, shape), shape, shape)
+        )
+    grid = _grid(shape, data.chunks)
+    if data.id.get_num_chunks() >= grid.size:
+        return None
+    at: list[tuple[int, ...]] = []
+    data.id.chunk_iter(lambda info: at.append(info.chunk_offset))
+    for place in at:
+        grid[tuple(p // c for p, c in zip(place, data.chunks, strict=True))] = True
+    return WrittenChunks(grid, data.chunks, shape)
+
+
+def _written_virtual(data: h5py.Dataset, path: str) -> WrittenChunks | None:
+    """The same of a virtual data set whose sources are whole frames."""
+    table = _virtual_table(data, path)
+    if table is None:
+        return None
+    whole = np.ones(len(data), bool)
+    for start, count, first, file, name in table:
+        if file != path:
+            with as_bad_input(f"data set '{name}' of {file} cannot be read"):
+                source = open_hdf5(file).get(name)
+                part = _written(source, file) if isinstance(source, h5py.Dataset) and source.ndim == data.ndim else None
+            if part is not None:
+                whole[start : start + count] = part.frames[0][first : first + count]
+    shape = data.shape
+    return None if whole.all() else WrittenChunks(whole.reshape(-1, *(1 for _ in shape[1:])), (1, *shape[1:]), shape)
 
 # %% ../../../nbs/data/headers/sources.ipynb #02002415
 _open_rows: OrderedDict[int, weakref.ref] = OrderedDict()  # those with an open file, the one read last at the end
@@ -198,6 +262,14 @@ class HDF5Rows(Rows):
                 out = data[key]
         out = out[None] if self.single else out
         return out if forward else out[(slice(None), *rest)]
+
+    def written(self) -> WrittenChunks | None:
+        """What was written of the frames; None if all of it was."""
+        if self.single:
+            return None
+        data = self._opened()
+        with as_bad_input(f"{self.where} cannot be read"):
+            return _written(data, self.path)
 
     def _how_packed(self, data: h5py.Dataset) -> Packing | None:
         """The packing of the chunks, asked for once: a small frame is read sooner than that."""
@@ -304,6 +376,18 @@ class ZarrRows(Rows):
                 said = name.removeprefix(f"{self.name}/")
                 what = "is empty" if there else "is missing"
                 raise BadInput(f"frames {a} to {b - 1} of {self.where} are lost: the file {said} {what}")
+
+    def written(self) -> WrittenChunks | None:
+        """What was written of the frames; None if all of it was, or the array is on a server."""
+        if isinstance(self.path, RemoteFolder) or self.single:
+            return None
+        array = self._array[1] if self._array is not None else self._open()
+        steps = array.shards or array.chunks
+        grid, root = _grid(self.shape, steps), os.path.join(self.path, self.name)
+        there = {os.path.relpath(os.path.join(at, f), root) for at, _, names in os.walk(root) for f in names}
+        for place in np.ndindex(grid.shape):
+            grid[place] = array.metadata.encode_chunk_key(place) in there
+        return None if grid.all() else WrittenChunks(grid, steps, self.shape)
 
     def __getstate__(self) -> dict:
         return self.__dict__ | {"_array": None, "_direct": None}
