@@ -23,6 +23,7 @@ from xrddiff.data.headers.geometry_files import (
     PanelRows,
     flat_plane,
     panel_mask,
+    panel_values,
     read_geom,
     read_poni,
 )
@@ -108,15 +109,10 @@ def _geometry_masks(geometry: DetectorFile, source: Path | None, shape: tuple[in
 
 # %% ../../../nbs/data/formats/geometry_apply.ipynb #f19f37fa
 def _own_values(geometry: DetectorFile, cut: PanelRows, flat: bool, wavelength: float | None) -> dict[str, Any]:
-    """What a file says of the values of its panels: `gain` and `saturation` where they are alike, and else `flags`, `gains` and `pedestals`, which
-    are numbers, or arrays that fit a frame.
-    """
-    panels, out, flags = geometry.panels, {}, {}
+    """`panel_values` of the panels of a file, whose frames stay images if `flat`."""
 
-    def on_pixels(values: list[float], outside: float) -> Any:
-        """One number for all panels, or that of its panel for each pixel."""
-        if len({*values}) == 1:
-            return values[0]
+    def on_pixels(values: list[float], outside: float) -> np.ndarray:
+        """The value of its panel for each pixel."""
         if not flat:
             return np.array(values).reshape(-1, 1, 1)
         array = np.full(cut.stored.shape[1:], outside)
@@ -124,26 +120,7 @@ def _own_values(geometry: DetectorFile, cut: PanelRows, flat: bool, wavelength: 
             array[at] = value
         return array
 
-    def of_each(word: str, default: float) -> list[float]:
-        return [default if (v := getattr(p, word)) is None else v for p in panels]
-
-    per_ev = HC / wavelength if wavelength else None
-    gains = [p.gain_per_ev * per_ev if p.gain_per_ev is not None and per_ev else p.gain for p in panels]
-    pedestals, tops = of_each("pedestal", 0.0), of_each("saturation", np.inf)
-    known = [g for g in gains if g is not None]
-    if len({*gains}) == 1 and not any(pedestals):
-        out |= {"gain": gains[0]} if known else {}
-    else:
-        out |= {"gains": on_pixels([g or 1.0 for g in gains], 1.0), "pedestals": on_pixels(pedestals, 0.0)}
-    if len({*tops}) == 1 and "gains" not in out:
-        out |= {"saturation": tops[0]} if tops[0] < np.inf else {}
-        tops = [np.inf]
-    for word, values, none in (
-        ("low", of_each("low", -np.inf), -np.inf), ("high", np.minimum(of_each("high", np.inf), tops).tolist(), np.inf), ("equal", of_each("equal", np.nan), np.nan),
-    ):  # fmt: skip
-        if not np.array_equal(np.array(values), np.full(len(values), none), equal_nan=True):
-            flags[word] = on_pixels(values, none)
-    return out | {"flags": flags}
+    return panel_values(geometry.panels, on_pixels, wavelength)
 
 # %% ../../../nbs/data/formats/geometry_apply.ipynb #37877e60
 def _peaks_on_panels(peaks: pd.DataFrame, geometry: DetectorFile) -> pd.DataFrame:
@@ -211,7 +188,9 @@ def apply_geometry(words: dict[str, Any], geometry: DetectorFile, source: Path |
     cut = PanelRows(rows, geometry.panels, geometry.path)
     inside = panel_mask(geometry, cut.shape[2:])
     centre = flat_plane(geometry) if len(rows.shape) == 3 else None
+    flags = out.pop("flags", {})
     out |= _own_values(geometry, cut, centre is not None, out.get("wavelength"))
+    out["flags"] = {k: v for k, v in flags.items() if np.ndim(v) == 0} | out["flags"]
     said = f"{geometry.path}: panels, with their edges and bad regions"
     if centre is not None:  # panels in one plane: the frame stays an image
         whole = np.zeros(rows.shape[1:], bool)

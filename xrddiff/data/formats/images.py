@@ -23,6 +23,7 @@ from ..frames.rows import EachRow, frame_dtype
 from ..headers.cxi_planes import plane_words
 from ..headers.gate import check_size, readable
 from ..headers.imgcif import ImgCif, is_imgcif, read_imgcif, read_panels
+from ..headers.geometry_files import panel_values
 from ..headers.header_rules import agree, one_number, read_fields, warn
 from ..headers.probe import probe_file
 from ..headers.raw_headers import comment_fields, raw_header
@@ -341,8 +342,8 @@ def open_imgcif(files: Sequence[Path]) -> dict[str, Any]:
         out |= {k: v for k, v in _dectris_words(raw.images[0], notes).items() if "Detector" in raw.images[0]}
         warn(str(files[0]), notes)
         out["assumed"] = () if out["units"] == "photon" else ("units",)
-    out["saturation_value"] = out.pop("saturation", first.highest)
-    out |= {"intensity": ImgCifRows(places, where), "underload_value": first.lowest}
+    own = panel_values(panels, lambda values, _: np.array(values).reshape(-1, 1, 1), first.wavelength)
+    out = own | out | {"intensity": ImgCifRows(places, where)}
     waves, mixed = agree(
         [(f.name, 1, {} if h.wavelength is None else {"wavelength": h.wavelength}) for f, h, _ in places]
     )

@@ -268,7 +268,7 @@ def _own_mask(mask: Any, bits: MaskBits | None, geometry: DetectorFile | None, w
 def _leave_out_unwritten(out: dict[str, Any], where: str) -> None:
     """Mask what was declared and never written, and count the frames that end the series so, as `unwritten`.
 
-    Raises `BadInput` if nothing was written.
+    If nothing was written, all frames are masked.
     """
     found, rows = out.pop("written", None), out["intensity"]
     if found is None:
@@ -278,11 +278,7 @@ def _leave_out_unwritten(out: dict[str, Any], where: str) -> None:
     some, all_of = (
         np.concatenate([w.frames[k] if w is not None else f for w, f in zip(found, full, strict=True)]) for k in (0, 1)
     )
-    if not some.any():
-        raise BadInput(
-            f"{where} declares {len(some)} frames, and none of them was ever written; expected frames with values"
-        )
-    last = int(np.flatnonzero(some)[-1]) + 1
+    last = int(np.flatnonzero(some)[-1]) + 1 if some.any() else len(some)
     if not all_of[:last].all():
         masks = [w or SameRows(np.ones(p.shape[1:], bool), p.shape[0]) for w, p in zip(found, parts, strict=True)]
         out["mask"] &= MaskParts(
@@ -477,8 +473,7 @@ def open_frames(
         `distance` moves panels along the beam; `pixel_size` and `beam_center` are refused for
         panels, which have their own. `mask`: booleans, True = valid pixel, or a file (npy, TIFF,
         EDF, `FILE.h5:/path`, `.geom`, `.msk`), combined with the mask in the file; `mask_true`: see
-        `valid_pixels`. `mask_badbits`, `mask_goodbits`: the bits that reject a pixel if they are set, or are not, in the mask of
-        the file and in `mask`; they replace the convention of the format. `axes="yxn"`: a .npy whose last axis counts the frames.
+        `valid_pixels`. `mask_badbits`, `mask_goodbits`: the bits that reject a pixel if they are set, or are not; they replace the convention. `axes="yxn"`: a .npy whose last axis counts the frames.
     Returns frames (frame, …).
     Raises `BadInput`, one sentence that names the file.
     """
@@ -520,8 +515,7 @@ def open_frames(
     attrs["layout"] = attrs.pop("layout_name")
     left = attrs.pop("unwritten", 0)
     ds = validate_frames(make_frames(**attrs), where, geometry=complete)
-    if left:
-        ds = select_frames(ds, slice(0, ds.sizes["frame"] - left))
+    ds = select_frames(ds, slice(0, ds.sizes["frame"] - left)) if left else ds
     places = getattr(found["intensity"], "places", None)
     shelf = MaskShelf.of([place[0] for place in places]) if places else None
     return with_automask(ds, RULES if automask is None else automask, shelf)

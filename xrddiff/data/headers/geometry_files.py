@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import re
 import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,8 @@ from ..frames.rows import Rows
 from .gate import check_size, readable
 
 # %% auto #0
-__all__ = ['MOST_TEXT', 'HC', 'EV', 'DetectorPanel', 'DetectorFile', 'read_poni', 'read_geom', 'PanelRows', 'panel_mask',
-           'flat_plane']
+__all__ = ['MOST_TEXT', 'HC', 'EV', 'DetectorPanel', 'DetectorFile', 'read_poni', 'read_geom', 'panel_values', 'PanelRows',
+           'panel_mask', 'flat_plane']
 
 # %% ../../../nbs/data/headers/geometry_files.ipynb #701a6e76
 MOST_TEXT = 4 << 20  # bytes of a geometry file
@@ -406,6 +407,48 @@ def _check_dims(dims: dict[int, str], out: DetectorFile, path: Path) -> None:
     out.dims = kinds
 
 # %% ../../../nbs/data/headers/geometry_files.ipynb #30c6d346
+def panel_values(
+    panels: Sequence[Any], on_pixels: Callable[[list[float], float], Any], wavelength: float | None = None
+) -> dict[str, Any]:
+    """What is said of the values of panels, as words of `make_frames`: `gain` and `saturation` where all panels say the same; and `flags` (`low`,
+    `high`, `equal`), `gains` and `pedestals`, each a number, or an array that `on_pixels` makes of the value of each panel and that outside of them.
+
+    panels: with attributes of `DetectorPanel`. wavelength: Å, for gains per eV.
+    """
+    out, flags = {}, {}
+
+    def each(word: str, default: float) -> list[float]:
+        return [default if (v := getattr(p, word, None)) is None else float(v) for p in panels]
+
+    def placed(values: list[float], outside: float) -> Any:
+        alike = np.array_equal(np.full(len(values), values[0]), values, equal_nan=True)
+        return values[0] if alike else on_pixels(values, outside)
+
+    per_ev, gains, pedestals, tops = (
+        each("gain_per_ev", 0.0),
+        each("gain", 0.0),
+        each("pedestal", 0.0),
+        each("saturation", np.inf),
+    )
+    gains = [e * HC / wavelength if e and wavelength else g for e, g in zip(per_ev, gains, strict=True)]  # 0: not known
+    if len({*gains}) == 1 and not any(pedestals):
+        out |= {"gain": gains[0]} if gains[0] else {}
+    else:
+        out |= {"gains": placed([g or 1.0 for g in gains], 1.0), "pedestals": placed(pedestals, 0.0)}
+    if len({*tops}) == 1 and "gains" not in out:
+        out |= {"saturation": tops[0]} if tops[0] < np.inf else {}
+        tops = [np.inf] * len(panels)
+    high = np.minimum(each("high", np.inf), tops).tolist()
+    for word, values, none in (
+        ("low", each("low", -np.inf), -np.inf),
+        ("high", high, np.inf),
+        ("equal", each("equal", np.nan), np.nan),
+    ):
+        if not np.array_equal(values, np.full(len(values), none), equal_nan=True):
+            flags[word] = placed(values, none)
+    return out | {"flags": flags}
+
+# %% ../../../nbs/data/headers/geometry_files.ipynb #a98b0b0d
 class PanelRows(Rows):
     """The panels of a stored array (frame, …, ss, fs) as a stack (frame, panel, ss, fs)."""
 

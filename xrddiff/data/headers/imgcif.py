@@ -198,6 +198,7 @@ class ImgPanel:
     - `place`: its slices of the array (slowest, …, fastest).
     - `origin`: the outer corner of its first pixel in m, with z along the beam; `fs`, `ss`: the
       steps to the next pixel and row.
+    - `gain`, `equal`, `low`, `saturation`: its units per photon, and the values that mean "undefined", and of its smallest and largest counts.
     """
 
     name: str
@@ -207,6 +208,10 @@ class ImgPanel:
     origin: np.ndarray
     fs: np.ndarray
     ss: np.ndarray
+    gain: float | None = None
+    equal: float | None = None
+    low: float | None = None
+    saturation: float | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -282,6 +287,7 @@ def _panels(handle: Any, path: str | Path, frame: str) -> list[ImgPanel]:
         if row.get("id", frame) == frame:
             stored[row.get("array_id", "")] = int(_number(row, "binary_id", f"diffrn_data_frame of {path}", 1))
     axes, steps, sections = _axes(handle, path, frame), _steps(handle, path), _sections(handle, path)
+    limits = _limits(handle, path)
     moving: dict[tuple[str, str | None], dict[int, str]] = {}
     for row in _table(handle, "array_structure_list", path):
         if "axis_set_id" in row and row.get("array_id", "") in stored:
@@ -303,7 +309,20 @@ def _panels(handle: Any, path: str | Path, frame: str) -> list[ImgPanel]:
         if any(s.stop - s.start != 1 for s in place[:-2]):
             raise BadInput(f"{where} is a stack of {len(place)} axes; expected one plane")
         stand = _stand(axes, steps[sets[1]], steps[sets[2]], where)
-        out.append(ImgPanel(name, array, stored[array], place, *stand))
+        own = limits.get((array, str(stored[array])), limits.get((array, None), limits.get((None, None), {})))
+        out.append(ImgPanel(name, array, stored[array], place, *stand, **own))
+    return out
+
+
+def _limits(handle: Any, path: str | Path) -> dict[tuple[str | None, str | None], dict[str, float]]:
+    """(array, binary) -> what a header says of its values, as fields of `ImgPanel`."""
+    words = {"gain": "gain", "undefined_value": "equal", "underload": "low", "overload": "saturation"}
+    out = {}
+    for row in _table(handle, "array_intensities", path):
+        own = {to: _number(row, w, f"array_intensities of {path}") for w, to in words.items() if w in row}
+        if own.get("gain", 1.0) <= 0:
+            raise BadInput(f"array_intensities of {path}: gain is {row['gain'][:60]!r}; expected a number above 0")
+        out[row.get("array_id"), row.get("binary_id")] = own
     return out
 
 # %% ../../../nbs/data/headers/imgcif.ipynb #63e73378
@@ -313,15 +332,13 @@ class ImgCif:
 
     - `frames`: the names of its frames; `panels`: of each frame.
     - `shape`: (panel, ss, fs) px of the largest panel.
-    - `wavelength`: Å; `lowest`, `highest`: the values that a pixel can have.
+    - `wavelength`: Å.
     - `detector`, `source`: names; `dtype`: of a pixel.
     """
 
     frames: list[str]
     panels: list[list[ImgPanel]]
     wavelength: float | None
-    lowest: float | None
-    highest: float | None
     detector: str | None
     source: str | None
     dtype: np.dtype
@@ -344,14 +361,12 @@ def read_imgcif(path: str | Path) -> ImgCif:
         if not frames:
             raise BadInput(f"{path} has no diffrn_data_frame; expected a header that says what a frame consists of")
         waves = [_number(r, "wavelength", str(path), 0.0) for r in _table(handle, "diffrn_radiation_wavelength", path)]
-        limits = _table(handle, "array_intensities", path)
-        low, high = ([_number(r, w, str(path)) for r in limits if w in r] for w in ("undefined_value", "overload"))
         about = {t: next(iter(_table(handle, t, path)), {}).get("type") for t in ("diffrn_detector", "diffrn_source")}
         panels = [_panels(handle, path, f) for f in frames]
         real = _are_real(path)
         kinds = [_parameters(handle, real, *a)[0] for a in {(p.array, p.binary): 0 for p in panels[0]}]
         return ImgCif(
-            frames, panels, next((w for w in waves if w > 0), None), max(low, default=None), min(high, default=None),
+            frames, panels, next((w for w in waves if w > 0), None),
             about["diffrn_detector"], about["diffrn_source"], np.result_type(*kinds),
         )  # fmt: skip
 
