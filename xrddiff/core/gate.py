@@ -389,7 +389,7 @@ def read_cells(path: str | os.PathLike, most: int, **options: Any) -> pd.DataFra
 
 def _column_names(head: str, separator: str, name: str) -> list[str]:
     """The names in the first line of a table; "cell 3" for one that is empty."""
-    names = [n.strip() for n in next(csv.reader([head], delimiter=separator), [])]
+    names = [n.strip() for n in next(csv.reader([head], delimiter=separator, skipinitialspace=True), [])]
     if not any(names):
         raise BadInput(f"{name} is not a table: its first line is empty; expected names of columns")
     if all(re.fullmatch(r"[-+]?[\d.,eE+-]{1,40}", n) for n in names if n):

@@ -29,7 +29,7 @@ from ...physics.indexing.known_lattices import known_lattices
 from ...physics.indexing.reflections import reflection_table, stream_reflections
 from ...physics.indexing.series import index_series
 from ...physics.merging.ambiguity import resolve_ambiguity
-from ...physics.merging.files import read_unmerged_mtz
+from ...physics.merging.files import read_unmerged_mtz, read_xds
 from ...physics.merging.merged import MERGES, Merged, merge_reflections
 from xrddiff.physics.merging.observations import (
     NEEDED,
@@ -102,7 +102,7 @@ def _group_of(plan: MergePlan, told: Any) -> gemmi.SpaceGroup:
     """The space group of the plan, of the file that `cell` is, or what the source has `told`."""
     if plan.group is not None:
         return space_group(plan.group)
-    if plan.cell is not None and os.path.isfile(plan.cell):
+    if plan.cell is not None and os.path.isfile(plan.cell) and not plan.cell.lower().endswith(".cell"):
         return space_group(crystal_of_file(plan.cell).space_group)
     if told is None:
         raise BadInput(
@@ -164,9 +164,10 @@ def _of_stream(plan: MergePlan) -> Gathered:
     return Gathered(table, cell, group, float(table["wavelength"].median()), ())
 
 
-def _of_mtz(plan: MergePlan) -> Gathered:
-    """The observations of an unmerged MTZ file. A group that is told may have other screw axes than its own."""
-    table, parameters, own, wavelength, notes = read_unmerged_mtz(plan.source)
+def _of_observations(plan: MergePlan) -> Gathered:
+    """The observations of a file of other programs. A group that is told may have other screw axes than its own."""
+    read = read_xds if plan.source.lower().endswith(".hkl") else read_unmerged_mtz
+    table, parameters, own, wavelength, notes = read(plan.source)
     group = own if plan.group is None else space_group(plan.group)
     if group.operations().derive_symmorphic() != own.operations().derive_symmorphic():
         raise BadInput(
@@ -198,7 +199,7 @@ def _of_csv(plan: MergePlan) -> Gathered:
     return Gathered(table, cell, group, 0.0, (note,) if left else ())
 
 
-_TABLES = {".stream": _of_stream, ".mtz": _of_mtz, ".csv": _of_csv}
+_TABLES = {".stream": _of_stream, ".mtz": _of_observations, ".hkl": _of_observations, ".csv": _of_csv}
 
 
 def _need_alike(plan: MergePlan, cell: Cell, told: Cell | None) -> None:

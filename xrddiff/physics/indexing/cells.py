@@ -20,8 +20,8 @@ from ..merging.symmetry import fit_axes
 from ..simulation.crystal import reciprocal_matrix
 
 # %% auto #0
-__all__ = ['CENTRINGS', 'Cell', 'centring_as_told', 'read_cell', 'fit_cell', 'basis_parameters', 'reduce_basis',
-           'lattice_rotations', 'lattice_system', 'rotation_angle', 'orientation_error']
+__all__ = ['CENTRINGS', 'Cell', 'centring_as_told', 'read_cell', 'is_crystfel_cell', 'fit_cell', 'basis_parameters',
+           'reduce_basis', 'lattice_rotations', 'lattice_system', 'rotation_angle', 'orientation_error']
 
 # %% ../../../nbs/physics/indexing/cells.ipynb #9670f717
 CENTRINGS = ("P", "A", "B", "C", "I", "F", "R")
@@ -92,7 +92,7 @@ def centring_as_told(cell: Iterable[float], told: Cell | None) -> str:
 
 def read_cell(source: Any) -> Cell:
     """A cell from six numbers, text such as `79.1,79.1,37.9,90,90,90` or
-    `78.9,78.9,78.9,90,90,90,I`, a `Cell`, or the path of a CIF, mmCIF or PDB file.
+    `78.9,78.9,78.9,90,90,90,I`, a `Cell`, or the path of a CIF, mmCIF, PDB or CrystFEL `.cell` file.
 
     Raises `BadInput` if it is none of these.
     """
@@ -113,14 +113,16 @@ def read_cell(source: Any) -> Cell:
     if Path(source).suffix and len(words) == 1:
         return _cell_of_file(Path(source))
     raise BadInput(
-        f"cell {str(source)!r}: expected a,b,c,α,β,γ (Å and degrees, then a centring if it is not P) or the path of a CIF or PDB file"
+        f"cell {str(source)!r}: expected a,b,c,α,β,γ (Å and degrees, then a centring if it is not P) or the path of a CIF, PDB or .cell file"
     )
 
 
 def _cell_of_file(path: Path) -> Cell:
-    expected = "a CIF, mmCIF or PDB file with a unit cell"
+    expected = "a CIF, mmCIF, PDB or .cell file with a unit cell"
     data = structure_bytes(path, expected)
     text = data.decode("utf-8", "replace")
+    if is_crystfel_cell(data):
+        return _crystfel_cell(text, str(path))
     try:
         if path.suffix.lower() in (".pdb", ".ent"):
             found = gemmi.read_pdb_string(text)
@@ -141,6 +143,31 @@ def _cell_of_file(path: Path) -> Cell:
     group = gemmi.find_spacegroup_by_name(name) if name else None
     centring = group.centring_type() if group else "P"
     return Cell(tuple(cell.parameters), centring if centring in CENTRINGS else "P")
+
+# %% ../../../nbs/physics/indexing/cells.ipynb #4572a04e
+def is_crystfel_cell(data: bytes) -> bool:
+    """Whether a text is a unit cell file of CrystFEL."""
+    return data.lstrip()[:30].startswith(b"CrystFEL unit cell file")
+
+
+def _crystfel_cell(text: str, name: str) -> Cell:
+    words = {}
+    for line in text.splitlines():
+        word, equals, value = (part.strip() for part in line.partition(";")[0].partition("="))
+        if equals:
+            words[word] = value
+    factors = {"A": 1.0, "nm": 10.0, "deg": 1.0, "rad": 180 / np.pi}
+    numbers = []
+    for word in ("a", "b", "c", "al", "be", "ga"):
+        number, _, unit = words.get(word, "").partition(" ")
+        try:
+            numbers.append(float(number) * factors[unit.strip()])
+        except (KeyError, ValueError):
+            raise BadInput(
+                f"{name}: {word} is {words.get(word, 'missing')[:40]!r}; expected a number with A, nm, deg or rad"
+            ) from None
+    centring = words.get("centering", "P").upper()
+    return Cell(tuple(numbers), "R" if centring == "H" else centring)
 
 # %% ../../../nbs/physics/indexing/cells.ipynb #91f8b83b
 def fit_cell(cell: Cell, group: gemmi.SpaceGroup, like: Cell | None = None) -> tuple[Cell, np.ndarray]:

@@ -17,14 +17,16 @@ import pandas as pd
 from ...core.errors import BadInput
 from ...data.headers.crystal_gate import read_mtz
 from ...core.files import package_version, writing
+from ...core.gate import open_file
 from ...core.mediums import plain_text
+from ...data.headers.gate import as_bad_input
 from .merged import Merged
 from .observations import LEVERS, check_indices
 from .symmetry import AsuIndices, asymmetric_unit, original_indices
 from ..simulation.crystal import point_rotations
 
 # %% auto #0
-__all__ = ['write_merged_mtz', 'write_unmerged_mtz', 'write_hkl', 'Unmerged', 'read_unmerged_mtz']
+__all__ = ['MOST_XDS', 'write_merged_mtz', 'write_unmerged_mtz', 'write_hkl', 'Unmerged', 'read_unmerged_mtz', 'read_xds']
 
 # %% ../../../nbs/physics/merging/files.ipynb #b54841d5
 def _write_mtz(mtz: gemmi.Mtz, path: str | os.PathLike) -> Path:
@@ -208,3 +210,45 @@ def _in_our_unit(table: pd.DataFrame, group: gemmi.SpaceGroup, name: str) -> pd.
     measured = original_indices(AsuIndices(table[["h", "k", "l"]].to_numpy(), table["isym"].to_numpy()), group)
     table[["h", "k", "l"]], table["isym"] = asymmetric_unit(measured, group)
     return table
+
+# %% ../../../nbs/physics/merging/files.ipynb #1e788ca1
+MOST_XDS = 4 << 30  # bytes
+
+
+def read_xds(path: str | os.PathLike) -> Unmerged:
+    """The observations of XDS_ASCII.HKL or INTEGRATE.HKL. `frame` is the image, `crystal` the data set.
+
+    Raises `BadInput` for any other file, or if its reflections are merged.
+    """
+    name = plain_text(path)
+    with open_file(path, "XDS_ASCII.HKL or INTEGRATE.HKL") as file:
+        head = file.read(1000)
+        if os.fstat(file.fileno()).st_size > MOST_XDS:
+            raise BadInput(f"{name} has more than {MOST_XDS >> 30} GiB; expected the observations of XDS")
+    if head.startswith(b"CrystFEL reflection list") or b"MERGE=TRUE" in head:
+        raise BadInput(
+            f"{name} has merged reflections; expected observations, such as an XDS_ASCII.HKL with MERGE=FALSE"
+        )
+    if not head.startswith(b"!"):
+        raise BadInput(f"{name} is not a file of XDS; expected XDS_ASCII.HKL or INTEGRATE.HKL")
+    with as_bad_input(f"{name} cannot be read"):
+        found = gemmi.read_xds_ascii(os.fspath(path))
+    group = gemmi.find_spacegroup_by_number(found.spacegroup_number)
+    cell = tuple(map(float, found.cell_constants))
+    if group is None or not gemmi.UnitCell(*cell).is_crystal() or not found.data_size:
+        raise BadInput(f"{name} has no cell, space group or reflections; expected XDS_ASCII.HKL or INTEGRATE.HKL")
+    columns = {
+        "intensity": found.iobs_array,
+        "sigma": found.sigma_array,
+        "frame": np.floor(found.zd_array),
+        "crystal": found.iset_array,
+    }
+    table = pd.DataFrame({to: np.array(values, float) for to, values in columns.items()})
+    table[["h", "k", "l"]] = np.array(found.miller_array)
+    check_indices(table, name)
+    misfit = int((table["sigma"] < 0).sum())
+    table = table[table["sigma"] > 0].astype({"frame": int, "crystal": int}).reset_index(drop=True)
+    table[["h", "k", "l"]], table["isym"] = asymmetric_unit(table[["h", "k", "l"]].to_numpy(), group)
+    table["d"] = gemmi.UnitCell(*cell).calculate_d_array(table[["h", "k", "l"]].to_numpy(np.int32))
+    notes = (f"{misfit} observations that XDS marks as misfits are left out",) if misfit else ()
+    return Unmerged(table, cell, group, float(found.wavelength), notes)

@@ -197,7 +197,8 @@ class StreamPlan:
     def wish(self) -> MergeWish | None:
         """How it is merged; None without a space group. Raises `BadInput` for a group that is unknown or does not fit the cell."""
         group = self.group
-        if group is None and self.cell is not None and os.path.isfile(str(self.cell)):
+        file = "" if self.cell is None else str(self.cell)
+        if group is None and os.path.isfile(file) and not file.lower().endswith(".cell"):  # which has no group
             group = crystal_of_file(str(self.cell)).space_group
         if group is None:
             if any(getattr(self, name) != getattr(StreamPlan, name) for name in ("method", "d_min", "enough")):

@@ -1,0 +1,295 @@
+"""What a file or a user says is applied, refused or named: each case is a public bug report of another program, made small here."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from pathlib import Path
+
+import fabio.cbfimage
+import gemmi
+import h5py
+import numpy as np
+import pytest
+import zarr
+
+from xrddiff.app.cli.main import main
+from xrddiff.core.errors import BadInput
+from xrddiff.core.gate import read_cells, read_table
+from xrddiff.data.formats.readers import open_frames
+from xrddiff.judge.views.inspection import explain_mask
+from xrddiff.physics.merging.files import read_unmerged_mtz
+
+KNOWN = {"wavelength": 1.0, "distance": 0.1, "pixel_size": 1e-4, "beam_center": (16.0, 16.0)}
+GEOM = """photon_energy = 9000
+clen = 0.1
+res = 10000
+data = /data/data
+dim0 = %
+dim1 = ss
+dim2 = fs
+p0/min_fs = 0
+p0/max_fs = 31
+p0/min_ss = 0
+p0/max_ss = 31
+p0/corner_x = -36
+p0/corner_y = -16
+p1/min_fs = 0
+p1/max_fs = 31
+p1/min_ss = 32
+p1/max_ss = 63
+p1/corner_x = 4
+p1/corner_y = -16.5
+p1/fs = +0.999x +0.0447y
+p1/ss = -0.0447x +0.999y
+"""
+
+
+def masked(path: Path, **words) -> np.ndarray:
+    """The pixels that are masked in each frame, without rules that look at the pixels."""
+    return ~open_frames(path, automask=[], **words)["mask"].values
+
+
+# ---------------------------------------------------------------- an explicit rule replaces the default
+
+
+@pytest.fixture
+def two(tmp_path: Path) -> Path:
+    """Four frames of two panels: a mask for each frame, 1 = good, without four columns; and one for all, 8 in four rows."""
+    own, static = np.ones((4, 64, 32), "u2"), np.zeros((64, 32), "u2")
+    own[:, :, :4], static[:4] = 0, 8
+    with h5py.File(tmp_path / "two.h5", "w") as f:
+        f["data/data"] = np.random.default_rng(0).poisson(5, (4, 64, 32)).astype("u2")
+        f["data/mask_event"], f["data/mask_static"] = own, static
+    return tmp_path / "two.h5"
+
+
+@pytest.mark.parametrize(
+    ("lines", "count"),
+    [
+        ("mask0_data = /data/mask_event\nmask0_goodbits = 0x1\n", 4 * 64),
+        ("mask0_data = /data/mask_event\nmask0_badbits = 0x8\n", 0),
+        (
+            "mask0_data = /data/mask_event\nmask0_goodbits = 0x1\nmask1_data = /data/mask_static\nmask1_badbits = 0x8\n",
+            4 * 64 + 4 * 32 - 16,
+        ),
+    ],
+)
+def test_bits_of_a_geometry_are_applied_to_masks_of_each_frame(two, lines, count):
+    """CrystFEL: a pixel is valid if all good bits are set, and no bad one."""
+    geom = two.with_name("bits.geom")
+    geom.write_text(GEOM + lines)
+    assert [int(m.sum()) for m in masked(two, geometry=geom)] == [count] * 4
+    _, reasons, good, about = explain_mask(two, automask=[], geometry=geom)
+    assert (~good).sum() == count
+    assert sum("mask_" in line for line in about["notes"]) == lines.count("_data")  # each rule is told
+
+
+@pytest.fixture
+def peakbits(tmp_path: Path) -> tuple[Path, np.ndarray]:
+    """A CXI file with a bad row, and pixels where the hit finder found a spot (bit 13)."""
+    spots = np.random.default_rng(1).random((3, 64, 64)) < 0.02
+    bits = np.where(spots, 0x2000, 0).astype("u4")
+    bits[:, 10] = 1
+    with h5py.File(tmp_path / "peaks.cxi", "w") as f:
+        f["entry_1/data_1/data"] = np.ones((3, 64, 64), "i4")
+        f["entry_1/data_1/mask"] = bits
+        f["entry_1/instrument_1/detector_1/distance"] = 0.1
+    return tmp_path / "peaks.cxi", spots
+
+
+def test_a_bit_that_only_informs_masks_nothing(peakbits):
+    path, spots = peakbits
+    found = masked(path, **KNOWN)
+    assert found[:, 10].all() and found.sum() == 3 * 64
+    assert masked(path, mask_badbits="0x2001", **KNOWN).sum() == 3 * 64 + (spots.sum() - spots[:, 10].sum())
+    assert masked(path, mask_badbits=0x2000, **KNOWN).sum() == spots.sum() - spots[:, 10].sum()  # the row is 1 alone
+    for word in ("0x", 1.5, -1, True):
+        with pytest.raises(BadInput, match="expected the bits of a mask"):
+            masked(path, mask_badbits=word, **KNOWN)
+
+
+def test_a_rule_of_a_geometry_replaces_that_of_the_format(peakbits):
+    path, spots = peakbits
+    panel = "p/min_fs = 0\np/max_fs = 63\np/min_ss = 0\np/max_ss = 63\np/corner_x = -32\np/corner_y = -32\n"
+    head = GEOM.partition("p0/")[0].replace("/data/data", "/entry_1/data_1/data")
+    geom = path.with_name("bits.geom")
+    geom.write_text(head + panel + "mask0_data = /entry_1/data_1/mask\nmask0_badbits = 0x2000\n")
+    assert masked(path, geometry=geom).sum() == spots.sum() - spots[:, 10].sum()
+
+
+def test_the_upper_bits_of_nxmx_inform(tmp_path):
+    """NXdetector: a bit of the upper two bytes would not be a sole reason to reject the value."""
+    with h5py.File(tmp_path / "a.nxs", "w") as f:
+        f["entry/data/data"] = np.ones((2, 16, 16), "i4")
+        mask = np.zeros((16, 16), "u4")
+        mask[0], mask[1], mask[2] = 1 << 31, 1, (1 << 31) + 2
+        f["entry/instrument/detector/pixel_mask"] = mask
+    found = masked(tmp_path / "a.nxs", **KNOWN)
+    assert not found[0].any() and found[1:3].all() and found.sum() == 32
+
+
+# ---------------------------------------------------------------- a value of a panel stays with its panel
+
+
+def test_values_of_panels_stay_with_them(two):
+    geom = two.with_name("values.geom")
+    words = "p0/adu_per_eV = 0.001\np1/adu_per_eV = 0.004\np0/mask_edge_pixels = 5\np0/flag_morethan = 7\np1/max_adu = 90\n"
+    geom.write_text(GEOM + words)
+    with pytest.warns(UserWarning, match="the gains 9, 36: applied"):
+        ds = open_frames(two, geometry=geom, automask=[])
+    with h5py.File(two) as f:
+        stored = f["data/data"][:].reshape(4, 2, 32, 32)
+    assert np.allclose(ds["intensity"].values, stored / np.array([9, 36])[:, None, None], rtol=1e-5)
+    assert ds["intensity"].attrs["units"] == "photon" and ds["intensity"].attrs["gain"] == 1
+    inner, bad = np.zeros((32, 32), bool), ~ds["mask"].values
+    inner[5:-5, 5:-5] = True
+    assert not bad[:, 1].any() and np.array_equal(bad[:, 0], ~inner | (stored[:, 0] > 7))
+    geom.write_text(GEOM + "p0/adu_per_eV = 0.001\np1/adu_per_eV = 0.001\np0/max_adu = 90\np1/max_adu = 90\n")
+    alike = open_frames(two, geometry=geom, automask=[])
+    assert alike["intensity"].dtype == "u2" and alike["intensity"].attrs["gain"] == pytest.approx(9)
+    assert alike.attrs["saturation"] == 90
+
+
+# ---------------------------------------------------------------- absence is not a value
+
+
+def test_frames_that_were_never_written_are_no_zeros(tmp_path):
+    rng = np.random.default_rng(0)
+    with h5py.File(tmp_path / "aborted.h5", "w") as f:
+        data = f.create_dataset("entry/data/data", (9, 32, 32), "u2", chunks=(1, 16, 32))
+        data[:3], data[4, :16], data[6] = rng.poisson(3, (3, 32, 32)), 1, 2
+        f["entry/run"] = np.arange(9)
+    with pytest.warns(UserWarning, match="2 of 9 frames were never written and are left out, 2 of 9 .* masked, 1 of 9"):
+        ds = open_frames(tmp_path / "aborted.h5", automask=[], **KNOWN)
+    bad = (~ds["mask"].values).sum((1, 2)).tolist()
+    assert bad == [0, 0, 0, 1024, 512, 1024, 0] and ds["run"].values.tolist() == list(range(7))
+    store = zarr.open_group(tmp_path / "lost.zarr", mode="w")
+    store.create_array("images", shape=(4, 32, 32), chunks=(1, 32, 32), dtype="u2")[:] = 1 + rng.poisson(3, (4, 32, 32))
+    pieces = [p for p in (tmp_path / "lost.zarr/images").rglob("*") if p.is_file() and p.name != "zarr.json"]
+    sorted(pieces)[1].unlink()
+    with pytest.warns(UserWarning, match="1 of 4 frames were never written"):
+        bad = masked(tmp_path / "lost.zarr", **KNOWN).sum((1, 2))
+    assert sorted(bad.tolist()) == [0, 0, 0, 1024]
+
+
+# ---------------------------------------------------------------- a field is matched whole, or refused with its text
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("Wavelength 1,0332 A", "Wavelength, '1,0332 A', is not a number"),
+        ("Wavelength 1.0332 1.2 A", "Wavelength, '1.0332 1.2 A', is not a number"),
+        ("Wavelength 1.0332 furlongs", "Wavelength, '1.0332 furlongs', is not a number"),
+        ("Detector_distance 0,25450 m", "Detector_distance, '0,25450 m', is not a number"),
+        ("Beam_xy (63,50, 61,25) pixels", "is not a pair of numbers"),
+        ("Count_cutoff 1,048,500 counts", "Count_cutoff, '1,048,500 counts', is not one number"),
+    ],
+)
+def test_a_field_that_is_no_number_is_named(tmp_path, line, says):
+    plain = ["Pixel_size 172e-6 m x 172e-6 m", "Wavelength 1.0332 A", "Detector_distance 0.2545 m", "Beam_xy (63.50, 61.25) pixels", "Count_cutoff 1048500 counts"]  # fmt: skip
+    for name, lines in (("good.cbf", plain), ("odd.cbf", [line if p.split()[0] == line.split()[0] else p for p in plain])):
+        text = "\r\n".join(["# Detector: PILATUS 100K, S/N 1-0001", *(f"# {one}" for one in lines)])
+        header = {"_array_data.header_convention": "PILATUS_1.2", "_array_data.header_contents": text}
+        fabio.cbfimage.CbfImage(data=np.ones((64, 64), np.int32), header=header).write(str(tmp_path / name))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        good = open_frames(tmp_path / "good.cbf", automask=[]).attrs
+    assert (good["wavelength"], good["distance"], good["saturation"]) == (1.0332, 0.2545, 1048500)
+    assert tuple(good["beam_center"]) == (63.5, 61.25)
+    with pytest.warns(UserWarning, match=re.escape(says)):
+        odd = open_frames(tmp_path / "odd.cbf", automask=[], complete=False).attrs
+    lost = {"Wavelength": "wavelength", "Detector_distance": "distance", "Beam_xy": "beam_center", "Count_cutoff": "saturation"}  # fmt: skip
+    assert lost[line.split()[0]] not in odd
+
+
+# ---------------------------------------------------------------- one reader of tables
+
+TABLE = {"frame": [0, 1, 2], "digit": [4, 3, 2], "quality": [1.5, 2.5, 3.25]}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "frame,digit,quality\n0,4,1.5\n1,3,2.5\n2,2,3.25\n",
+        "frame,digit,quality\n0,4,1.5,\n1,3,2.5,\n2,2,3.25,\n",
+        "frame,digit,quality,\n0,4,1.5,\n1,3,2.5,\n2,2,3.25,\n",
+        "frame;digit;quality\r\n0;4;1,5\r\n1;3;2,5\r\n2;2;3,25\r\n",
+        "\ufefframe,digit,quality\n0,4,1.5\n1,3,2.5\n2,2,3.25".replace("\ufefframe", "\ufeffframe"),
+        "frame\tdigit\tquality\n0\t4\t1.5\n1\t3\t2.5\n2\t2\t3.25\n",
+        ",frame,digit,quality\n0,0,4,1.5\n1,1,3,2.5\n2,2,2,3.25\n",
+        'frame, "digit", quality\n0, 4, 1.5\n1, 3, 2.5\n2, 2, 3.25\n',
+    ],
+)
+def test_tables_of_any_spreadsheet(tmp_path, text):
+    (tmp_path / "a.csv").write_text(text, encoding="utf-8", newline="")
+    assert read_cells(tmp_path / "a.csv", 1 << 20).to_dict("list") == TABLE
+    np.save(tmp_path / "f.npy", np.ones((3, 16, 16), "u2"))
+    ds = open_frames(tmp_path / "f.npy", labels=tmp_path / "a.csv", **KNOWN)
+    assert ds["digit"].values.tolist() == [4, 3, 2] and ds["quality"].values.tolist() == TABLE["quality"]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("frame,digit\n0,4,9\n1,3,9\n", "row 1 has a value in cell 3, which the first line, 'frame,digit', does not name"),
+        ("frame,digit\n0,4,9,9\n1,3\n", "a row with more cells than its first line"),
+        ("0,4\n1,3\n", "expected a first line with the names of the columns"),
+        ("frame,digit,digit\n0,1,2\n", "two columns called 'digit'"),
+        ("frame,digit\n0,4\n1", "its last row, 2, has 1 of 2 columns"),
+    ],
+)  # fmt: skip
+def test_a_column_that_is_not_meant_is_refused(tmp_path, text, says):
+    (tmp_path / "a.csv").write_text(text)
+    with pytest.raises(BadInput, match=re.escape(says)):
+        read_table(tmp_path / "a.csv")
+
+
+# ---------------------------------------------------------------- what is packed is unpacked by name
+
+
+def write_mtz(path: Path, rows: list, labels: str = "H K L M/ISYM BATCH I SIGI FRACTIONCALC") -> Path:
+    mtz = gemmi.Mtz(with_base=labels.startswith("H K L"))
+    mtz.spacegroup, mtz.cell = gemmi.SpaceGroup("P 43"), gemmi.UnitCell(60, 60, 40, 90, 90, 90)
+    mtz.add_dataset("d").wavelength = 0.9795
+    kinds = {"H": "H", "K": "H", "L": "H", "M/ISYM": "Y", "BATCH": "B", "I": "J", "SIGI": "Q", "FRACTIONCALC": "R"}
+    for label in labels.split()[len(mtz.columns) :]:
+        mtz.add_column(label, kinds[label])
+    mtz.set_data(np.array(rows, np.float32))
+    mtz.write_to_file(str(path))
+    return path
+
+
+def test_parts_of_spots_are_added_up(tmp_path):
+    rows = [
+        [1, 2, 3, 1, 1, 100, 10, 1],
+        [1, 2, 3, 257, 3, 60, 6, 0.6], [1, 2, 3, 257, 4, 40, 8, 0.4],  # one spot on two images
+        [1, 2, 3, 257, 5, 30, 3, 0.3], [1, 2, 3, 257, 6, 50, 4, 0.5],  # the next one, of which 0.8 was recorded
+        [2, 2, 3, 257, 9, 10, 5, 0.2],  # too little of it
+    ]  # fmt: skip
+    found = read_unmerged_mtz(write_mtz(tmp_path / "parts.mtz", rows))
+    table = found.table.sort_values("frame")
+    assert table["intensity"].tolist() == pytest.approx([100, 100, 100]) and table["frame"].tolist() == [1, 3, 5]
+    assert table["sigma"].tolist() == pytest.approx([10, 10, 5 / 0.8]) and set(table["isym"]) == {1}
+    assert found.wavelength == pytest.approx(0.9795) and "5 parts of spots" in found.notes[0]
+    assert "1 of which less than half was recorded are left out" in found.notes[0]
+
+
+def test_columns_of_an_mtz_are_known_by_name(tmp_path):
+    rows = np.array([[1, 2, 3, 1, 1, 100, 10, 1], [2, -1, 3, 2, 2, 90, 9, 1]])
+    first = read_unmerged_mtz(write_mtz(tmp_path / "a.mtz", rows)).table
+    order = [0, 1, 2, 6, 5, 4, 3, 7]
+    labels = " ".join("H K L M/ISYM BATCH I SIGI FRACTIONCALC".split()[i] for i in order)
+    other = read_unmerged_mtz(write_mtz(tmp_path / "b.mtz", rows[:, order], labels)).table
+    assert first.equals(other[first.columns])
+    with pytest.raises(BadInput, match="has ISYM 9, and P 43 has 4 operations"):
+        read_unmerged_mtz(write_mtz(tmp_path / "c.mtz", [[1, 2, 3, 9, 1, 100, 10, 1]]))
+
+
+def test_data_mask_says_where_each_mask_comes_from(two, capsys, monkeypatch):
+    monkeypatch.chdir(two.parent)
+    two.with_name("bits.geom").write_text(GEOM + "mask0_data = /data/mask_event\nmask0_goodbits = 0x1\n")
+    assert main(["data", "mask", "two.h5", "geometry=bits.geom", "automask=[]"]) == 0
+    said = capsys.readouterr().out
+    assert "bits.geom: /data/mask_event of two.h5, bits good 0x1: 256 pixels in 4 frames" in said
