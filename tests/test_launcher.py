@@ -181,7 +181,9 @@ def filled(hostile, runs) -> dict[str, object]:
     sweep |= dict(parameters={"training.lr": {"values": [1e-3]}})
     (hostile.folder / "sweep.yaml").write_text(json.dumps(sweep))
     without = shutil.ignore_patterns("exported")  # of the tests of exports, in the same process
-    ddpm, other = (shutil.copytree(runs("ddpm"), hostile.folder / name, ignore=without) for name in ("trained", "other"))
+    ddpm, other = (
+        shutil.copytree(runs("ddpm"), hostile.folder / name, ignore=without) for name in ("trained", "other")
+    )
     script, plugin = (hostile.folder.with_name(name) for name in ("own.py", "plugin.py"))
     script.write_text("import torch; print(torch.__version__)")
     plugin.write_text(

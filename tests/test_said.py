@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import warnings
 from pathlib import Path
@@ -16,9 +17,11 @@ import zarr
 from xrddiff.app.cli.main import main
 from xrddiff.core.errors import BadInput
 from xrddiff.core.gate import read_cells, read_table
+from xrddiff.data.formats.peak_files import read_peaks
 from xrddiff.data.formats.readers import open_frames
+from xrddiff.data.headers.dials_experiments import read_refl
 from xrddiff.judge.views.inspection import explain_mask
-from xrddiff.physics.merging.files import read_unmerged_mtz
+from xrddiff.physics.merging.files import read_dials, read_unmerged_mtz
 
 KNOWN = {"wavelength": 1.0, "distance": 0.1, "pixel_size": 1e-4, "beam_center": (16.0, 16.0)}
 GEOM = """photon_energy = 9000
@@ -134,7 +137,9 @@ def test_the_upper_bits_of_nxmx_inform(tmp_path):
 
 def test_values_of_panels_stay_with_them(two):
     geom = two.with_name("values.geom")
-    words = "p0/adu_per_eV = 0.001\np1/adu_per_eV = 0.004\np0/mask_edge_pixels = 5\np0/flag_morethan = 7\np1/max_adu = 90\n"
+    words = (
+        "p0/adu_per_eV = 0.001\np1/adu_per_eV = 0.004\np0/mask_edge_pixels = 5\np0/flag_morethan = 7\np1/max_adu = 90\n"
+    )
     geom.write_text(GEOM + words)
     with pytest.warns(UserWarning, match="the gains 9, 36: applied"):
         ds = open_frames(two, geometry=geom, automask=[])
@@ -189,7 +194,10 @@ def test_frames_that_were_never_written_are_no_zeros(tmp_path):
 )
 def test_a_field_that_is_no_number_is_named(tmp_path, line, says):
     plain = ["Pixel_size 172e-6 m x 172e-6 m", "Wavelength 1.0332 A", "Detector_distance 0.2545 m", "Beam_xy (63.50, 61.25) pixels", "Count_cutoff 1048500 counts"]  # fmt: skip
-    for name, lines in (("good.cbf", plain), ("odd.cbf", [line if p.split()[0] == line.split()[0] else p for p in plain])):
+    for name, lines in (
+        ("good.cbf", plain),
+        ("odd.cbf", [line if p.split()[0] == line.split()[0] else p for p in plain]),
+    ):
         text = "\r\n".join(["# Detector: PILATUS 100K, S/N 1-0001", *(f"# {one}" for one in lines)])
         header = {"_array_data.header_convention": "PILATUS_1.2", "_array_data.header_contents": text}
         fabio.cbfimage.CbfImage(data=np.ones((64, 64), np.int32), header=header).write(str(tmp_path / name))
@@ -293,3 +301,25 @@ def test_data_mask_says_where_each_mask_comes_from(two, capsys, monkeypatch):
     assert main(["data", "mask", "two.h5", "geometry=bits.geom", "automask=[]"]) == 0
     said = capsys.readouterr().out
     assert "bits.geom: /data/mask_event of two.h5, bits good 0x1: 256 pixels in 4 frames" in said
+
+
+# ---------------------------------------------------------------- files of others
+
+
+def test_reflections_of_dials_are_those_that_dials_has(tmp_path):
+    """The scaled quartz of DIALS' own collection: as many reflections, its cell and group, and intensities over their inverse scale factors."""
+    folder = os.environ.get("XRDDIFF_DATA")
+    path = Path(folder or tmp_path) / "processed" / "quartz__scaled.refl"
+    if not path.is_file():
+        pytest.skip("XRDDIFF_DATA names no folder with processed/quartz__scaled.refl")
+    found, columns = read_dials(path), read_refl(path)
+    assert len(columns["d"]) == 1620 and found.group.hm == "P 31 2 1" and found.wavelength == pytest.approx(0.02508)
+    assert found.cell == pytest.approx((4.9249, 4.9249, 5.4014, 90, 90, 120), abs=1e-3)
+    left = columns["flags"].astype(np.int64) & (7 << 23) > 0
+    scaled = (columns["intensity.scale.value"] / columns["inverse_scale_factor"])[~left]
+    assert np.isin(np.round(found.table["intensity"], 6), np.round(scaled, 6)).all()
+    assert np.allclose(np.sort(found.table["d"])[[0, -1]], np.sort(columns["d"][~left])[[0, -1]], atol=2e-3)
+    peaks = read_peaks(path.with_name("quartz__strong.refl"), 100)["peaks"]
+    assert len(peaks) == 505 and peaks["frame"].between(0, 99).all()
+    with pytest.raises(BadInput, match="is a pickle of an old DIALS"):
+        read_refl(path.with_name("lcys__scaled_20_25.refl"))

@@ -25,6 +25,7 @@ from ...core.mediums import plain_text
 from .readers import open_frames
 from ..frames.bounds import MOST_VALUE
 from ..frames.frames import peaks_table
+from ..headers.dials_experiments import read_refl
 from ..headers.geometry_files import HC
 
 # %% auto #0
@@ -345,13 +346,13 @@ def _stream_tables(chunks: _Chunks, lists: Mapping[str, _Rows], panels: bool) ->
     return out
 
 # %% ../../../nbs/data/formats/peak_files.ipynb #9ae4ab72
-SUFFIXES = (".csv", ".stream", ".h5", ".hdf5", ".cxi", ".nxs")
+SUFFIXES = (".csv", ".stream", ".refl", ".h5", ".hdf5", ".cxi", ".nxs")
 
 
 def read_peaks(path: str | os.PathLike, frames: int, panels: bool = False) -> dict[str, pd.DataFrame]:
     """The tables `peaks`, and perhaps `integrated`, of a program's file: `frame`, `fs`, `ss` (px), `intensity`; `panel` for stacks.
 
-    path: a CSV table, a CrystFEL stream, or HDF5 with peaks beside its frames. frames: how many there are. panels: are they stacks?
+    path: a CSV table, a CrystFEL stream, a reflection table of DIALS, or HDF5 with peaks beside its frames. frames: how many there are. panels: are they stacks?
     Raises `BadInput` for a file that has no such table, or other frames.
     """
     name, suffix = plain_text(path), Path(path).suffix.lower()
@@ -365,6 +366,8 @@ def read_peaks(path: str | os.PathLike, frames: int, panels: bool = False) -> di
             )
     elif suffix == ".csv":
         found = {"peaks": read_table(path)}
+    elif suffix == ".refl":
+        found = {"peaks": _peaks_of_dials(path)}
     else:
         table = peaks_table(open_frames(path))
         if not len(table):
@@ -373,6 +376,22 @@ def read_peaks(path: str | os.PathLike, frames: int, panels: bool = False) -> di
     for table in found.values():
         check_peaks(table, name, frames, panels)
     return found
+
+
+def _peaks_of_dials(path: str | os.PathLike) -> pd.DataFrame:
+    """The spots of a `.refl`: a spot on several images is on that of its centre."""
+    columns = read_refl(path)
+    if missing := [w for w in ("xyzobs.px.value", "panel", "intensity.sum.value") if w not in columns]:
+        raise BadInput(f"{plain_text(path)} has no column {missing[0]}; expected spots that DIALS has found")
+    fs, ss, z = columns["xyzobs.px.value"].T
+    about = dict(
+        frame=np.floor(z).astype(np.int64),
+        fs=fs,
+        ss=ss,
+        intensity=columns["intensity.sum.value"],
+        panel=columns["panel"].astype(np.int64),
+    )
+    return pd.DataFrame(about).sort_values("frame", kind="stable", ignore_index=True)
 
 
 def check_peaks(table: pd.DataFrame, name: str, frames: int, panels: bool = False) -> None:

@@ -5,14 +5,17 @@
 # %% ../../../nbs/data/headers/dials_experiments.ipynb #7f86e2df
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import gemmi
+import msgspec
 import numpy as np
 
 from ...core.errors import BadInput
-from ...core.gate import read_json
+from ...core.gate import need_path, read_bytes, read_json
 from ...core.mediums import plain_text
 from .gate import readable
 from ..frames.bounds import MOST_PANELS
@@ -21,7 +24,7 @@ from .header_rules import warn
 from .imgcif import turn_about
 
 # %% auto #0
-__all__ = ['MOST_JSON', 'read_expt', 'place_panels']
+__all__ = ['MOST_JSON', 'MOST_REFL', 'read_expt', 'place_panels', 'read_crystal', 'read_refl']
 
 # %% ../../../nbs/data/headers/dials_experiments.ipynb #2278b4e2
 MOST_JSON = 64 << 20  # bytes: the list of a serial run has some kB for each crystal
@@ -207,3 +210,87 @@ def place_panels(file: DetectorFile, shape: tuple[int, ...]) -> None:
                 f"{file.path} has panel {p.name!r} at rows {y}:{y + rows}, columns {x}:{x + columns}, and frames have shape {shape[1:]}"
             )
     file.unplaced = False
+
+# %% ../../../nbs/data/headers/dials_experiments.ipynb #d83ee326
+def read_crystal(path: str | os.PathLike) -> tuple[tuple[float, ...], gemmi.SpaceGroup, float]:
+    """The cell (a, b, c in Å, α, β, γ in degrees), the space group and the wavelength (Å; 0: beams differ) of an experiment list.
+
+    Of several crystals of one group the cell is the median. Raises `BadInput` for another file, or crystals of several groups.
+    """
+    name = plain_text(path)
+    found = read_json(need_path(path, "the experiments of DIALS (.expt) beside the reflections"), most=MOST_JSON)
+    crystals = found.get("crystal") if isinstance(found, Mapping) else None
+    if not isinstance(crystals, list) or not crystals:
+        raise BadInput(f"{name} has no crystal; expected the experiments of indexed images")
+    groups, cells = set(), []
+    for k, crystal in enumerate(crystals):
+        axes = np.stack([_numbers(crystal, f"real_space_{a}", 3, f"crystal {k} of {name}") for a in "abc"])
+        length = np.linalg.norm(axes, axis=1)
+        if not (length > 0).all():
+            raise BadInput(f"crystal {k} of {name} has an axis of no length")
+        cosine = [axes[i] @ axes[j] / (length[i] * length[j]) for i, j in ((1, 2), (0, 2), (0, 1))]
+        cells.append([*length, *np.degrees(np.arccos(np.clip(cosine, -1, 1)))])
+        hall = str(crystal.get("space_group_hall_symbol", "")).strip()[:80]
+        try:
+            groups.add(gemmi.find_spacegroup_by_ops(gemmi.symops_from_hall(hall)))
+        except (RuntimeError, ValueError):
+            groups.add(None)
+    if len(groups) > 1 or None in groups:
+        raise BadInput(
+            f"{name} has crystals of {len(groups)} space groups, or of an unknown one; expected one that is known"
+        )
+    waves = [
+        _numbers({"wavelength": [b.get("wavelength")]}, "wavelength", 1, name)[0]
+        for b in found.get("beam", [])
+        if isinstance(b, Mapping)
+    ]
+    alike = bool(waves) and max(waves) - min(waves) <= 1e-3 * max(waves)
+    return tuple(np.median(cells, axis=0).tolist()), groups.pop(), float(np.mean(waves)) if alike else 0.0
+
+# %% ../../../nbs/data/headers/dials_experiments.ipynb #80af206b
+MOST_REFL = 4 << 30  # bytes
+_TYPES = {
+    "double": ("<f8", 1), "int": ("<i4", 1), "std::size_t": ("<u8", 1), "bool": ("?", 1), "vec2<double>": ("<f8", 2), "vec3<double>": ("<f8", 3),
+    "cctbx::miller::index<>": ("<i4", 3), "int6": ("<i4", 6),
+}  # fmt: skip
+
+
+def read_refl(path: str | os.PathLike) -> dict[str, np.ndarray]:
+    """The columns of a reflection table of DIALS (n, …), by name, but for those of pixels and of text.
+
+    Raises `BadInput` for any other file.
+    """
+    name, expected = plain_text(path), "a reflection table of DIALS (.refl)"
+    data = read_bytes(need_path(path, expected), MOST_REFL)
+    if data[:1] == b"\x80" and data[1:2] <= b"\x05" and data[2:3] in (b"c", b"]", b"}", b"\x95"):
+        raise BadInput(
+            f"{name} is a pickle of an old DIALS, which could run any program; expected a .refl of DIALS 2 or newer, which rewrites it"
+        )
+    try:
+        kind, version, about = msgspec.msgpack.decode(data, type=tuple[str, int, dict])
+        rows, columns = about["nrows"], about["data"]
+        good = (
+            kind == "dials::af::reflection_table" and version == 1 and type(rows) is int and isinstance(columns, dict)
+        )
+    except (msgspec.MsgspecError, KeyError, RecursionError, TypeError):
+        good = False
+    if not good:
+        raise BadInput(f"{name} is not {expected}, or is damaged")
+    return {
+        str(word): array
+        for word, column in columns.items()
+        if (array := _column(column, rows, f"the column {plain_text(word, 40)} of {name}")) is not None
+    }
+
+
+def _column(column: Any, rows: int, where: str) -> np.ndarray | None:
+    try:
+        kind, (count, values) = column
+        dtype, width = _TYPES.get(kind, (None, 0)) if isinstance(kind, str) else (None, 0)
+        if dtype is None:
+            return None
+        if count != rows or not isinstance(values, bytes) or len(values) != rows * width * np.dtype(dtype).itemsize:
+            raise ValueError
+        return np.frombuffer(values, dtype).reshape((rows, width) if width > 1 else rows)
+    except (TypeError, ValueError):
+        raise BadInput(f"{where} does not have {rows} values; expected a whole reflection table") from None

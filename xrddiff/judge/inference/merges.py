@@ -29,7 +29,7 @@ from ...physics.indexing.known_lattices import known_lattices
 from ...physics.indexing.reflections import reflection_table, stream_reflections
 from ...physics.indexing.series import index_series
 from ...physics.merging.ambiguity import resolve_ambiguity
-from ...physics.merging.files import read_unmerged_mtz, read_xds
+from ...physics.merging.files import read_dials, read_unmerged_mtz, read_xds
 from ...physics.merging.merged import MERGES, Merged, merge_reflections
 from xrddiff.physics.merging.observations import (
     NEEDED,
@@ -166,7 +166,7 @@ def _of_stream(plan: MergePlan) -> Gathered:
 
 def _of_observations(plan: MergePlan) -> Gathered:
     """The observations of a file of other programs. A group that is told may have other screw axes than its own."""
-    read = read_xds if plan.source.lower().endswith(".hkl") else read_unmerged_mtz
+    read = {".hkl": read_xds, ".refl": read_dials}.get(Path(plan.source).suffix.lower(), read_unmerged_mtz)
     table, parameters, own, wavelength, notes = read(plan.source)
     group = own if plan.group is None else space_group(plan.group)
     if group.operations().derive_symmorphic() != own.operations().derive_symmorphic():
@@ -199,7 +199,13 @@ def _of_csv(plan: MergePlan) -> Gathered:
     return Gathered(table, cell, group, 0.0, (note,) if left else ())
 
 
-_TABLES = {".stream": _of_stream, ".mtz": _of_observations, ".hkl": _of_observations, ".csv": _of_csv}
+_TABLES = {
+    ".stream": _of_stream,
+    ".mtz": _of_observations,
+    ".hkl": _of_observations,
+    ".refl": _of_observations,
+    ".csv": _of_csv,
+}
 
 
 def _need_alike(plan: MergePlan, cell: Cell, told: Cell | None) -> None:

@@ -16,6 +16,7 @@ import pandas as pd
 
 from ...core.errors import BadInput
 from ...data.headers.crystal_gate import read_mtz
+from ...data.headers.dials_experiments import read_crystal, read_refl
 from ...core.files import package_version, writing
 from ...core.gate import open_file
 from ...core.mediums import plain_text
@@ -26,7 +27,8 @@ from .symmetry import AsuIndices, asymmetric_unit, original_indices
 from ..simulation.crystal import point_rotations
 
 # %% auto #0
-__all__ = ['MOST_XDS', 'write_merged_mtz', 'write_unmerged_mtz', 'write_hkl', 'Unmerged', 'read_unmerged_mtz', 'read_xds']
+__all__ = ['MOST_XDS', 'write_merged_mtz', 'write_unmerged_mtz', 'write_hkl', 'Unmerged', 'read_unmerged_mtz', 'read_xds',
+           'read_dials']
 
 # %% ../../../nbs/physics/merging/files.ipynb #b54841d5
 def _write_mtz(mtz: gemmi.Mtz, path: str | os.PathLike) -> Path:
@@ -252,3 +254,48 @@ def read_xds(path: str | os.PathLike) -> Unmerged:
     table["d"] = gemmi.UnitCell(*cell).calculate_d_array(table[["h", "k", "l"]].to_numpy(np.int32))
     notes = (f"{misfit} observations that XDS marks as misfits are left out",) if misfit else ()
     return Unmerged(table, cell, group, float(found.wavelength), notes)
+
+# %% ../../../nbs/physics/merging/files.ipynb #713ff708
+_INTEGRATED, _BY_PROFILE, _LEFT_OUT, _SCALED = 3 << 8, 1 << 9, 7 << 23, 1 << 26  # flags of DIALS
+
+
+def read_dials(path: str | os.PathLike, experiments: str | os.PathLike | None = None) -> Unmerged:
+    """The observations of a `.refl` of DIALS. `frame` is the image, `crystal` the experiment.
+
+    experiments: the `.expt` that belongs to it; by default that of the same name. Raises `BadInput` for other files, and if nothing was integrated.
+    """
+    name, columns = plain_text(path), read_refl(path)
+    cell, group, wavelength = read_crystal(Path(path).with_suffix(".expt") if experiments is None else experiments)
+    if missing := [w for w in ("miller_index", "flags", "id") if w not in columns]:
+        raise BadInput(f"{name} has no column {missing[0]}; expected reflections that DIALS has integrated")
+    flags = columns["flags"].astype(np.int64)
+    place = columns.get("xyzcal.px", columns.get("xyzobs.px.value"))
+    if "intensity.scale.value" in columns:
+        good, scale = (flags & _SCALED > 0) & (flags & _LEFT_OUT == 0), columns["inverse_scale_factor"]
+        value, variance = (columns[f"intensity.scale.{w}"] for w in ("value", "variance"))
+    elif "intensity.sum.value" in columns and place is not None:
+        good, fitted = flags & _INTEGRATED > 0, (flags & _BY_PROFILE > 0) & ("intensity.prf.value" in columns)
+        one = np.ones(len(flags))
+        scale = np.where(fitted, 1, np.maximum(columns.get("partiality", one), 1e-6)) / columns.get("lp", one)
+        value, variance = (
+            np.where(fitted, columns.get(f"intensity.prf.{w}", one), columns[f"intensity.sum.{w}"])
+            for w in ("value", "variance")
+        )
+    else:
+        raise BadInput(f"{name} has no integrated intensities; expected the output of dials.integrate or dials.scale")
+    good &= (scale > 0) & (variance > 0)
+    asu = asymmetric_unit(columns["miller_index"][good], group)
+    table = pd.DataFrame(asu.hkl, columns=["h", "k", "l"]).assign(
+        isym=asu.isym, frame=np.maximum(np.floor(place[good, 2]).astype(int), 0), crystal=columns["id"][good].astype(int),
+        intensity=(value / np.where(scale > 0, scale, 1))[good], sigma=(np.sqrt(np.maximum(variance, 0)) / np.where(scale > 0, scale, 1))[good],
+        d=gemmi.UnitCell(*cell).calculate_d_array(asu.hkl.astype(np.int32)),
+    )  # fmt: skip
+    check_indices(table, name)
+    left = len(good) - len(table)
+    return Unmerged(
+        table,
+        cell,
+        group,
+        wavelength,
+        (f"{left} of {len(good)} reflections are left out, as DIALS flags them",) if left else (),
+    )
