@@ -72,6 +72,7 @@ GUIDES = [
     "docs/many_runs.md",
     "slurm/README.md",
     "docs/cluster_tour.md",
+    "docs/formats.md",
     "docs/exports.md",
     "docs/servers.md",
     "docs/streams.md",

@@ -87,7 +87,7 @@ def add_merge(commands: Any) -> None:
     p.add_argument(
         "file",
         metavar="FRAMES",
-        help="frames (any supported file, a folder, a named set), a .stream, an unmerged .mtz, or a .csv of observations",
+        help="frames (any supported file, a folder, a named set), a .stream, an unmerged .mtz, XDS_ASCII.HKL, a .refl of DIALS (with its .expt beside it), or a .csv of observations",
     )
     p.add_argument(
         "--method",

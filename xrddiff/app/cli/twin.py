@@ -116,7 +116,7 @@ def add_recover(commands: Any) -> None:
         "--program",
         action="append",
         metavar="PROGRAM",
-        help="classical, peakfinder8, net:FILE; a file of peaks (.csv, .stream, .cxi); or a command with {frames} and {peaks} (the first two); NAME=PROGRAM labels it; may be given several times",
+        help="classical, peakfinder8, net:FILE; a file of peaks (.csv, .stream, .refl, .cxi); or a command with {frames} and {peaks} (the first two); NAME=PROGRAM labels it; may be given several times",
     )
     p.add_argument("--blank", action="store_true", help="draw spots into measured pixels instead of whole frames")
     p.add_argument(

@@ -112,7 +112,7 @@ def merge_intensities(
 ) -> MergedIntensities:
     """Merge intensities, as `xrddiff merge` does; shown as a table of shells with a picture.
 
-    - `source`: frames, a file or the name of a set; a CrystFEL stream; an unmerged MTZ; a CSV of observations. `words`: of `open_frames`.
+    - `source`: frames, a file or the name of a set; a CrystFEL stream; an unmerged MTZ; XDS_ASCII.HKL; a `.refl` of DIALS with its `.expt` beside it; a CSV of observations. `words`: of `open_frames`.
     - `cell`: "a,b,c,α,β,γ" (Å, degrees), or a CIF or PDB file; `group`: a space group; None: those of the source.
     - `method`: "partial" (what stills record is fitted) or "mean", or "posterior" (as "partial", with `.posterior`). `d_min`: Å. `shells`, `draws`, `seed`: of the table and its intervals.
     - `index`: False takes the crystals that frames say they have. `limit`, `peaks`, `distance_range`: as in `xd.index`.

@@ -270,6 +270,28 @@ def _unread(family: str, fields: Mapping[str, str]) -> list[str]:
     return notes
 
 
+_ROTATIONS = {
+    "dectris": ("Detector_2theta",),
+    "smv": ("TWOTHETA",),
+    "edf": ("Rot_1", "Rot_2"),
+}  # angles of the detector
+
+
+def _not_applied(family: str, fields: Mapping[str, str]) -> list[str]:
+    """A note on each word that changes what numbers mean, and that is not applied: a detector that stands at an angle."""
+    at = {k.lower(): v for k, v in fields.items()}
+    turned = [
+        (n, q)
+        for n in _ROTATIONS.get(family, ())
+        for q in quantities(at.get(n.lower(), ""), "") or ()
+        if abs(q[0]) > 1e-3
+    ]
+    return [
+        f"the header has {name} {q[0]:g}, which is not applied: the detector stands at an angle; give geometry="
+        for name, q in turned
+    ]
+
+
 def _numbers_of(field: Field, text: str) -> list[tuple[float, str]] | None:
     """The number or numbers in a field, with units; None if it says anything else."""
     found = quantities(text, field.unit)
@@ -411,7 +433,7 @@ def read_fields(
     (x, y) (px), and notes on anything suspicious. Raises `BadInput` for pixels that are not square.
     """
     out: dict[str, Any] = {}
-    notes = _unread(family, fields)
+    notes = _unread(family, fields) + _not_applied(family, fields)
     for word in ("pixel_size", "wavelength", "distance"):
         value, more = _choose_number(word, _readings(family, fields, word, None, shape))
         notes += more
