@@ -19,6 +19,8 @@ from xrddiff.core.errors import BadInput
 from xrddiff.core.gate import read_cells, read_table
 from xrddiff.data.formats.peak_files import read_peaks
 from xrddiff.data.formats.readers import open_frames
+from xrddiff.data.formats.store import save_frames
+from xrddiff.data.frames.frames import make_frames
 from xrddiff.data.headers.dials_experiments import read_refl
 from xrddiff.judge.views.inspection import explain_mask
 from xrddiff.physics.merging.files import read_dials, read_unmerged_mtz
@@ -331,3 +333,37 @@ def test_an_angle_of_the_detector_is_named(tmp_path):
     fabio.cbfimage.CbfImage(data=np.ones((64, 64), np.int32), header=header).write(str(tmp_path / "swung.cbf"))
     with pytest.warns(UserWarning, match="Detector_2theta 20, which is not applied"):
         open_frames(tmp_path / "swung.cbf", automask=[])
+
+
+def test_a_plain_h5py_opens_what_is_written_for_others(tmp_path):
+    """Without filters of a plug-in: what CXI and NXmx are for."""
+    values = np.random.default_rng(0).poisson(3, (2, 32, 32)).astype("u2")
+    ds = make_frames(values, units="photon", sensor_material="CdTe", sensor_thickness=7.5e-4, **KNOWN)
+    for name, place in (("a.cxi", "entry_1/data_1/data"), ("a.nxs", "entry/data/data")):
+        save_frames(ds, tmp_path / name)
+        with h5py.File(tmp_path / name) as f:
+            assert f[place].compression == "gzip" and np.array_equal(f[place][:], values)
+        assert np.array_equal(open_frames(tmp_path / name)["intensity"].values, values)
+    with h5py.File(tmp_path / "a.nxs") as f:
+        detector = f["entry/instrument/detector"]
+        assert detector["sensor_material"].asstr()[()] == "CdTe" and detector["sensor_thickness"][()] == 7.5e-4
+    save_frames(ds, tmp_path / "b.cxi", compression="lz4")
+    with h5py.File(tmp_path / "b.cxi") as f:
+        assert f["intensity"].compression not in ("gzip", None)  # of a plug-in
+    with pytest.raises(BadInput, match="expected gzip or lz4"):
+        save_frames(ds, tmp_path / "c.zarr", compression="lz4")
+    assert not (tmp_path / "c.zarr").exists()
+
+
+def test_the_sensor_of_a_header_is_kept(tmp_path):
+    text = "\r\n".join(f"# {one}" for one in ("Detector: PILATUS 100K, S/N 1-0001", "Pixel_size 172e-6 m x 172e-6 m", "Silicon sensor, thickness 0.000320 m", "Wavelength 1 A", "Detector_distance 0.2 m", "Beam_xy (32, 32) pixels"))  # fmt: skip
+    header = {"_array_data.header_convention": "PILATUS_1.2", "_array_data.header_contents": text}
+    fabio.cbfimage.CbfImage(data=np.ones((64, 64), np.int32), header=header).write(str(tmp_path / "a.cbf"))
+    ds = open_frames(tmp_path / "a.cbf", automask=[])
+    assert ds.attrs["sensor_material"] == "Si" and ds.attrs["sensor_thickness"] == 3.2e-4
+    save_frames(ds, tmp_path / "a.nxs")
+    with h5py.File(tmp_path / "a.nxs", "r+") as f:
+        del f.attrs["xrddiff_format"]  # as another program would write it
+        del f["intensity"]
+    again = open_frames(tmp_path / "a.nxs", automask=[])
+    assert again.attrs["sensor_material"] == "Si" and again.attrs["sensor_thickness"] == 3.2e-4

@@ -93,12 +93,30 @@ SHORT = {
 }  # words that can be given without their section
 
 
+def _whole_path(text: str) -> str:
+    """An override with quotes around its path, if one of that name exists: Hydra would stumble on `scan=3.npy` and read `a,b.npy` as two."""
+    word, _, value = text.partition("=")
+    key = word.lstrip("+")
+    if (
+        tuple(SHORT.get(key, key).split(".")) not in PATH_WORDS
+        or value[:1] in ("'", '"')
+        or not is_path(os.path.expanduser(value))
+    ):
+        return text
+    if re.fullmatch(r"[\w./~-]+", value, re.ASCII):  # Hydra reads it as it is
+        return text
+    escaped = re.sub(
+        r"(\\*)('|$)", lambda m: 2 * m[1] + ("\\'" if m[2] else ""), value
+    )  # Hydra's grammar: backslashes count before a quote alone
+    return f"{word}='{escaped}'"
+
+
 def parse_override(text: str) -> Override:
     """Read one override by Hydra's grammar, such as `++training.lr=1e-3`. Raises `BadInput` for any other text."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
-    parser = OverridesParser.create()
+    parser, text = OverridesParser.create(), _whole_path(text)
     try:
         parsed = parser.parse_override(text)
         if word := SHORT.get(parsed.key_or_group):

@@ -16,7 +16,7 @@ import xarray as xr
 
 from ...core.errors import BadInput
 from ...core.registry import register
-from .store import PACKED, save_hdf5
+from .store import COMPRESSIONS, save_hdf5
 from ..frames.frames import beam_center_of, frame_count, peaks_table
 from ..frames.geometry import PanelGeometry, geometry_of, is_cut
 from ..headers.geometry_files import EV, HC
@@ -66,7 +66,7 @@ def _put_mask(to: h5py.Group, name: str, ds: xr.Dataset) -> h5py.Dataset | None:
         return None
     shape = ds["mask"].shape
     chunks = (1, *shape[1:]) if "frame" in ds["mask"].dims else shape
-    out = to.create_dataset(name, shape, np.uint32, chunks=chunks, **PACKED)
+    out = to.create_dataset(name, shape, np.uint32, chunks=chunks, **COMPRESSIONS["gzip"])
     for at, bad in _bad_pixels(ds):
         out[at] = bad
     return out
@@ -110,8 +110,8 @@ def _put_peaks(to: h5py.Group, table: Any, n: int) -> None:
 
 
 @register("writer", "cxi", help="CXI, as CrystFEL and Cheetah read it", suffixes=[".cxi"], whole=True)
-def _save_cxi(ds: xr.Dataset, path: Path, progress: Callable[[int], None]) -> None:
-    save_hdf5(ds, path, progress, lay_out_cxi)
+def _save_cxi(ds: xr.Dataset, path: Path, progress: Callable[[int], None], compression: str = "gzip") -> None:
+    save_hdf5(ds, path, progress, lay_out_cxi, compression)
 
 # %% ../../../nbs/data/formats/exchange.ipynb #ec0a0013
 _ARM = "/entry/instrument/detector/transformations/det_z"
@@ -162,8 +162,8 @@ def lay_out_nxmx(file: h5py.File, ds: xr.Dataset) -> None:
     beam, detector = _group(instrument, "beam", "NXbeam"), _group(instrument, "detector", "NXdetector")
     if (wavelength := _frame_numbers(ds, "wavelength")) is not None:
         _write_field(beam, "incident_wavelength", wavelength, units="angstrom")
-    detector["data"], detector["sensor_material"] = file["intensity"], "Si"
-    _write_field(detector, "sensor_thickness", 0.0, units="m")
+    detector["data"], detector["sensor_material"] = file["intensity"], str(ds.attrs.get("sensor_material", "Si"))
+    _write_field(detector, "sensor_thickness", float(ds.attrs.get("sensor_thickness", 0.0)), units="m")  # 0: not known
     if _put_mask(detector, "pixel_mask", ds) is not None:
         detector["pixel_mask_applied"] = False
     if "saturation" in ds.attrs:
@@ -184,5 +184,5 @@ def lay_out_nxmx(file: h5py.File, ds: xr.Dataset) -> None:
 
 
 @register("writer", "nxmx", help="NXmx, as DIALS reads it", suffixes=[".nxs", ".nx"], whole=True)
-def _save_nxmx(ds: xr.Dataset, path: Path, progress: Callable[[int], None]) -> None:
-    save_hdf5(ds, path, progress, lay_out_nxmx)
+def _save_nxmx(ds: xr.Dataset, path: Path, progress: Callable[[int], None], compression: str = "gzip") -> None:
+    save_hdf5(ds, path, progress, lay_out_nxmx, compression)

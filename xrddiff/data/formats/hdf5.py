@@ -423,7 +423,11 @@ def instrument(path: Path, name: str, frames: int) -> dict[str, Any]:
         item = next(_find(detectors, names_of), None)
         if item is not None and item.dtype.kind in "iuf" and item.size == 1:
             out[word] = float(_numbers(item)[0])
+    thick = next((v for i in _find(detectors, ("sensor_thickness",)) if (v := _length(i)) is not None), None)
+    if thick is not None and thick.size == 1:
+        out["sensor_thickness"] = float(thick[0])
     for word, groups, fields in (
+        ("sensor_material", detectors, ("sensor_material",)),
         ("detector", detectors, ("description", "model")),
         ("source", beams, ("name",)),
     ):

@@ -6,12 +6,14 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import io
 import json
 import os
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,8 +35,8 @@ from ..remote.remote_folder import MOST_METADATA, RemoteFolder
 from ..remote.servers import RemoteError
 
 # %% auto #0
-__all__ = ['FORMAT', 'VERSION', 'BLOCK', 'PACKED', 'OTHERS', 'writing_hdf5', 'link_to_cxi', 'save_hdf5', 'lay_out_zarr',
-           'whole_chunks', 'seal_zarr', 'check_target', 'save_frames', 'is_store', 'read_store']
+__all__ = ['FORMAT', 'VERSION', 'BLOCK', 'PACKED', 'COMPRESSIONS', 'OTHERS', 'writing_hdf5', 'link_to_cxi', 'save_hdf5',
+           'lay_out_zarr', 'whole_chunks', 'seal_zarr', 'check_target', 'save_frames', 'is_store', 'read_store']
 
 # %% ../../../nbs/data/formats/store.ipynb #7ae7b945
 class _Drive(io.RawIOBase):
@@ -134,6 +136,10 @@ FORMAT = "xrddiff-frames"
 VERSION = 2  # 1: without checksums
 BLOCK = 16 << 20  # bytes of a lazy stack that are copied at a time
 PACKED = dict(hdf5plugin.Bitshuffle(cname="lz4"))
+COMPRESSIONS = {
+    "lz4": PACKED,
+    "gzip": dict(compression="gzip", compression_opts=4, shuffle=True),
+}  # the second is part of every HDF5
 
 
 def _numbers(value: Any) -> bool:
@@ -239,18 +245,20 @@ def save_hdf5(
     path: Path,
     progress: Callable[[int], None],
     layout: Callable[[h5py.File, xr.Dataset], None] = link_to_cxi,
+    compression: str = "lz4",
 ) -> None:
     """Save frames as HDF5.
 
-    progress: see `save_frames`. layout: adds what other programs look for.
+    progress: see `save_frames`. layout: adds what other programs look for. compression: one of `COMPRESSIONS`.
     """
+    packed = COMPRESSIONS[compression]
     with writing_hdf5(path) as (file, check):
         _write_attrs(file.attrs, ds.attrs, "the frames")
         for name, v in ds.variables.items():
             _check_kind(v, str(name))
             if _stacked(v.dims, v.shape, v.dtype):
                 data = file.create_dataset(
-                    str(name), v.shape, v.dtype, chunks=(1, *v.shape[1:]), fletcher32=True, **PACKED
+                    str(name), v.shape, v.dtype, chunks=(1, *v.shape[1:]), fletcher32=True, **packed
                 )
                 for rows, block in _blocks(v):
                     data[rows] = block
@@ -260,7 +268,7 @@ def save_hdf5(
             elif _is_text(v):
                 data = file.create_dataset(str(name), data=v.values.astype(object), dtype=h5py.string_dtype())
             else:
-                pack = {"chunks": True, "fletcher32": True, **PACKED} if v.nbytes > 1 << 16 else {}
+                pack = {"chunks": True, "fletcher32": True, **packed} if v.nbytes > 1 << 16 else {}
                 data = file.create_dataset(str(name), data=v.values, **pack)
             _write_attrs(data.attrs, v.attrs, f"variable {name!r}")
             data.attrs["dims"] = " ".join(map(str, v.dims))
@@ -371,16 +379,23 @@ def check_target(path: str | Path) -> Path:
     return path
 
 
-def save_frames(ds: xr.Dataset, path: str | Path, *, progress: Callable[[int], None] | None = None) -> Path:
+def save_frames(
+    ds: xr.Dataset,
+    path: str | Path,
+    *,
+    progress: Callable[[int], None] | None = None,
+    compression: str | None = None,
+) -> Path:
     """Save frames to a file.
 
     The file is written under a temporary name and renamed, so `path` is either unchanged or
     complete. Lazy frames are copied block by block.
 
     ds: the frames.
-    path: HDF5 with bitshuffle-LZ4 (`.h5`, `.hdf5`), the same with the names of CXI (`.cxi`) or NXmx
-        (`.nxs`), zarr format 3 (`.zarr`), or a format of a plug-in (`xrddiff list writer`).
+    path: HDF5 with bitshuffle-LZ4 (`.h5`, `.hdf5`), HDF5 with the names of CXI (`.cxi`) or NXmx (`.nxs`) and with gzip, which every
+        program opens, zarr format 3 (`.zarr`), or a format of a plug-in (`xrddiff list writer`).
     progress: called as `progress(n)` after each n frames.
+    compression: of HDF5, `gzip` or `lz4`, if not that of the format.
     Returns the path.
     Raises `BadInput` for frames that break the schema or contain what the file cannot hold,
     `CannotSave` if the disk refuses the data.
@@ -389,6 +404,10 @@ def save_frames(ds: xr.Dataset, path: str | Path, *, progress: Callable[[int], N
     validate_frames(ds, "the frames to save", geometry=False)
     name = by_suffix("writer")[Path(final_name(path)).suffix]
     save, progress = get("writer", name), progress or (lambda n: None)
+    if compression is not None:
+        if compression not in COMPRESSIONS or "compression" not in inspect.signature(save).parameters:
+            raise BadInput(f"compression={compression!r} of {path.name}: expected gzip or lz4, for a file of HDF5")
+        save = partial(save, compression=compression)
     if find("writer", name).traits.get("whole"):
         save(ds, path, progress)
     else:

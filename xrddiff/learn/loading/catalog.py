@@ -313,7 +313,14 @@ def simulate_to(
 
 # %% ../../../nbs/learn/loading/catalog.ipynb #776f4800
 def convert(
-    source: str | Path, target: str | Path, /, *, overwrite: bool = False, progress: bool | None = None, **words: Any
+    source: str | Path,
+    target: str | Path,
+    /,
+    *,
+    overwrite: bool = False,
+    progress: bool | None = None,
+    compression: str | None = None,
+    **words: Any,
 ) -> Path:
     """Rewrite frames in any format that `open_frames` reads as `.h5` or `.zarr`, block by block.
 
@@ -321,6 +328,7 @@ def convert(
     target: the file to write.
     overwrite: True = replace `target` if it exists.
     progress: True = show a progress bar.
+    compression: `gzip` or `lz4`, see `save_frames`.
     words: options of `open_frames`, such as `geometry=` or `wavelength=` (Å). Without a geometry the
         frames are written as they are, as they can be trained on, with a warning.
     Returns the path of the target.
@@ -339,5 +347,5 @@ def convert(
         new_output(target, reads=[source, words], overwrite=overwrite) as part,
         _bar(ds.sizes["frame"], f"writing {Path(target).name}", progress) as told,
     ):
-        save_frames(ds, part, progress=told)
+        save_frames(ds, part, progress=told, compression=compression)
     return Path(target)
