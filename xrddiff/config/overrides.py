@@ -103,7 +103,7 @@ def _whole_path(text: str) -> str:
         or not is_path(os.path.expanduser(value))
     ):
         return text
-    if re.fullmatch(r"[\w./~-]+", value, re.ASCII):  # Hydra reads it as it is
+    if re.fullmatch(r"[\w./-]+", value, re.ASCII):  # Hydra reads it as it is
         return text
     escaped = re.sub(
         r"(\\*)('|$)", lambda m: 2 * m[1] + ("\\'" if m[2] else ""), value
