@@ -16,7 +16,7 @@ import xarray as xr
 
 from ...core.errors import BadInput
 from ...core.seeds import numpy_rng
-from ...data.frames.frames import frame_count, make_frames
+from ...data.frames.frames import frame_count, frame_image, make_frames
 from ...data.frames.geometry import Geometry, PanelGeometry, geometry_of
 from ...data.frames.labels import with_labels
 from ...data.frames.rows import lazy_frames
@@ -330,6 +330,15 @@ def learn_twin(
     relative = relative_intensities(known, 0.95 * e.d_min)
     return Twin(e, backgrounds, noise, brightness, shapes, known, relative, loose, most, seen)
 
+# %% ../../../nbs/physics/twins/twin.ipynb #f27f8be4
+def _values_of_masked(e: IndexedExposures) -> np.ndarray:
+    """What the detector writes into pixels that are masked, such as -1 in gaps and -2 in bad ones, where it is the same in all exposures; else 0."""
+    value = frame_image(e.frames, 0)
+    marks = ~e.mask & ((value < 0) | (value == (np.iinfo(value.dtype).max if value.dtype.kind in "iu" else np.inf)))
+    for f in range(1, frame_count(e.frames)) if marks.any() else ():
+        marks &= frame_image(e.frames, f) == value
+    return np.where(marks, value, 0)
+
 # %% ../../../nbs/physics/twins/twin.ipynb #f8e60aeb
 def _geometry_attrs(twin: Twin) -> dict[str, Any]:
     """The refined detector, in words of `make_frames`."""
@@ -372,6 +381,7 @@ def twin_frames(twin: Twin, n: int, *, seed: int = 0, blank: bool = False) -> xr
 
     blank: the pixels between the spots are measured ones, and only the spots are new.
 
+    Masked pixels have the values that the detector writes there, so that a program which knows the detector treats both alike.
     `crystals` and the label `hit_class` say how many crystals there are: 0 of a blank, -1 of a hit that no lattice explains.
     The spots of the latter have indices 0, 0, 0 and crystal -1 in the table.
     """
@@ -381,12 +391,17 @@ def twin_frames(twin: Twin, n: int, *, seed: int = 0, blank: bool = False) -> xr
     source, count = e.frames["intensity"], frame_count(e.frames)
     valid = e.mask
     gain, pedestal = float(source.attrs.get("gain", 1.0)), float(e.frames.attrs.get("pedestal", 0.0))
-    kind = np.dtype(np.int32) if source.attrs["units"] == "photon" else np.dtype(np.float32)
+    kind, masked = (
+        np.dtype(np.int32) if source.attrs["units"] == "photon" else np.dtype(np.float32),
+        _values_of_masked(e),
+    )
+    if kind.kind == "i" and masked.max(initial=0) > np.iinfo(kind).max:
+        kind = masked.dtype
     made = [twin.draw(i, seed) for i in range(n)]
 
     def make(i: int) -> np.ndarray:
         x = np.minimum(gain * twin.counts(made[i], blank) + pedestal, e.saturation)
-        return np.where(valid, x, 0).astype(kind)
+        return np.where(valid, x, masked).astype(kind)
 
     crystals = np.array([-1 if twin.kinds[m.like] == KINDS[2] else len(m.U) for m in made])
     shape = (n, max(1, crystals.max(initial=0)))
