@@ -375,7 +375,7 @@ def _truth(twin: Twin, made: list[TwinExposure], valid: np.ndarray, gain: float)
     names = ["frame", "panel", "fs", "ss"]
     return pd.concat(rows, ignore_index=True) if rows else pd.DataFrame({name: np.zeros(0) for name in names})
 
-
+# %% ../../../nbs/physics/twins/twin.ipynb #3383d4d8
 def twin_frames(twin: Twin, n: int, *, seed: int = 0, blank: bool = False) -> xr.Dataset:
     """`n` frames of a twin, drawn when they are read; frame i depends on the twin, `seed` and i alone.
 
