@@ -21,8 +21,10 @@ from xrddiff.data.formats.peak_files import read_peaks
 from xrddiff.data.formats.readers import open_frames
 from xrddiff.data.formats.store import save_frames
 from xrddiff.data.frames.frames import make_frames
+from xrddiff.data.frames.rows import frame_origin
 from xrddiff.data.headers.dials_experiments import read_refl
 from xrddiff.judge.views.inspection import explain_mask
+from xrddiff.physics.indexing.stream import _place
 from xrddiff.physics.merging.files import read_dials, read_unmerged_mtz
 
 KNOWN = {"wavelength": 1.0, "distance": 0.1, "pixel_size": 1e-4, "beam_center": (16.0, 16.0)}
@@ -367,3 +369,18 @@ def test_the_sensor_of_a_header_is_kept(tmp_path):
         del f["intensity"]
     again = open_frames(tmp_path / "a.nxs", automask=[])
     assert again.attrs["sensor_material"] == "Si" and again.attrs["sensor_thickness"] == 3.2e-4
+
+
+def test_a_frame_of_a_folder_is_a_file_and_its_number(tmp_path):
+    folder = tmp_path / "runs"
+    folder.mkdir()
+    for k in range(2):
+        with h5py.File(folder / f"run{k}.h5", "w") as f:
+            f["entry/data/data"] = np.full((3, 16, 16), k, "u2")
+    place = frame_origin(open_frames(folder, **KNOWN)["intensity"].variable, 4)
+    assert (place.file, place.number) == (str(folder / "run1.h5"), 1)
+    assert place == f"frame 1 of data set '/entry/data/data' of {folder / 'run1.h5'}"
+    ds = open_frames(folder, **KNOWN)
+    assert _place(ds, 4, str(folder)) == (str(folder / "run1.h5"), 1)
+    one = open_frames(folder / "run0.h5", **KNOWN)
+    assert _place(one, 2, str(folder / "run0.h5")) == (str(folder / "run0.h5"), 2)

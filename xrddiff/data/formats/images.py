@@ -19,7 +19,7 @@ import numpy as np
 
 from ...core.errors import BadInput
 from ...core.registry import register
-from ..frames.rows import EachRow, frame_dtype
+from ..frames.rows import EachRow, FramePlace, frame_dtype
 from ..headers.cxi_planes import plane_words
 from ..headers.gate import check_size, readable
 from ..headers.imgcif import ImgCif, is_imgcif, read_imgcif, read_panels
@@ -159,7 +159,7 @@ class ImageRows(EachRow):
     def origin(self, i: int) -> str | None:
         """The file that frame `i` is in, and its number there."""
         path, number = self.places[i]
-        return f"frame {number} of {path}"
+        return FramePlace(number, str(path))
 
     def read_one(self, i: int) -> np.ndarray:
         path, number = self.places[i]
@@ -296,7 +296,7 @@ class ImgCifRows(EachRow):
 
     def origin(self, i: int) -> str | None:
         path, _, number = self.places[i]
-        return f"frame {number} of {path}"
+        return FramePlace(number, str(path))
 
     def read_one(self, i: int) -> np.ndarray:
         path, found, number = self.places[i]

@@ -25,10 +25,22 @@ from .array_packages import spare_imports
 spare_imports()  # of what no frame is an array of
 
 # %% auto #0
-__all__ = ['LazyRows', 'Stored', 'StoredRows', 'lazy_array', 'is_lazy', 'rows_behind', 'Rows', 'frame_dtype', 'ArrayRows',
-           'EachRow', 'ChainRows', 'RecentRows', 'LimitMask', 'JoinedMask', 'MaskParts', 'PhotonRows', 'SqueezedRows',
-           'SameRows', 'JoinedRows', 'ComputedRows', 'lazy_frames', 'frame_origin', 'whole_frames', 'part_reader',
-           'frame_reader', 'peek_frame']
+__all__ = ['FramePlace', 'LazyRows', 'Stored', 'StoredRows', 'lazy_array', 'is_lazy', 'rows_behind', 'Rows', 'frame_dtype',
+           'ArrayRows', 'EachRow', 'ChainRows', 'RecentRows', 'LimitMask', 'JoinedMask', 'MaskParts', 'PhotonRows',
+           'SqueezedRows', 'SameRows', 'JoinedRows', 'ComputedRows', 'lazy_frames', 'frame_origin', 'whole_frames',
+           'part_reader', 'frame_reader', 'peek_frame']
+
+# %% ../../../nbs/data/frames/rows.ipynb #3cf2d139
+class FramePlace(str):
+    """Where a frame is from, as "frame 12 of data set '/data' of run17.h5": the `file`, and the `number` there, from 0."""
+
+    file: str
+    number: int
+
+    def __new__(cls, number: int, file: str, within: str = "") -> FramePlace:
+        self = super().__new__(cls, f"frame {number} of {within}{file}")
+        self.file, self.number = file, number
+        return self
 
 # %% ../../../nbs/data/frames/rows.ipynb #d9617ebb
 class LazyRows(BackendArray, ABC):
@@ -95,7 +107,7 @@ class StoredRows(LazyRows):
 
         if not isinstance(self.source, h5py.Dataset):
             return None
-        return f"frame {i} of data set '{self.source.name}' of {self.source.file.filename}"
+        return FramePlace(i, self.source.file.filename, f"data set '{self.source.name}' of ")
 
     def reader(self) -> Callable[[int], np.ndarray] | None:
         import h5py
@@ -141,8 +153,8 @@ class Rows(LazyRows):
         reading.
         """
 
-    def origin(self, i: int) -> str | None:
-        return f"frame {i} of {self.where}" if self.where else None
+    def origin(self, i: int) -> FramePlace | None:
+        return FramePlace(i, self.where) if self.where else None
 
     def _outer(self, key: tuple) -> np.ndarray:
         first, rest = key[0], tuple(key[1:])

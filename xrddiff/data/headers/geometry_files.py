@@ -476,6 +476,9 @@ class PanelRows(Rows):
             out[:, k, : p.shape[0], : p.shape[1]] = frames[(slice(None), *at)]
         return out
 
+    def origin(self, i: int) -> str | None:
+        return self.stored.origin(i)
+
     def read(self, a: int, b: int, rest: tuple) -> np.ndarray:
         every = (slice(None),) * (len(self.stored.shape) - 1)
         return self.cut(self.stored.read(a, b, every))[(slice(None), *rest)]

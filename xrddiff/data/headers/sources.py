@@ -24,7 +24,7 @@ import numpy as np
 
 from ...core.errors import BadInput
 from ..frames.chunks import chunk_decoder
-from ..frames.rows import Rows, frame_dtype
+from ..frames.rows import FramePlace, Rows, frame_dtype
 from ..frames.shards import Piece, file_pieces, shard_decoder
 from xrddiff.data.headers.gate import (
     allow_outside,
@@ -262,6 +262,9 @@ class HDF5Rows(Rows):
                 out = data[key]
         out = out[None] if self.single else out
         return out if forward else out[(slice(None), *rest)]
+
+    def origin(self, i: int) -> FramePlace:
+        return FramePlace(i, self.path, f"data set '{self.name}' of ")
 
     def written(self) -> WrittenChunks | None:
         """What was written of the frames; None if all of it was."""

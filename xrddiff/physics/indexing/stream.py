@@ -17,6 +17,7 @@ from ...core.errors import BadInput
 from ...core.files import package_version, writing
 from ...data.formats.hdf5 import find_frames
 from ...data.frames.geometry import PanelGeometry
+from ...data.frames.rows import FramePlace, frame_origin
 from ...data.headers.geometry_files import HC
 from .cells import Cell, lattice_system
 from .indexer import INDEXED, Indexing, Lattice
@@ -181,6 +182,14 @@ def chunk_head(
     yield "End of peak list"
 
 
+def _place(ds: xr.Dataset, frame: int, name: str) -> tuple[str, int]:
+    """The image file of a frame and its number there; `name` and `frame`, unless that is a folder or a pattern."""
+    found = frame_origin(ds["intensity"].variable, frame)
+    if os.path.isfile(name) or not isinstance(found, FramePlace) or not os.path.isfile(found.file):
+        return name, frame
+    return os.path.abspath(found.file), found.number
+
+
 def _chunk_lines(
     ds: xr.Dataset,
     name: str,
@@ -194,7 +203,7 @@ def _chunk_lines(
     """A chunk: one frame. Its crystals are integrated together, so that spots that touch are known."""
     names, rows = panel_names(geometry), geometry.shape[1]
     beam = {word: float(ds.attrs.get(word, 0) or 0) for word in ("divergence", "bandwidth")}
-    yield from chunk_head(name, frame, peaks, bool(lattices), serial, geometry, **beam)
+    yield from chunk_head(*_place(ds, frame, name), peaks, bool(lattices), serial, geometry, **beam)
     if lattices:
         spots = pd.concat([x.spots.assign(crystal=j) for j, x in enumerate(lattices)], ignore_index=True)
         spots = spots.join(integrate_frame(ds, frame, spots, profile=profile)).dropna(subset="intensity")
