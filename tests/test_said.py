@@ -384,3 +384,9 @@ def test_a_frame_of_a_folder_is_a_file_and_its_number(tmp_path):
     assert _place(ds, 4, str(folder)) == (str(folder / "run1.h5"), 1)
     one = open_frames(folder / "run0.h5", **KNOWN)
     assert _place(one, 2, str(folder / "run0.h5")) == (str(folder / "run0.h5"), 2)
+
+
+def test_the_wavelength_of_electrons_is_one(tmp_path):
+    np.save(tmp_path / "f.npy", np.ones((2, 16, 16), "u2"))
+    with pytest.warns(UserWarning, match=r"wavelength is 0.02508 Å; taken as that of electrons: kept$"):
+        assert open_frames(tmp_path / "f.npy", **KNOWN | {"wavelength": 0.02508}).attrs["wavelength"] == 0.02508

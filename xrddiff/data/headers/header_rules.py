@@ -43,7 +43,7 @@ class Quantity:
 
 
 QUANTITIES = {
-    "wavelength": Quantity(0.05, 20, "Å", (1, "Å"), 1e-4, ((1e10, "m"), (10, "nm")), (0.1, 6)),
+    "wavelength": Quantity(0.01, 20, "Å", (1, "Å"), 1e-4, ((1e10, "m"), (10, "nm")), (0.1, 6)),
     "distance": Quantity(1e-3, 50, "m", (1e3, "mm"), 5e-4, ((1e-3, "mm"), (1e-2, "cm"), (1e-6, "µm")), (5e-3, 15)),
     "pixel_size": Quantity(1e-6, 5e-3, "m", (1e6, "µm"), 1e-4, ((1e-6, "µm"), (1e-3, "mm")), (2e-6, 1e-3)),
     "beam_center": Quantity(-1, 2, "px", (1, "px"), 0.5),
@@ -93,6 +93,8 @@ def unusual(word: str, value: Any) -> str | None:
     q, numbers = QUANTITIES[word], np.asarray(value, float)
     if q.usual is None or (q.usual[0] <= numbers.min() and numbers.max() <= q.usual[1]):
         return None
+    if word == "wavelength" and numbers.max() < 0.05:
+        return "taken as that of electrons"
     return f"expected usually {q.usual[0]:g} to {q.usual[1]:g} {q.unit}{meant(word, float(numbers.mean()))}"
 
 
