@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import warnings
 from pathlib import Path
 
@@ -111,6 +112,9 @@ def test_a_bit_that_only_informs_masks_nothing(peakbits):
     assert found[:, 10].all() and found.sum() == 3 * 64
     assert masked(path, mask_badbits="0x2001", **KNOWN).sum() == 3 * 64 + (spots.sum() - spots[:, 10].sum())
     assert masked(path, mask_badbits=0x2000, **KNOWN).sum() == spots.sum() - spots[:, 10].sum()  # the row is 1 alone
+    np.save(path.with_name("plain.npy"), np.ones((2, 16, 16), "u2"))
+    with pytest.warns(UserWarning, match="change nothing: it has no mask"):
+        open_frames(path.with_name("plain.npy"), mask_badbits=1, **KNOWN)
     for word in ("0x", 1.5, -1, True):
         with pytest.raises(BadInput, match="expected the bits of a mask"):
             masked(path, mask_badbits=word, **KNOWN)
@@ -154,6 +158,11 @@ def test_values_of_panels_stay_with_them(two):
     inner, bad = np.zeros((32, 32), bool), ~ds["mask"].values
     inner[5:-5, 5:-5] = True
     assert not bad[:, 1].any() and np.array_equal(bad[:, 0], ~inner | (stored[:, 0] > 7))
+    other = shutil.copy(two, two.with_name("other.h5"))
+    with h5py.File(other, "r+") as f:
+        f["data/data"][1, 40, 3] = 65535  # no value
+    bad = ~open_frames(other, geometry=geom, automask=[])["mask"].values
+    assert bad[1, 1].sum() == 1 and bad[1, 1, 8, 3]
     geom.write_text(GEOM + "p0/adu_per_eV = 0.001\np1/adu_per_eV = 0.001\np0/max_adu = 90\np1/max_adu = 90\n")
     alike = open_frames(two, geometry=geom, automask=[])
     assert alike["intensity"].dtype == "u2" and alike["intensity"].attrs["gain"] == pytest.approx(9)

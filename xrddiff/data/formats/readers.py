@@ -35,7 +35,7 @@ from ..frames.frames import PANEL_GEOMETRY, as_numbers, make_frames, validate_fr
 from ..transforms.spatial import uncut
 from ..frames.geometry import PanelGeometry, panel_distance
 from ..frames.labels import join_labels
-from ..frames.masks import RULES
+from ..frames.masks import RULES, largest
 from xrddiff.data.frames.rows import (
     ArrayRows,
     ChainRows,
@@ -236,7 +236,10 @@ def _gather(
     for word in ("saturation", "underload"):  # for the automask rules
         if (value := out.pop(f"{word}_value", None)) is not None:
             out[word] = value
+    told = told_bits(words) is not None and not out["mask"].parts and words.get("mask") is None
     own, about = given_mask(words, out["intensity"])
+    if told:
+        warn(str(source), ["mask_badbits and mask_goodbits change nothing: it has no mask"])
     out["mask"] &= MaskParts((f"mask={about.get('mask_file', 'an array')}", own))
     out |= about
     if flags := out.pop("flags", {}):
@@ -305,7 +308,13 @@ def _in_photons(out: dict[str, Any], words: dict[str, Any], where: str) -> dict[
         return out
     if words.get("gain") is not None:
         gains = as_numbers(words.pop("gain"), 1, "gain")[0]
-    out |= {"intensity": PhotonRows(out["intensity"], gains, pedestals), "units": "photon", "gain": 1.0}
+    stored = RecentRows(out["intensity"])  # limits of the file, and the value that is none, are those of stored values
+    limits = {
+        k: v for k, word in (("low", "underload"), ("high", "saturation")) if (v := out.pop(word, None)) is not None
+    }
+    limits |= {"equal": top} if (top := largest(stored.dtype)) is not None else {}
+    out["mask"] &= MaskParts((f"{where}: stored values out of range", LimitMask(stored, **limits) if limits else None))
+    out |= {"intensity": PhotonRows(stored, gains, pedestals), "units": "photon", "gain": 1.0}
     out["assumed"] = (
         ", ".join(a for a in (out.get("assumed") or "").split(", ") if a not in ("", "units", "gain")) or None
     )
