@@ -399,3 +399,15 @@ def test_the_wavelength_of_electrons_is_one(tmp_path):
     np.save(tmp_path / "f.npy", np.ones((2, 16, 16), "u2"))
     with pytest.warns(UserWarning, match=r"wavelength is 0.02508 Å; taken as that of electrons: kept$"):
         assert open_frames(tmp_path / "f.npy", **KNOWN | {"wavelength": 0.02508}).attrs["wavelength"] == 0.02508
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_a_checksum_after_gzip_is_not_packed(tmp_path, shuffle):
+    """Other programs write both, and large chunks are looked into before they are unpacked."""
+    values = np.random.default_rng(0).poisson(3, (2, 512, 512)).astype("i4")
+    with h5py.File(tmp_path / "a.h5", "w") as f:
+        f.create_dataset(
+            "data", data=values, chunks=(1, 512, 512), compression="gzip", shuffle=shuffle, fletcher32=True
+        )
+    ds = open_frames(tmp_path / "a.h5", automask=[], **KNOWN)
+    assert np.array_equal(ds["intensity"].values, values)
