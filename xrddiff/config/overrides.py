@@ -105,10 +105,7 @@ def _whole_path(text: str) -> str:
         return text
     if re.fullmatch(r"[\w./-]+", value, re.ASCII):  # Hydra reads it as it is
         return text
-    escaped = re.sub(
-        r"(\\*)('|$)", lambda m: 2 * m[1] + ("\\'" if m[2] else ""), value
-    )  # Hydra's grammar: backslashes count before a quote alone
-    return f"{word}='{escaped}'"
+    return as_override(word, value)
 
 
 def parse_override(text: str) -> Override:

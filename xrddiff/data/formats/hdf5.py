@@ -458,8 +458,14 @@ class MaskBits(NamedTuple):
         """The valid pixels, bool, of a mask as stored, in any shape."""
         if values.dtype == bool and not self.told:
             return values
-        values = values.astype(np.int64, copy=False)
+        if self[:2] == EVERY_BIT[:2]:
+            return values == 0
         bad, good = (b - (1 << 64) if b >= 1 << 63 else b for b in self[:2])
+        span = np.iinfo(values.dtype) if values.dtype.kind in "iu" and values.dtype.itemsize < 8 else None
+        if span is not None and bad < 0 == span.min:
+            bad &= span.max  # bits that there are
+        if span is None or not span.min <= min(bad, good) <= max(bad, good) <= span.max:
+            values = values.astype(np.int64)
         out = values & bad == 0
         return out & (values & good == good) if good else out
 

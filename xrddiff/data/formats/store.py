@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 import io
 import json
 import os
@@ -403,12 +402,12 @@ def save_frames(
     path = check_target(path)
     validate_frames(ds, "the frames to save", geometry=False)
     name = by_suffix("writer")[Path(final_name(path)).suffix]
-    save, progress = get("writer", name), progress or (lambda n: None)
+    save, progress, entry = get("writer", name), progress or (lambda n: None), find("writer", name)
     if compression is not None:
-        if compression not in COMPRESSIONS or "compression" not in inspect.signature(save).parameters:
+        if compression not in COMPRESSIONS or "compression" not in entry.options:
             raise BadInput(f"compression={compression!r} of {path.name}: expected gzip or lz4, for a file of HDF5")
         save = partial(save, compression=compression)
-    if find("writer", name).traits.get("whole"):
+    if entry.traits.get("whole"):
         save(ds, path, progress)
     else:
         with writing(path) as part:

@@ -356,11 +356,14 @@ def mask_function(ds: xr.Dataset) -> Callable[[int, np.ndarray], np.ndarray] | N
 # %% ../../../nbs/data/frames/automask.ipynb #0ce55db2
 def mask_sources(ds: xr.Dataset, frames: Sequence[int]) -> list[str]:
     """What says that pixels of `ds` are not valid, apart from rules: where it is said, by which bits, and how many pixels it masks in any of `frames`."""
-    said, rows = list(ds.attrs.get("mask_sources", [])), rows_behind(ds["mask"]) if "mask" in ds else None
+    rows = rows_behind(ds["mask"]) if "mask" in ds else None
     if not isinstance(rows, JoinedMask):
-        return said
-    for k, mask in enumerate(rows.masks):
-        if isinstance(mask, Rows):
-            bad = np.logical_or.reduce([~mask[int(i)] for i in frames])
-            said[k] = f"{rows.said[k]}: {np.count_nonzero(bad):,} pixels in {len(frames)} frames"
-    return said
+        return list(ds.attrs.get("mask_sources", []))
+    out = []
+    for said, mask in zip(rows.said, rows.masks, strict=True):
+        stack = isinstance(mask, Rows)
+        good = np.logical_and.reduce([mask[int(i)] for i in frames]) if stack else mask
+        out.append(
+            f"{said}: {good.size - np.count_nonzero(good):,} pixels" + (f" in {len(frames)} frames" if stack else "")
+        )
+    return out

@@ -390,7 +390,7 @@ class MaskParts:
     def counts(self) -> list[str]:
         """Each part with the number of pixels that it masks; those of a stack are counted when it is read."""
         return [
-            f"{said}: " + ("frame by frame" if isinstance(m, Rows) else f"{np.count_nonzero(~m):,} pixels")
+            f"{said}: " + ("frame by frame" if isinstance(m, Rows) else f"{m.size - np.count_nonzero(m):,} pixels")
             for said, m in self.parts
         ]
 

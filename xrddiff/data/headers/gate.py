@@ -492,9 +492,7 @@ def check_chunks(
             continue
         if not left_out >> packing.place & 1:
             own = f"{where} cannot be read: its chunk {place}"
-            sums = 4 * packing.filters[packing.place + 1 :].count(
-                h5py.h5z.FILTER_FLETCHER32
-            )  # bytes after what is packed
+            sums = 4 * packing.filters[packing.place + 1 :].count(_FLETCHER)  # bytes after what is packed
             check_packed(packing.kind, raw[: len(raw) - sums], packing.most + _SLACK, own)
         if known is not None:
             known.add(place)

@@ -9,6 +9,7 @@ import re
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -294,6 +295,7 @@ def _not_applied(family: str, fields: Mapping[str, str]) -> list[str]:
     ]
 
 
+@lru_cache(4096)  # a series has the same texts in every header
 def _numbers_of(field: Field, text: str) -> list[tuple[float, str]] | None:
     """The number or numbers in a field, with units; None if it says anything else."""
     found = quantities(text, field.unit)
