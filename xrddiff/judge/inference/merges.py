@@ -41,7 +41,7 @@ from xrddiff.physics.merging.observations import (
 )
 from ...physics.merging.statistics import shell_table
 from ...physics.merging.symmetry import asymmetric_unit, space_group, twin_laws
-from ...physics.simulation.crystal_files import crystal_of_file
+from ...physics.simulation.crystal_files import group_of_cell_file
 
 # %% auto #0
 __all__ = ['FEW', 'MergePlan', 'Gathered', 'gather_reflections', 'MergeResult', 'merge_data', 'merge_gathered']
@@ -102,8 +102,8 @@ def _group_of(plan: MergePlan, told: Any) -> gemmi.SpaceGroup:
     """The space group of the plan, of the file that `cell` is, or what the source has `told`."""
     if plan.group is not None:
         return space_group(plan.group)
-    if plan.cell is not None and os.path.isfile(plan.cell) and not plan.cell.lower().endswith(".cell"):
-        return space_group(crystal_of_file(plan.cell).space_group)
+    if (own := group_of_cell_file(plan.cell)) is not None:
+        return space_group(own)
     if told is None:
         raise BadInput(
             f"{plain_text(plan.source)} does not say its space group; expected one, such as --space-group 'P 43 21 2'"

@@ -164,11 +164,11 @@ def read_unmerged_mtz(path: str | os.PathLike) -> Unmerged:
         raise BadInput(f"{name} has an M/ISYM that is no whole number above 0; expected an unmerged MTZ file")
     table = table.astype({c: np.int64 for c in ("h", "k", "l", "isym", "frame")})
     table, parts = _with_whole_spots(table, own.get("FRACTIONCALC"))
-    table = _in_our_unit(table, mtz.spacegroup, name)
-    table["d"] = mtz.cell.calculate_d_array(table[["h", "k", "l"]].to_numpy(np.int32))
+    cell, group = tuple(mtz.cell.parameters), mtz.spacegroup
+    table = _in_our_unit(table, _as_measured(table, group, name), cell, group)
     found = [mtz.dataset(mtz.column_with_label("I").dataset_id).wavelength, *(d.wavelength for d in mtz.datasets)]
     wavelength = next((w for w in found if 0 < w < 100), 0.0)
-    return Unmerged(table, tuple(mtz.cell.parameters), mtz.spacegroup, wavelength, parts)
+    return Unmerged(table, cell, group, wavelength, parts)
 
 # %% ../../../nbs/physics/merging/files.ipynb #c94ef41f
 _LEAST_PART = 0.5  # of a spot that was recorded: with less, the rest is a guess
@@ -203,15 +203,23 @@ def _with_whole_spots(table: pd.DataFrame, fraction: np.ndarray | None) -> tuple
     return pd.concat([table[~partial], whole], ignore_index=True), (note,)
 
 
-def _in_our_unit(table: pd.DataFrame, group: gemmi.SpaceGroup, name: str) -> pd.DataFrame:
-    """Observations in the asymmetric unit of gemmi, whatever that of the file is."""
-    if (beyond := table["isym"] > 2 * len(point_rotations(group))).any():
+def _as_measured(table: pd.DataFrame, group: gemmi.SpaceGroup, name: str) -> np.ndarray:
+    """The indices (n, 3) before ISYM."""
+    most = 2 * len(point_rotations(group))
+    if (beyond := table["isym"] > most).any():
         raise BadInput(
-            f"{name} has ISYM {table['isym'][beyond].iloc[0]}, and {group.xhm()} has {len(point_rotations(group))} operations; expected another space group"
+            f"{name} has ISYM {table['isym'][beyond].iloc[0]}, and {group.xhm()} has {most // 2} operations; expected another space group"
         )
-    measured = original_indices(AsuIndices(table[["h", "k", "l"]].to_numpy(), table["isym"].to_numpy()), group)
-    table[["h", "k", "l"]], table["isym"] = asymmetric_unit(measured, group)
-    return table
+    return original_indices(AsuIndices(table[["h", "k", "l"]].to_numpy(), table["isym"].to_numpy()), group)
+
+
+def _in_our_unit(
+    table: pd.DataFrame, measured: np.ndarray, cell: tuple[float, ...], group: gemmi.SpaceGroup
+) -> pd.DataFrame:
+    """Observations with these indices (n, 3) in the asymmetric unit of gemmi, and their d."""
+    asu = asymmetric_unit(measured, group)
+    d = gemmi.UnitCell(*cell).calculate_d_array(asu.hkl.astype(np.int32))
+    return table.assign(h=asu.hkl[:, 0], k=asu.hkl[:, 1], l=asu.hkl[:, 2], isym=asu.isym, d=d)
 
 # %% ../../../nbs/physics/merging/files.ipynb #1e788ca1
 MOST_XDS = 4 << 30  # bytes
@@ -250,8 +258,7 @@ def read_xds(path: str | os.PathLike) -> Unmerged:
     check_indices(table, name)
     misfit = int((table["sigma"] < 0).sum())
     table = table[table["sigma"] > 0].astype({"frame": int, "crystal": int}).reset_index(drop=True)
-    table[["h", "k", "l"]], table["isym"] = asymmetric_unit(table[["h", "k", "l"]].to_numpy(), group)
-    table["d"] = gemmi.UnitCell(*cell).calculate_d_array(table[["h", "k", "l"]].to_numpy(np.int32))
+    table = _in_our_unit(table, table[["h", "k", "l"]].to_numpy(), cell, group)
     notes = (f"{misfit} observations that XDS marks as misfits are left out",) if misfit else ()
     return Unmerged(table, cell, group, float(found.wavelength), notes)
 
@@ -270,10 +277,12 @@ def read_dials(path: str | os.PathLike, experiments: str | os.PathLike | None = 
         raise BadInput(f"{name} has no column {missing[0]}; expected reflections that DIALS has integrated")
     flags = columns["flags"].astype(np.int64)
     place = columns.get("xyzcal.px", columns.get("xyzobs.px.value"))
+    if place is None:
+        raise BadInput(f"{name} has no column xyzcal.px; expected reflections that DIALS has integrated")
     if "intensity.scale.value" in columns:
         good, scale = (flags & _SCALED > 0) & (flags & _LEFT_OUT == 0), columns["inverse_scale_factor"]
         value, variance = (columns[f"intensity.scale.{w}"] for w in ("value", "variance"))
-    elif "intensity.sum.value" in columns and place is not None:
+    elif "intensity.sum.value" in columns:
         good, fitted = flags & _INTEGRATED > 0, (flags & _BY_PROFILE > 0) & ("intensity.prf.value" in columns)
         one = np.ones(len(flags))
         scale = np.where(fitted, 1, np.maximum(columns.get("partiality", one), 1e-6)) / columns.get("lp", one)
@@ -284,18 +293,17 @@ def read_dials(path: str | os.PathLike, experiments: str | os.PathLike | None = 
     else:
         raise BadInput(f"{name} has no integrated intensities; expected the output of dials.integrate or dials.scale")
     good &= (scale > 0) & (variance > 0)
-    asu = asymmetric_unit(columns["miller_index"][good], group)
-    table = pd.DataFrame(asu.hkl, columns=["h", "k", "l"]).assign(
-        isym=asu.isym, frame=np.maximum(np.floor(place[good, 2]).astype(int), 0), crystal=columns["id"][good].astype(int),
-        intensity=(value / np.where(scale > 0, scale, 1))[good], sigma=(np.sqrt(np.maximum(variance, 0)) / np.where(scale > 0, scale, 1))[good],
-        d=gemmi.UnitCell(*cell).calculate_d_array(asu.hkl.astype(np.int32)),
-    )  # fmt: skip
+    scale = scale[good]
+    about = {
+        "intensity": value[good] / scale,
+        "sigma": np.sqrt(variance[good]) / scale,
+        "frame": np.maximum(np.floor(place[good, 2]), 0),
+        "crystal": columns["id"][good],
+    }
+    table = _in_our_unit(
+        pd.DataFrame(about).astype({"frame": int, "crystal": int}), columns["miller_index"][good], cell, group
+    )
     check_indices(table, name)
     left = len(good) - len(table)
-    return Unmerged(
-        table,
-        cell,
-        group,
-        wavelength,
-        (f"{left} of {len(good)} reflections are left out, as DIALS flags them",) if left else (),
-    )
+    notes = (f"{left} of {len(good)} reflections are left out, as DIALS flags them",) if left else ()
+    return Unmerged(table, cell, group, wavelength, notes)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from .crystal import Crystal, Wilson, read_small_structure, wilson_mean
 
 # %% auto #0
 __all__ = ['MOST_GRID', 'MOST_B', 'DIRECT', 'SOLVENT', 'EXPECTED', 'atom_factors', 'FileFactors', 'AtomFactors',
-           'MeasuredFactors', 'wilson_scale', 'crystal_of_file']
+           'MeasuredFactors', 'wilson_scale', 'crystal_of_file', 'group_of_cell_file']
 
 # %% ../../../nbs/physics/simulation/crystal_files.ipynb #52a2365a
 MOST_GRID = 400_000_000  # points of a density
@@ -239,6 +240,13 @@ def _from_structure(path: Path, structure: gemmi.Structure, solvent: bool, diges
     if len(structure) > 1:
         warnings.warn(f"{path} has {len(structure)} models: the first one is taken", stacklevel=4)
     return _crystal(path, structure.cell, group, AtomFactors(path.name, structure, solvent, digest))
+
+# %% ../../../nbs/physics/simulation/crystal_files.ipynb #bfca9e48
+def group_of_cell_file(path: str | Path | None) -> str | None:
+    """The space group of the file that says the cell; None if it is no file, or CrystFEL's `.cell`, which has none. Raises as `crystal_of_file` does."""
+    if path is None or not os.path.isfile(path) or str(path).lower().endswith(".cell"):
+        return None
+    return crystal_of_file(str(path)).space_group
 
 # %% ../../../nbs/physics/simulation/crystal_files.ipynb #8a32a4c6
 def _from_cif(path: Path, text: str, solvent: bool, digest: str) -> Crystal:

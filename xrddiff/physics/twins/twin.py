@@ -391,10 +391,7 @@ def twin_frames(twin: Twin, n: int, *, seed: int = 0, blank: bool = False) -> xr
     source, count = e.frames["intensity"], frame_count(e.frames)
     valid = e.mask
     gain, pedestal = float(source.attrs.get("gain", 1.0)), float(e.frames.attrs.get("pedestal", 0.0))
-    kind, masked = (
-        np.dtype(np.int32) if source.attrs["units"] == "photon" else np.dtype(np.float32),
-        _values_of_masked(e),
-    )
+    kind, masked = np.dtype(np.int32 if source.attrs["units"] == "photon" else np.float32), _values_of_masked(e)
     if kind.kind == "i" and masked.max(initial=0) > np.iinfo(kind).max:
         kind = masked.dtype
     made = [twin.draw(i, seed) for i in range(n)]

@@ -34,7 +34,7 @@ from ...learn.recipes.saved_peak_nets import absolute_way, described_way, peak_w
 from ...physics.indexing.cells import read_cell
 from ...physics.indexing.indexer import Indexer, cell_of_frames
 from ...physics.merging.symmetry import space_group
-from ...physics.simulation.crystal_files import crystal_of_file
+from ...physics.simulation.crystal_files import group_of_cell_file
 from ..execution.workers import WorkerPool, open_workers, parse_workers, run_in_order
 from xrddiff.run.streaming.answering import (
     PEAK_COLUMNS,
@@ -197,9 +197,8 @@ class StreamPlan:
     def wish(self) -> MergeWish | None:
         """How it is merged; None without a space group. Raises `BadInput` for a group that is unknown or does not fit the cell."""
         group = self.group
-        file = "" if self.cell is None else str(self.cell)
-        if group is None and os.path.isfile(file) and not file.lower().endswith(".cell"):  # which has no group
-            group = crystal_of_file(str(self.cell)).space_group
+        if group is None:
+            group = group_of_cell_file(None if self.cell is None else str(self.cell))
         if group is None:
             if any(getattr(self, name) != getattr(StreamPlan, name) for name in ("method", "d_min", "enough")):
                 raise BadInput(
