@@ -219,7 +219,7 @@ def test_adsc_centre_alone(tmp_path):
     ds, said = opened(smv(tmp_path / "ssrl.img", DETECTOR_SN=901, **alone))
     assert ds.attrs["beam_center"] == pytest.approx((31, 22)) and "as this detector is known to" in said[0]
     ds, said = opened(smv(tmp_path / "esrf.img", DETECTOR_SN=413, **alone))
-    assert ds.attrs["beam_center"] == pytest.approx((18, 31)) and "it could be (31, 22) px" in said[0]
+    assert ds.attrs["beam_center"] == pytest.approx((18, 31)) and "it could be" in said[0] and "(31, 22) px" in said[0]
     _, said = opened(smv(tmp_path / "middle.img", data=counts(40, 40), BEAM_CENTER_X=2.0, BEAM_CENTER_Y=2.0))
     assert not said  # in the middle of a square all ways agree
 

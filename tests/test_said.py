@@ -338,14 +338,6 @@ def test_reflections_of_dials_are_those_that_dials_has(tmp_path):
         read_refl(path.with_name("lcys__scaled_20_25.refl"))
 
 
-def test_an_angle_of_the_detector_is_named(tmp_path):
-    text = "\r\n".join(f"# {one}" for one in ("Detector: PILATUS 100K, S/N 1-0001", "Pixel_size 172e-6 m x 172e-6 m", "Wavelength 1 A", "Detector_distance 0.2 m", "Beam_xy (32, 32) pixels", "Detector_2theta 20.0000 deg."))  # fmt: skip
-    header = {"_array_data.header_convention": "PILATUS_1.2", "_array_data.header_contents": text}
-    fabio.cbfimage.CbfImage(data=np.ones((64, 64), np.int32), header=header).write(str(tmp_path / "swung.cbf"))
-    with pytest.warns(UserWarning, match="Detector_2theta 20, which is not applied"):
-        open_frames(tmp_path / "swung.cbf", automask=[])
-
-
 def test_a_plain_h5py_opens_what_is_written_for_others(tmp_path):
     """Without filters of a plug-in: what CXI and NXmx are for."""
     values = np.random.default_rng(0).poisson(3, (2, 32, 32)).astype("u2")

@@ -58,7 +58,7 @@ def _read_geometry(path: Path, shape: tuple[int, int] | None) -> DetectorFile:
         return read_poni(path, shape)
     if path.suffix == ".geom":
         return read_geom(path)
-    if path.suffix == ".expt":
+    if path.suffix in (".expt", ".json"):
         return read_expt(path)
     with open(path, "rb") as file:
         head = file.read(4096).decode(errors="replace")
@@ -200,7 +200,7 @@ def apply_geometry(words: dict[str, Any], geometry: DetectorFile, source: Path |
         out["mask"] &= MaskParts((said, whole))
         return out
     mask = out["mask"].moved(lambda m: PanelRows(m, geometry.panels, geometry.path), lambda m: cut.cut(m[None])[0])
-    out |= {"intensity": cut, "mask": mask & MaskParts((said, inside))}
+    out |= {"intensity": cut, "mask": mask & MaskParts((said, None if inside.all() else inside))}
     out["panels"] = {k: np.stack([getattr(p, k) for p in geometry.panels]) for k in ("origin", "fs", "ss")}
     if out.get("peaks") is not None:
         out["peaks"] = _peaks_on_panels(out["peaks"], geometry)

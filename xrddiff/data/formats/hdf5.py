@@ -24,7 +24,7 @@ from ..frames.rows import Rows
 from ..headers.cxi_planes import cxi_geometry, join_plane
 from ..headers.gate import as_bad_input, check_chunks, check_dataset, open_hdf5, read_whole
 from ..headers.geometry_files import EV, HC
-from ..headers.header_rules import same, shown, warn
+from ..headers.header_rules import Turn, same, shown, turns_of, warn
 from ..headers.nexus_modules import LENGTHS, module_geometry, text_of, unit_of
 from ..headers.sources import HDF5Rows
 
@@ -324,6 +324,9 @@ def _detector_numbers(
         raise BadInput(f"{path} has pixels of {out['pixel_size']:g} × {other[0]:g} m; expected square pixels")
     centre, items = zip(*(_first(_find(detectors, (f"beam_center_{a}",)), _finite) for a in "xy"), strict=True)
     if all(c is not None for c in centre) and any(c.any() for c in centre):  # (0, 0) means that it was never set
+        units = [LENGTHS.get(unit_of(i)) for i in items]  # px, unless it says a length
+        if all(u is not None for u in units) and "pixel_size" in out:
+            centre = [c * u / out["pixel_size"] for c, u in zip(centre, units, strict=True)]
         out["beam_center"] = tuple(float(c[0]) for c in centre)
         names["beam_center"] = ", ".join(i.name for i in items)
         if not same("beam_center", [c.min() for c in centre], [c.max() for c in centre]):
@@ -347,6 +350,17 @@ def _panel_geometry(detectors: Sequence[h5py.Group]) -> dict[str, np.ndarray] | 
             places = {k: d[f"panel_{k}"] for k in ("origin", "fs", "ss")}
             return {k: np.asarray(read_whole(p, _where(p)), np.float64) for k, p in places.items()}
     return None
+
+
+def _swung(detectors: Sequence[h5py.Group]) -> tuple[Turn, ...]:
+    """How the detector is turned about the sample, where an Eiger writes the angle of its arm and no axes of NXmx."""
+    arms = [d["goniometer"] for d in detectors if isinstance(d.get("goniometer"), h5py.Group)]
+    for item in _find(arms, ("two_theta", "two_theta_start")):
+        angle = _finite(item)
+        if angle is not None and abs(angle[0]) > 1e-3:
+            degrees = float(angle[0]) * (180 / np.pi if unit_of(item).lower().startswith("rad") else 1)
+            return turns_of(f"{item.name} {degrees:g}", degrees)
+    return ()
 
 # %% ../../../nbs/data/formats/hdf5.ipynb #ba69fb70
 _CRYSTAL = ("crystal_id", "sample_id", "identifier", "serial_number")
@@ -437,6 +451,8 @@ def instrument(path: Path, name: str, frames: int) -> dict[str, Any]:
     own = _panel_geometry(detectors)
     if own is not None:
         out["panels"] = own
+    else:
+        out["turns"] = _swung(detectors)
     return out | _about(file, name) | {"names": names, "mixed": mixed, "assumed": assumed}
 
 # %% ../../../nbs/data/formats/hdf5.ipynb #588bc2eb

@@ -232,7 +232,19 @@ def header_words(family: str, fields: dict[str, str], shape: tuple[int, int]) ->
     full = one_number(fields, {"smv": "CCD_IMAGE_SATURATION", "mccd": "saturated_value"}.get(family, ""), notes)
     if full is not None and full > 1:  # value of a saturated pixel; the highest valid value is below it
         out["saturation"] = full - 1
-    return out, notes
+    return out | _value_words(family, fields, notes), notes
+
+
+def _value_words(family: str, fields: dict[str, str], notes: list[str]) -> dict[str, Any]:
+    """The value without light (SMV), and the one of pixels that were not measured (EDF)."""
+    pedestal = one_number(fields, "IMAGE_PEDESTAL", notes) if family == "smv" else None
+    if pedestal:
+        notes.append(f"the header has IMAGE_PEDESTAL {pedestal:g}: applied, as the pedestal of the frames")
+        return {"pedestal": pedestal}
+    dummy, near = (one_number(fields, name, notes) if family == "edf" else None for name in ("Dummy", "DDummy"))
+    if dummy is None or not np.isfinite(dummy):
+        return {}
+    return {"flags": {"equal": dummy} | ({"near": near} if near and near > 0 else {})}
 
 # %% ../../../nbs/data/formats/images.ipynb #16dd29b8
 def _headers(path: Path, first: dict[str, Any] | None = None) -> tuple[str, list[dict[str, str]], tuple | None]:

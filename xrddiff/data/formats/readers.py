@@ -33,7 +33,7 @@ from ..frames.display import FramesAccessor  # noqa: F401  registers ds.frames, 
 from ..frames.exposures import join_groups, rotates
 from ..frames.frames import PANEL_GEOMETRY, as_numbers, make_frames, validate_frames
 from ..transforms.spatial import uncut
-from ..frames.geometry import PanelGeometry, panel_distance
+from ..frames.geometry import Geometry, PanelGeometry, geometry_of, panel_distance
 from ..frames.labels import join_labels
 from ..frames.masks import RULES, largest
 from xrddiff.data.frames.rows import (
@@ -51,7 +51,9 @@ from xrddiff.data.frames.rows import (
 from ..frames.selection import concat_frames, select_frames
 from ..headers.gate import allow_outside, as_bad_input, is_hdf5, open_hdf5, readable
 from ..headers.geometry_files import DetectorFile
-from ..headers.header_rules import agree, drop_impossible, refuse_impossible, refuse_mixed, warn
+from ..headers.known_detectors import known_panels, module_mask, stack_name
+from ..headers.second_look import at_one_resolution, odd_choices, second_look
+from ..headers.header_rules import Choice, agree, drop_impossible, refuse_impossible, refuse_mixed, warn
 from ..headers.probe import probe_ahead, probe_file
 from ..headers.sources import HDF5Rows, WrittenChunks, ZarrRows
 from ..headers.unpacked import inner_suffix, is_packed, named, unpacked
@@ -333,6 +335,8 @@ def _in_photons(out: dict[str, Any], words: dict[str, Any], where: str) -> dict[
 # %% ../../../nbs/data/formats/readers.ipynb #4d2015fb
 def _trust(out: dict[str, Any], source: Path, geometry: str | Path | None, words: dict[str, Any]) -> dict[str, Any]:
     """Apply the geometry file, drop or refuse impossible values, and mark assumed ones."""
+    if geometry is None:
+        _look_again(out, source, words)
     shape = tuple(out["intensity"].shape[-2:])
     whole = shape if len(out["intensity"].shape) == 3 else None  # a beam centre in px belongs to a single plane
     drop_impossible(out, whole, str(source), out.pop("names", {}))
@@ -354,6 +358,46 @@ def _trust(out: dict[str, Any], source: Path, geometry: str | Path | None, words
     return out | {"assumed": ", ".join(sorted(assumed)) or None}
 
 # %% ../../../nbs/data/formats/readers.ipynb #852066ce
+def _look_again(out: dict[str, Any], source: Path, words: dict[str, Any]) -> None:
+    """Try the ways in which a header can be read on the first frame, and fill in panels and gaps of detectors that are known."""
+    choices, turns = list(out.pop("choices", ())), out.pop("turns", ())
+    rows, center = out["intensity"], out.get("beam_center")
+    if len(rows.shape) != 3 or out.get("panels") is not None or out.get("plane") is not None:
+        return
+    if (known := known_panels(str(out.get("detector", "")), rows.shape[1:])) is not None:
+        warn(
+            str(source),
+            [
+                f"its header describes a flat detector: the {len(known.panels)} banks of {known.path} are used instead; give geometry= if they were refined since"
+            ],
+        )
+        for word in ("beam_center", "distance"):
+            out.pop(word, None)
+        out["plane"] = known
+        return
+    if (good := module_mask(str(out.get("detector", "")), rows.shape[1:])) is not None:
+        out["mask"] &= MaskParts((f"the detector {out['detector']}: gaps between its modules", good))
+    given = {w: words[w] for w in ("beam_center", "pixel_size", "distance") if _is_number(words.get(w), w)}
+    about = {w: out.get(w) for w in ("pixel_size", "distance")} | given
+    if "beam_center" in given:
+        choices = [Choice("", tuple(map(float, given["beam_center"])))]
+    elif center is None:
+        return
+    elif not choices:
+        choices = odd_choices(center, about["pixel_size"], rows.shape[1:])
+    if len(choices) < 2 and not turns:
+        return
+    image = np.asarray(rows[0])
+    limit = largest(image.dtype)
+    valid = (image >= 0) & np.isfinite(image) & (True if limit is None else image < limit)
+    found, notes = second_look(image, valid, choices, turns, about["pixel_size"], about["distance"])
+    warn(str(source), notes)
+    out |= found
+    if "plane" in found:  # made with what the caller says
+        for word in given:
+            words.pop(word)
+
+
 def _is_number(value: Any, word: str) -> bool:
     """Whether a value given by the caller has the right type; `make_frames` refuses the others."""
     try:
@@ -518,18 +562,36 @@ def open_frames(
         said = ", ".join(f"{m} ({NEEDED[m]})" for m in missing)
         raise BadInput(
             f"{where} does not say its {said}; give {', '.join(f'{m}=' for m in missing)} or geometry= (a PONI "
-            "or .geom file)"
+            f"or .geom file{_of_stack(found)})"
         )
     attrs = {k: v for k, v in found.items() if v is not None}
     attrs["layout"] = attrs.pop("layout_name")
     left = attrs.pop("unwritten", 0)
     ds = validate_frames(make_frames(**attrs), where, geometry=complete)
+    if not missing and "wavelength" in ds.attrs and (note := at_one_resolution(_few_q(ds))):
+        warn(where, [note])
     ds = select_frames(ds, slice(0, ds.sizes["frame"] - left)) if left else ds
     places = getattr(found["intensity"], "places", None)
     shelf = MaskShelf.of([place[0] for place in places]) if places else None
     return with_automask(ds, RULES if automask is None else automask, shelf)
 
 # %% ../../../nbs/data/formats/readers.ipynb #b0f94a95
+def _of_stack(words: Mapping[str, Any]) -> str:
+    """The name of the detector that a stack without a geometry may be of, for a message."""
+    name = stack_name(words["intensity"].shape[1:])
+    return f"; frames of this shape are those of {name}, whose panels move" if name else ""
+
+
+def _few_q(ds: xr.Dataset) -> np.ndarray:
+    """Momentum transfer of some pixels all over the detector, 1/Å."""
+    g = geometry_of(ds)
+    few = PanelGeometry.from_flat(g) if isinstance(g, Geometry) else g
+    panels, n_ss, n_fs = few.shape
+    ss, fs = (np.linspace(0.5, n - 0.5, 16) for n in (n_ss, n_fs))
+    x, y, z = few.to_lab(np.arange(panels)[:, None, None], fs, ss[:, None])
+    return 4 * np.pi / ds.attrs["wavelength"] * np.sin(np.arctan2(np.hypot(x, y), z) / 2)
+
+
 def _file_of_each(path: str | Path | Sequence[str | Path]) -> list[Path]:
     """The file of each frame of `path`."""
     if is_address(path):

@@ -51,7 +51,7 @@ __all__ = ['KINDS', 'LARGEST', 'FEWEST', 'KEPT', 'LONGEST', 'ENOUGH', 'NotKept',
 # %% ../../../nbs/data/formats/remembered.ipynb #ff6c0653
 KINDS: dict[str, tuple[type, tuple[str, ...]]] = {  # what rows are made from, by attribute
     "recent": (RecentRows, ("stored",)),
-    "limits": (LimitMask, ("values", "low", "high", "equal")),
+    "limits": (LimitMask, ("values", "low", "high", "equal", "near")),
     "mask": (MaskRows, ("stored", "bad", "good", "told")),
     "joined": (JoinedMask, ("masks", "said", "shape")),
     "squeezed": (SqueezedRows, ("stored",)),
@@ -262,12 +262,14 @@ class _Series(msgspec.Struct):
     """What is kept of a series beside its masks.
 
     order: digest of the file of each frame. dates: of each file, when it was opened. seen: the file of each frame that was looked at.
+    said: what rules saw and did not mask.
     """
 
     order: str
     dates: dict[str, str]
     seen: list[str]
     sentinels: list[int]
+    said: list[str] = []
 
 
 def _name(path: str | os.PathLike) -> str:
@@ -350,6 +352,7 @@ def _recall(self: MaskShelf, masking: Automask) -> tuple[list[int], dict[int, np
     except Exception:  # whatever is wrong with it, the frames themselves are still there
         return None
     _used(place)
+    masking.said = said.said
     return said.sentinels, why, len(said.seen)
 
 
@@ -364,7 +367,9 @@ def _keep(self: MaskShelf, masking: Automask, why: Mapping[int, np.ndarray]) -> 
         if more and all(_date(f) == before.dates[f] for f in before.seen):
             return False
     order, sentinels = json_digest([_name(f) for f in self.files]), [int(v) for v in masking.values.sentinels]
-    text = sealed(json.dumps(msgspec.to_builtins(_Series(order, dict(self.dates), seen, sentinels)))).encode()
+    text = sealed(
+        json.dumps(msgspec.to_builtins(_Series(order, dict(self.dates), seen, sentinels, masking.said)))
+    ).encode()
     if len(text) > LONGEST:
         return False
     try:

@@ -88,6 +88,7 @@ class Automask:
         self._about, self._lock = ds[["intensity"]].assign_attrs(ds.attrs), threading.Lock()
         self._static: tuple[np.ndarray, dict[int, np.ndarray]] | None = None
         self.shelf, self.series = shelf, 0
+        self.said: list[str] = []  # what rules saw and did not mask
 
     def __getstate__(self) -> dict:
         return {k: v for k, v in self.__dict__.items() if k != "_lock"}
@@ -182,6 +183,7 @@ def _work_out(self: Automask) -> tuple[np.ndarray, dict[int, np.ndarray]]:
             stats.found_bits = bits if stats.found_bits is None else stats.found_bits | bits
             _add_bits(why, r.bit, bits.reshape(bad.shape))
             bad |= bits.reshape(bad.shape)
+    self.said = stats.said
     return self._checked(bad), why
 
 
@@ -271,10 +273,11 @@ def _counts(self: Automask) -> dict[str, int]:
 def _summary(self: Automask) -> str:
     """`counts` in words."""
     found = ", ".join(f"{name} {n:,}" for name, n in self.counts().items()) or "no rules"
+    kept = "".join(f"; {one}" for one in self.said)
     n, total = len(self.frames), self.intensity.shape[0]
     if self.series:
-        return f"{found} pixels (gaps, bad pixels and shadow as in {self.series} frames of its series)"
-    return f"{found} pixels" + (f" (in {n} of {total} frames)" if total > 1 else "")
+        return f"{found} pixels (gaps, bad pixels and shadow as in {self.series} frames of its series){kept}"
+    return f"{found} pixels" + (f" (in {n} of {total} frames)" if total > 1 else "") + kept
 
 
 Automask.reasons, Automask.found_by = property(_reasons), _found_by

@@ -296,6 +296,7 @@ class SeriesStatistics:
     soft: np.ndarray | None = None  # sum of asinh(x / scale): a peak in one frame of many hardly moves it
     scale: float = 1.0
     found_bits: np.ndarray | None = None  # `found`, 64 pixels to a word
+    said: list[str] = field(default_factory=list)  # what was seen and not masked
 
     @property
     def mean(self) -> np.ndarray:
@@ -610,4 +611,4 @@ def shadow(stats: SeriesStatistics) -> np.ndarray:
     known = stats.found
     np.greater(stats.known, known, out=known)  # a gap is darker still
     x = stats.known_values[0]
-    return shadow_of(x, known[0], values.center, n_frames=stats.n, pedestal=not values.photons)[None]
+    return shadow_of(x, known[0], values.center, n_frames=stats.n, pedestal=not values.photons, said=stats.said)[None]

@@ -338,10 +338,12 @@ class RecentRows(Rows):
 
 # %% ../../../nbs/data/frames/rows.ipynb #c44b93a7
 class LimitMask(Rows):
-    """The mask per frame: pixels with a value from `low` to `high` that is not `equal`; numbers, or arrays that fit a frame."""
+    """The mask per frame: pixels with a value from `low` to `high` that is not `equal`, or closer than `near` to it; numbers, or arrays that fit a frame."""
 
-    def __init__(self, values: RecentRows, low: Any = -np.inf, high: Any = np.inf, equal: Any = None):
-        self.values, self.low, self.high, self.equal = values, low, high, equal
+    def __init__(
+        self, values: RecentRows, low: Any = -np.inf, high: Any = np.inf, equal: Any = None, near: float = 0.0
+    ):
+        self.values, self.low, self.high, self.equal, self.near = values, low, high, equal, near
         self.shape, self.dtype = values.shape, np.dtype(bool)
 
     def read(self, a: int, b: int, rest: tuple) -> np.ndarray:
@@ -351,7 +353,9 @@ class LimitMask(Rows):
             for v in (self.low, self.high, self.equal)
         )
         good = (values >= low) & (values <= high)
-        return good if equal is None else good & (values != equal)
+        if equal is None:
+            return good
+        return good & (np.abs(values - equal) > self.near if self.near else values != equal)
 
 # %% ../../../nbs/data/frames/rows.ipynb #6884dc27
 class JoinedMask(Rows):

@@ -11,11 +11,12 @@ import numpy as np
 import scipy
 
 # %% auto #0
-__all__ = ['DEEP', 'SIGMAS', 'COUNTS', 'MOST', 'RECT', 'block_sums', 'medians_of', 'first_free', 'Blocks', 'along', 'dark_blocks',
-           'shadow_blocks', 'shadow_of']
+__all__ = ['DEEP', 'CLEAR', 'SIGMAS', 'COUNTS', 'MOST', 'RECT', 'block_sums', 'medians_of', 'first_free', 'Blocks', 'along',
+           'dark_blocks', 'even_blocks', 'shadow_blocks', 'shadow_of']
 
 # %% ../../../nbs/data/frames/shadows.ipynb #501cf299
 DEEP = 0.8  # a shadow is darker than this share of its ring
+CLEAR = 0.4  # what lets more light through is kept, where it does so evenly
 SIGMAS = 4.5
 COUNTS = 100.0  # of a block
 MOST = 0.05  # of the frame
@@ -141,8 +142,28 @@ def dark_blocks(at: Blocks, directions: int = 12) -> np.ndarray:
     return out & at.full & (at.share < 0.9)
 
 
-def shadow_blocks(at: Blocks) -> tuple[np.ndarray, np.ndarray]:
-    """(blocks of the shadow, blocks in which its edge may be), bool (y, x)."""
+def even_blocks(at: Blocks, dark: np.ndarray) -> np.ndarray:
+    """Which of the `dark` blocks lie behind something wide that absorbs evenly, such as kapton or glass: bool (y, x).
+
+    Its inside is as bright as it is two blocks away on each side; a holder is too narrow, and the edge of a beamstop too steep.
+    """
+    n = np.where(at.full, at.level * at.count, 0)
+    light = scipy.ndimage.uniform_filter(n, 3)
+    share = scipy.ndimage.uniform_filter(np.where(at.full, at.share, 0) * n, 3) / np.maximum(light, 1e-9)
+    error = at.sigma / np.sqrt(np.maximum(9 * light, 1e-9))
+    wide = np.pad(share, 2, mode="edge")
+    h, w = share.shape
+    steps = [
+        np.abs(share - wide[2 + dy : 2 + dy + h, 2 + dx : 2 + dx + w]) for dy, dx in ((-2, 0), (2, 0), (0, -2), (0, 2))
+    ]
+    core = dark & (light > 0) & (share > CLEAR) & (np.max(steps, axis=0) < 0.05 + 3 * error)
+    core = scipy.ndimage.binary_opening(core, RECT)
+    opaque = dark & (at.share < CLEAR - 3 * at.sigma / np.sqrt(np.maximum(n, 1e-9)))
+    return dark & scipy.ndimage.binary_dilation(core, RECT, 4) & ~scipy.ndimage.binary_dilation(opaque, RECT, 2)
+
+
+def shadow_blocks(at: Blocks) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(blocks of the shadow, blocks in which its edge may be, blocks that are dimmer and are kept), bool (y, x)."""
     dark = dark_blocks(at)
     near = scipy.ndimage.binary_dilation(dark, RECT, iterations=max(1, 24 // at.b))
     label, n = scipy.ndimage.label(dark | (near & ~at.full), RECT)
@@ -153,7 +174,14 @@ def shadow_blocks(at: Blocks) -> tuple[np.ndarray, np.ndarray]:
     inside = joined & dark
     closed = scipy.ndimage.binary_closing(np.pad(inside, 3), RECT, iterations=3)[3:-3, 3:-3]  # over Bragg peaks
     inside |= closed & (at.share < 0.95)
-    return inside, scipy.ndimage.binary_dilation(inside | (joined & ~at.full), RECT) if inside.any() else inside
+    even = even_blocks(at, inside)
+    inside &= ~even
+    joined &= ~scipy.ndimage.binary_dilation(even, RECT)
+    return (
+        inside,
+        scipy.ndimage.binary_dilation(inside | (joined & ~at.full), RECT) & ~even if inside.any() else inside,
+        even,
+    )
 
 # %% ../../../nbs/data/frames/shadows.ipynb #d27c20dd
 def _edge(x: np.ndarray, known: np.ndarray, at: Blocks, inside: np.ndarray, zone: np.ndarray, box: tuple) -> np.ndarray:
@@ -198,7 +226,13 @@ def _edge(x: np.ndarray, known: np.ndarray, at: Blocks, inside: np.ndarray, zone
 
 
 def shadow_of(
-    x: np.ndarray, known: np.ndarray, center: tuple[float, float], *, n_frames: int = 1, pedestal: bool = False
+    x: np.ndarray,
+    known: np.ndarray,
+    center: tuple[float, float],
+    *,
+    n_frames: int = 1,
+    pedestal: bool = False,
+    said: list[str] | None = None,
 ) -> np.ndarray:
     """The shadow of beamstop and holder in `x`: bool (y, x).
 
@@ -207,7 +241,8 @@ def shadow_of(
     pedestal: the counts may have an offset, which is then that of the darkest block in the middle.
     What covers more than a twentieth is no beamstop (it may be a sample's horizon). Nothing is found
     in frames of less than a hundred counts in 16 × 16 pixels, of fewer than 192
-    pixels a side, or with the centre outside.
+    pixels a side, or with the centre outside. What absorbs evenly, and lets more than 40% of the light through, is kept; `said` gets a
+    sentence about it.
     """
     out = np.zeros(x.shape, bool)
     few = x[::3, ::3][known[::3, ::3]]
@@ -222,7 +257,12 @@ def shadow_of(
     if not (count >= b * b / 4).any():
         return out
     at = Blocks(b, center, total, count, pedestal)
-    inside, zone = shadow_blocks(at)
+    inside, zone, even = shadow_blocks(at)
+    if even.any() and said is not None:
+        dimmer = 1 - float(np.median(at.share[even]))
+        said.append(
+            f"{int(at.count[even].sum()):,} pixels are {dimmer:.0%} dimmer than their ring and as even as behind kapton or glass: kept"
+        )
     for box in scipy.ndimage.find_objects(scipy.ndimage.label(zone, RECT)[0]):
         rows, columns = (
             slice(max(0, s.start - 2) * b, min(s.stop + 2, n) * b) for s, n in zip(box, zone.shape, strict=True)

@@ -193,6 +193,8 @@ def place_panels(file: DetectorFile, shape: tuple[int, ...]) -> None:
         )
     each = len(panels) // planes
     down = len(shape) == 3 and len(panels) > 1 and len({(p.min_fs, p.min_ss) for p in panels}) == 1
+    tall, left = (sum(p.shape[0] for p in panels), len(panels) - 1) if down else (0, 0)
+    gap = (shape[-2] - tall) // left if down and tall <= shape[-2] and (shape[-2] - tall) % left == 0 else 0
     row = 0
     for k, p in enumerate(panels):
         p.fixed = {1: k // each} if planes > 1 or len(shape) == 4 else {}
@@ -204,7 +206,7 @@ def place_panels(file: DetectorFile, shape: tuple[int, ...]) -> None:
                 region[f"max_{word}"] += by
         rows, columns = p.shape
         p.min_ss, p.max_ss, p.min_fs, p.max_fs = y, y + rows - 1, x, x + columns - 1
-        row += rows
+        row += rows + gap
         if p.max_ss >= shape[-2] or p.max_fs >= shape[-1]:
             raise BadInput(
                 f"{file.path} has panel {p.name!r} at rows {y}:{y + rows}, columns {x}:{x + columns}, and frames have shape {shape[1:]}"

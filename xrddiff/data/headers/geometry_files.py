@@ -23,8 +23,8 @@ from ..frames.rows import Rows
 from .gate import check_size, readable
 
 # %% auto #0
-__all__ = ['MOST_TEXT', 'HC', 'EV', 'DetectorPanel', 'DetectorFile', 'read_poni', 'read_geom', 'panel_values', 'PanelRows',
-           'panel_mask', 'flat_plane']
+__all__ = ['MOST_TEXT', 'HC', 'EV', 'DetectorPanel', 'DetectorFile', 'read_poni', 'tilted_plane', 'read_geom', 'panel_values',
+           'PanelRows', 'panel_mask', 'flat_plane']
 
 # %% ../../../nbs/data/headers/geometry_files.ipynb #701a6e76
 MOST_TEXT = 4 << 20  # bytes of a geometry file
@@ -149,7 +149,6 @@ def read_poni(path: str | Path, shape: tuple[int, int] | None = None) -> Detecto
 
     origin = corner(0, 0)
     fs, ss = corner(0, 1) - origin, corner(1, 0) - origin
-    normal = np.cross(fs, ss)
     # where the beam (the z axis) hits: origin + a fs + b ss = (0, 0, z)
     plane = np.array([fs[:2], ss[:2]]).T / p1
     beam = np.full(3, -1.0)
@@ -160,13 +159,31 @@ def read_poni(path: str | Path, shape: tuple[int, int] | None = None) -> Detecto
         raise BadInput(
             f"{path} tilts the detector by Rot1 = {ai.rot1:g}, Rot2 = {ai.rot2:g} rad, so that the beam does not hit its front; expected less than π/2"
         )
-    r = np.hypot(max(a, shape[1] - a), max(b, shape[0] - b)) * p1
+    plane = tilted_plane(origin, fs, ss, shape, str(path))
+    out.distance, out.beam_center, out.panels = plane.distance, plane.beam_center, plane.panels
+    return out
+
+
+def tilted_plane(origin: np.ndarray, fs: np.ndarray, ss: np.ndarray, shape: Sequence[int], where: str) -> DetectorFile:
+    """A plane with a corner and steps (3,) in m: distance and centre if it is across the beam to half a pixel, else one panel.
+
+    shape: (y, x) px. `distance` is that to where the beam hits the plane, or z of its middle where it does not.
+    """
+    size = float(np.linalg.norm(fs))
+    panel = DetectorPanel("plane", 0, shape[1] - 1, 0, shape[0] - 1, origin, fs, ss)
+    out = DetectorFile(where, pixel_size=size, panels=[panel])
+    across = np.array([fs[:2], ss[:2]]).T / size
+    if abs(np.linalg.det(across)) < 1e-6:
+        out.distance = float((origin + shape[1] / 2 * fs + shape[0] / 2 * ss)[2])
+        return out
+    a, b = np.linalg.solve(across, -origin[:2] / size)  # where the beam, the z axis, hits
+    out.distance = float((origin + a * fs + b * ss)[2])
+    normal = np.cross(fs, ss)
+    r = np.hypot(max(a, shape[1] - a), max(b, shape[0] - b)) * size
     tilt = np.hypot(*normal[:2]) / np.linalg.norm(normal)
-    if r * r * tilt / beam[2] < 0.5 * p1:
-        out.distance, out.beam_center = float(beam[2]), (float(a), float(b))
-    else:
-        out.distance, out.beam_center = float(beam[2]), None
-        out.panels = [DetectorPanel("plane", 0, shape[1] - 1, 0, shape[0] - 1, origin, fs, ss)]
+    straight = max(abs(fs[1]), abs(ss[0])) * max(shape) < 0.5 * size and fs[0] > 0 < ss[1]
+    if straight and 0 < out.distance and r * r * tilt / out.distance < 0.5 * size:
+        out.beam_center, out.panels = (float(a), float(b)), []
     return out
 
 # %% ../../../nbs/data/headers/geometry_files.ipynb #3b611bd3

@@ -10,17 +10,18 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ...core.errors import BadInput
 from .geometry_files import HC
+from .imgcif import turn_about
 
 # %% auto #0
 __all__ = ['QUANTITIES', 'FIELDS', 'MOST_HEADER_TEXT', 'Quantity', 'shown', 'same', 'centre_outside', 'problem', 'unusual',
-           'meant', 'refuse_impossible', 'Field', 'quantities', 'one_number', 'centre', 'Reading', 'read_fields',
-           'warn', 'drop_impossible', 'agree', 'refuse_mixed']
+           'meant', 'refuse_impossible', 'Field', 'quantities', 'one_number', 'centre', 'Choice', 'Turn', 'Reading',
+           'turns_of', 'read_fields', 'warn', 'drop_impossible', 'agree', 'refuse_mixed']
 
 # %% ../../../nbs/data/headers/header_rules.ipynb #04821591
 @dataclass(frozen=True)
@@ -240,6 +241,22 @@ def centre(way: str, x: float, y: float, shape: Sequence[int]) -> tuple[float, f
     return ways[way]
 
 # %% ../../../nbs/data/headers/header_rules.ipynb #bc97b5cc
+class Choice(NamedTuple):
+    """One way to read a beam centre: how it counts, the centre (x, y) px, and the `text` of the header."""
+
+    said: str
+    center: tuple[float, float]
+    text: str = ""
+
+
+class Turn(NamedTuple):
+    """One way to turn a detector about the sample: what the header says, the matrix (3, 3), and which way that is; None: across the beam."""
+
+    said: str
+    matrix: np.ndarray | None
+    way: str = "as it says"
+
+
 @dataclass(frozen=True)
 class Reading:
     """The value of one field in the unit of the schema, and the `text` of the header."""
@@ -254,9 +271,12 @@ def _centre_reading(field: Field, fields: Mapping[str, str], pixel: float | None
     found = [q for name in field.names for q in _numbers_of(field, fields[name]) or ()]
     if len(found) < 2 or not any(n for n, _ in found) or shape is None:
         return None
-    if field.unit == "mm":
-        return None if pixel is None else tuple(n * _LENGTHS[u] / pixel for n, u in found)
-    return tuple(n * (1e-3 if field.unit == "mpx" else 1) for n, _ in found)
+    last = (quantities(fields[field.names[-1]], "") or [(0.0, "")])[-1][1]
+    if len(field.names) == 1 and last in _LENGTHS:  # (101.5, 130.5) mm: both
+        found = [(n, last) for n, _ in found]
+    if any(u in _LENGTHS for _, u in found):
+        return None if pixel is None else tuple(n * _LENGTHS.get(u, pixel) / pixel for n, u in found)
+    return tuple(n * (1e-3 if u == "mpx" else 1) for n, u in found)
 
 
 def _unread(family: str, fields: Mapping[str, str]) -> list[str]:
@@ -273,26 +293,63 @@ def _unread(family: str, fields: Mapping[str, str]) -> list[str]:
     return notes
 
 
-_ROTATIONS = {
-    "dectris": ("Detector_2theta",),
-    "smv": ("TWOTHETA",),
-    "edf": ("Rot_1", "Rot_2"),
-}  # angles of the detector
+_ANGLES = {  # of the detector about the sample, and the factor to degrees
+    "dectris": (("Detector_2theta",), 1.0),
+    "smv": (("TWOTHETA",), 1.0),
+    "mccd": (("start_twotheta",), 1e-3),
+    "edf": (("Rot_1", "Rot_2", "Rot_3"), float(np.degrees(1))),
+}
+_NAMED = {  # words that change what numbers mean, and that are not applied unless they are 0 (RasterOrientation: 1)
+    "dectris": ("Detector_Voffset",),
+    "edf": ("Offset_1", "Offset_2", "RasterOrientation"),
+}
+
+
+def _turns(family: str, fields: Mapping[str, str]) -> tuple[Turn, ...]:
+    """How the detector may be turned about the sample; nothing if it faces the beam.
+
+    The headers of Dectris, SMV and MarCCD say an angle 2θ and no axis: it may be lifted or lowered, or moved to either side, or the angle
+    may be a leftover. EDF names its axes (SPD; those of pyFAI are rot1 = Rot_2, rot2 = Rot_1, rot3 = −Rot_3), and programs differ in the signs.
+    """
+    names, factor = _ANGLES.get(family, ((), 1.0))
+    at = {k.lower(): v for k, v in fields.items()}
+    found = {n: q[0][0] * factor for n in names if (q := quantities(at.get(n.lower(), ""), "") or ())}
+    if not any(abs(v) > 1e-3 for v in found.values()) or max(map(abs, found.values())) >= 180:
+        return ()
+    said = " and ".join(f"{n} {v / factor if family == 'edf' else v:g}" for n, v in found.items() if v)
+    if family == "edf":
+        x, y, z = (found.get(n, 0.0) for n in names)
+        signs = [(a, b) for a in (1, -1)[: 1 + bool(x)] for b in (1, -1)[: 1 + bool(y)]]
+        turned = ((a, b, turn_about((1, 0, 0), a * x) @ turn_about((0, 1, 0), b * y)) for a, b in signs)
+        return tuple(
+            Turn(
+                said,
+                turn_about((0, 0, 1), z) @ m,
+                " and ".join(["Rot_1 reversed"] * (a < 0) + ["Rot_2 reversed"] * (b < 0)) or "as it says",
+            )
+            for a, b, m in turned
+        )
+    (angle,) = found.values()
+    return turns_of(said, angle)
+
+
+def turns_of(said: str, angle: float) -> tuple[Turn, ...]:
+    """The ways to turn a detector by 2θ = `angle` degrees, if nothing says about which axis: lifted, lowered, to either side, or not at all."""
+    ways = (
+        ("up", (1, 0, 0), 1),
+        ("down", (1, 0, 0), -1),
+        ("to the right", (0, 1, 0), 1),
+        ("to the left", (0, 1, 0), -1),
+    )
+    return tuple(Turn(said, turn_about(axis, sign * angle), way) for way, axis, sign in ways) + (Turn(said, None),)
 
 
 def _not_applied(family: str, fields: Mapping[str, str]) -> list[str]:
-    """A note on each word that changes what numbers mean, and that is not applied: a detector that stands at an angle."""
+    """A note on each word that changes what numbers mean, and that is not applied."""
     at = {k.lower(): v for k, v in fields.items()}
-    turned = [
-        (n, q)
-        for n in _ROTATIONS.get(family, ())
-        for q in quantities(at.get(n.lower(), ""), "") or ()
-        if abs(q[0]) > 1e-3
-    ]
-    return [
-        f"the header has {name} {q[0]:g}, which is not applied: the detector stands at an angle; give geometry="
-        for name, q in turned
-    ]
+    none = {"RasterOrientation": 1.0}
+    found = [(n, q) for n in _NAMED.get(family, ()) for q in quantities(at.get(n.lower(), ""), "") or ()]
+    return [f"the header has {n} {q[0]:g}, which is not applied" for n, q in found if q[0] != none.get(n, 0.0)]
 
 
 @lru_cache(4096)  # a series has the same texts in every header
@@ -332,18 +389,33 @@ def _far(a: Sequence[float], b: Sequence[float], limit: float = 1.0) -> bool:
     return bool(np.abs(np.subtract(a, b)).max() > limit)
 
 
-def _unsaid_alone(reading: Reading, fields: Mapping[str, str], shape: Sequence[int]) -> tuple[tuple, list[str]]:
-    """(the centre used, notes) for an ambiguous centre without another field to compare with."""
+def _unsaid_choices(
+    reading: Reading, fields: Mapping[str, str], shape: Sequence[int], pixel: float | None
+) -> tuple[Choice, ...]:
+    """The ways to read a centre that does not say how it counts, without another field to compare with; the most usual one first.
+
+    Such numbers are mm from either edge, x or y first; some detectors have px.
+    """
     serial = quantities(fields.get("DETECTOR_SN", ""), "") or ()
     known = len(serial) == 1 and int(serial[0][0]) in _ADXV_SERIALS
-    way, other = ("adxv", "mosflm") if known else ("mosflm", "adxv")
-    taken, instead = (centre(w, *reading.value, shape) for w in (way, other))
-    if not _far(taken, instead):
-        return taken, []
-    return taken, [
-        f"{reading.text} does not say from which edge it counts: taken as {shown('beam_center', taken)}, {_HOW[way]}"
-        f"{', as this detector is known to' if known else ''}; it could be {shown('beam_center', instead)}, {_HOW[other]}"
+    ways = ("adxv", "mosflm", "xy") if known else ("mosflm", "adxv", "xy")
+    units = {"mm": reading.value}
+    stated = any(u for n in reading.field.names for _, u in quantities(fields.get(n, ""), "") or ())
+    middle = np.array(shape[::-1]) / 2
+    if pixel is not None and not stated and _far(centre(ways[0], *reading.value, shape) / middle, (1, 1), 0.5):
+        units["px"] = tuple(v * pixel * 1e3 for v in reading.value)
+    every = [
+        Choice(
+            f"in {unit} {_HOW[way]}" + ", as this detector is known to" * (known and way == "adxv"),
+            centre(way, *value, shape),
+        )
+        for unit, value in units.items()
+        for way in ways
     ]
+    sound = [c for k, c in enumerate(every) if k == 0 or centre_outside(c.center, shape) == 0]
+    if len(sound) > 1 and problem("beam_center", sound[0].center, shape):
+        sound = sound[1:]
+    return tuple(c for k, c in enumerate(sound) if all(_far(c.center, other.center) for other in sound[:k]))
 
 
 def _unsaid_beside(reading: Reading, taken: Reading, value: tuple, shape: Sequence[int]) -> list[str]:
@@ -361,17 +433,18 @@ def _unsaid_beside(reading: Reading, taken: Reading, value: tuple, shape: Sequen
 # %% ../../../nbs/data/headers/header_rules.ipynb #d017bd5f
 def _choose_centre(
     readings: Sequence[Reading], fields: Mapping[str, str], shape: Any, pixel: float | None
-) -> tuple[tuple | None, list[str]]:
-    """(the centre, notes) from all centres in a header."""
+) -> tuple[tuple | None, list[str], tuple[Choice, ...]]:
+    """(the centre, notes, the ways to read it if it does not say which) from all centres in a header."""
     notes: list[str] = []
+    choices: tuple[Choice, ...] = ()
     taken: tuple[Reading, tuple] | None = None
     for r in readings:
         if r.field.way == "unsaid":
             if taken is not None:
                 notes += _unsaid_beside(r, *taken, shape)
                 continue
-            value, more = _unsaid_alone(r, fields, shape)
-            notes += more
+            choices = tuple(c._replace(text=r.text) for c in _unsaid_choices(r, fields, shape, pixel))
+            value = choices[0].center
         else:
             value = centre(r.field.way, *r.value, shape)
         reason = problem("beam_center", value, shape)
@@ -383,24 +456,10 @@ def _choose_centre(
             first = shown("beam_center", taken[1])
             notes.append(f"{r.text} is {shown('beam_center', value)}; using {first} of {taken[0].text} instead")
     if taken is None:
-        return None, notes
-    return taken[1], notes + _odd_centre(*taken, shape, pixel)
-
-
-def _odd_centre(reading: Reading, value: tuple, shape: Sequence[int], pixel: float | None) -> list[str]:
-    """Notes on a centre that is possible but probably wrong."""
-    if centre_outside(value, shape) > 0:
-        return [f"{reading.text} is a beam at {shown('beam_center', value)}, beside the detector; used anyway"]
-    middle = np.array(shape[::-1]) / 2
-    if pixel is None or reading.field.unit == "mm" or not _far(value / middle, (1, 1), 0.5):
-        return []
-    in_mm = np.array(value) * 1e-3 / pixel
-    if _far(in_mm / middle, (1, 1), 0.1):
-        return []
-    return [
-        f"{reading.text} is a beam at {shown('beam_center', value)}, far from the middle; read as mm it would be at "
-        f"{shown('beam_center', in_mm)}, near it; used as it is, set beam_center=[x,y] to be sure"
-    ]
+        return None, notes, ()
+    if centre_outside(taken[1], shape) > 0:
+        notes.append(f"{taken[0].text} is a beam at {shown('beam_center', taken[1])}, beside the detector; used anyway")
+    return taken[1], notes, choices if taken[0].field.way == "unsaid" else ()
 
 # %% ../../../nbs/data/headers/header_rules.ipynb #282c3a71
 def _choose_number(word: str, readings: Sequence[Reading]) -> tuple[float | None, list[str]]:
@@ -434,7 +493,8 @@ def read_fields(
     - `shape`: (y, x) of the image.
 
     Returns a dict with those found of wavelength (Å), distance and pixel_size (m) and beam_center
-    (x, y) (px), and notes on anything suspicious. Raises `BadInput` for pixels that are not square.
+    (x, y) (px), and, where the header does not say which, the ways to read the centre (`choices`) and to turn the detector (`turns`);
+    and notes on anything suspicious. Raises `BadInput` for pixels that are not square.
     """
     out: dict[str, Any] = {}
     notes = _unread(family, fields) + _not_applied(family, fields)
@@ -444,10 +504,11 @@ def read_fields(
         if value is not None:
             out[word] = value
     pixel = out.get("pixel_size")
-    value, more = _choose_centre(_readings(family, fields, "beam_center", pixel, shape), fields, shape, pixel)
+    value, more, choices = _choose_centre(_readings(family, fields, "beam_center", pixel, shape), fields, shape, pixel)
     if value is not None:
         out["beam_center"] = value
-    return out, notes + more
+    looks = {"choices": choices if len(choices) > 1 else (), "turns": _turns(family, fields)}
+    return out | {k: v for k, v in looks.items() if v}, notes + more
 
 
 def warn(where: str, notes: Sequence[str]) -> None:

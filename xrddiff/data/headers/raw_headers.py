@@ -161,7 +161,7 @@ def _cbf(f: BinaryIO, path: Path, size: int) -> RawHeader | None:
 # %% ../../../nbs/data/headers/raw_headers.ipynb #ed82dbe8
 _TIFF_TYPES = {1: (1, "B"), 2: (1, "c"), 3: (2, "H"), 4: (4, "I"), 16: (8, "Q")}
 _MAR_FIELDS = {
-    "saturated_value": 104, "xtal_to_detector": 640, "beam_x": 644, "beam_y": 648, "start_xtal_to_detector": 696, "pixelsize_x": 772, "pixelsize_y": 776,
+    "saturated_value": 104, "xtal_to_detector": 640, "beam_x": 644, "beam_y": 648, "start_twotheta": 668, "start_xtal_to_detector": 696, "pixelsize_x": 772, "pixelsize_y": 776,
     "source_wavelength": 908,
 }  # fmt: skip
 
