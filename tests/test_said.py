@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -11,6 +12,7 @@ from pathlib import Path
 import fabio.cbfimage
 import gemmi
 import h5py
+import msgspec
 import numpy as np
 import pytest
 import zarr
@@ -22,9 +24,12 @@ from xrddiff.data.formats.peak_files import read_peaks
 from xrddiff.data.formats.readers import open_frames
 from xrddiff.data.formats.store import save_frames
 from xrddiff.data.frames.frames import make_frames
+from xrddiff.data.frames.peaks import find_frame_peaks
 from xrddiff.data.frames.rows import frame_origin
-from xrddiff.data.headers.dials_experiments import read_refl
+from xrddiff.data.headers.dials_experiments import read_images, read_refl
 from xrddiff.judge.views.inspection import explain_mask
+from xrddiff.physics.indexing.cells import Cell
+from xrddiff.physics.indexing.expected_intensities import CrystalIntensities, read_intensities
 from xrddiff.physics.indexing.stream import _place
 from xrddiff.physics.merging.files import read_dials, read_unmerged_mtz
 
@@ -267,6 +272,133 @@ def test_a_column_that_is_not_meant_is_refused(tmp_path, text, says):
         read_table(tmp_path / "a.csv")
 
 
+# ---------------------------------------------------------------- a frame is a file and a number there
+
+CHUNK = """----- Begin chunk -----
+Image filename: {}
+Event: //{}
+num_peaks = 1
+Peaks from peak search
+  fs/px   ss/px (1/d)/nm^-1   Intensity  Panel
+  {:5.2f}   8.00   1.0   100.0   p0
+End of peak list
+----- End chunk -----
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Three files of two frames, and peaks of some of them, each at fs = 10 + the number of its frame among the six."""
+    for name in "abc":
+        with h5py.File(tmp_path / f"{name}.h5", "w") as f:
+            f["data/data"] = np.ones((2, 32, 32), "u2")
+    return tmp_path
+
+
+def test_a_stream_of_several_files_is_joined_by_file_and_event(folder):
+    ds = open_frames([folder / f"{name}.h5" for name in "abc"], automask=[], **KNOWN)
+    chunks = [(folder / "c.h5", 1, 15), (folder / "a.h5", 0, 10), (folder / "b.h5", 1, 13)]
+    (folder / "x.stream").write_text("CrystFEL stream format 2.3\n" + "".join(CHUNK.format(*c) for c in chunks))
+    peaks = read_peaks(folder / "x.stream", ds)["peaks"]
+    assert (peaks["fs"] == 10 + peaks["frame"]).all() and set(peaks["frame"]) == {0, 3, 5}
+    # the same from another folder, and of one file of a folder
+    (folder / "y.stream").write_text("CrystFEL stream format 2.3\n" + CHUNK.format("/elsewhere/b.h5", 1, 13))
+    assert read_peaks(folder / "y.stream", ds)["peaks"]["frame"].tolist() == [3]
+    other = "CrystFEL stream format 2.3\n" + "".join(CHUNK.format(f"/elsewhere/{n}.cxi", 0, 10) for n in "xy")
+    (folder / "z.stream").write_text(other)
+    with pytest.raises(BadInput, match="frames of 2 image files, and none of them is one of these frames"):
+        read_peaks(folder / "z.stream", ds)
+    one = open_frames(folder / "b.h5", automask=[], **KNOWN)
+    assert read_peaks(folder / "x.stream", one)["peaks"]["frame"].tolist() == [1]
+
+
+def test_a_table_with_files_is_joined_by_them(folder):
+    ds = open_frames([folder / f"{name}.h5" for name in "abc"], automask=[], **KNOWN)
+    (folder / "p.csv").write_text("file,frame,fs,ss\nc.h5,1,15,8\na.h5,0,10,8\nb.h5,0,12,8\n")
+    peaks = read_peaks(folder / "p.csv", ds)["peaks"]
+    assert peaks["frame"].tolist() == [5, 0, 2] and (peaks["fs"] == 10 + peaks["frame"]).all()
+
+
+def write_refl(path: Path, frame: list, fs: list, **more) -> Path:
+    """Spots as DIALS writes them."""
+    n = len(frame)
+    place = np.column_stack([fs, np.full(n, 8.0), np.array(frame) + 0.5]).astype("<f8")
+    columns = {
+        "xyzobs.px.value": ["vec3<double>", [n, place.tobytes()]],
+        "intensity.sum.value": ["double", [n, np.full(n, 100.0, "<f8").tobytes()]],
+        "panel": ["std::size_t", [n, np.zeros(n, "<u8").tobytes()]],
+    } | {k: ["int", [n, np.array(v, "<i4").tobytes()]] for k, v in more.items()}
+    about = {"identifiers": {}, "nrows": n, "data": columns}
+    path.write_bytes(msgspec.msgpack.encode(["dials::af::reflection_table", 1, about]))
+    return path
+
+
+def test_spots_of_dials_are_on_the_images_that_its_experiments_name(folder):
+    ds = open_frames([folder / f"{name}.h5" for name in "abc"], automask=[], **KNOWN)
+    refl = write_refl(folder / "x.refl", [1, 0, 1], [15, 10, 13], imageset_id=[2, 0, 1])
+    sets = [
+        {"__id__": "ImageSet", "images": [str(folder / f"{n}.h5")] * 2, "single_file_indices": [0, 1]} for n in "abc"
+    ]
+    experiments = {"__id__": "ExperimentList", "experiment": [{"imageset": k} for k in range(3)], "imageset": sets}
+    (folder / "x.expt").write_text(json.dumps(experiments))
+    peaks = read_peaks(refl, ds)["peaks"]
+    assert (peaks["fs"] == 10 + peaks["frame"]).all() and set(peaks["frame"]) == {0, 3, 5}
+    # a sweep that begins at image 3 of a template; without its experiments, stills that are sets of their own
+    sweep = {"__id__": "ImageSequence", "template": "/elsewhere/t_####.cbf"}
+    scan = [{"image_range": [3, 8], "oscillation": [0, 0.1]}]
+    found = experiments | {"experiment": [{"imageset": 0, "scan": 0}], "imageset": [sweep], "scan": scan}
+    (folder / "y.expt").write_text(json.dumps(found))
+    refl = write_refl(folder / "y.refl", [2, 5, 7], [10, 13, 15])
+    assert read_peaks(refl, 6)["peaks"]["frame"].tolist() == [0, 3, 5]
+    assert read_images(folder / "y.expt")[0].place(2) == ("/elsewhere/t_0003.cbf", 0)
+    refl = write_refl(folder / "z.refl", [0, 0, 0], [10, 13, 15], id=[0, 3, 5])
+    assert read_peaks(refl, 6)["peaks"]["frame"].tolist() == [0, 3, 5]
+
+
+def test_peaks_of_a_file_are_indexed_and_drawn(tmp_path, monkeypatch, capsys):
+    """As found by another program: the lattices are those of our own peaks."""
+    monkeypatch.chdir(tmp_path)
+    assert main(["data", "simulate", "sim128", "-n", "3", "-o", "shots.h5", "--seed", "5"]) == 0
+    ds = open_frames("shots.h5")
+    own = find_frame_peaks(ds)
+    columns = {"frame": own["frame"], "fs": own["fs"], "ss": own["ss"]}
+    refl = write_refl(tmp_path / "spots.refl", own["frame"].tolist(), own["fs"].tolist())
+    table = own.assign(**columns)[["frame", "fs", "ss", "intensity"]]
+    table.to_csv("peaks.csv", index=False)
+    assert len(read_peaks(refl, 3)["peaks"]) == len(own)
+    assert main(["data", "index", "shots.h5", "peaks=peaks.csv", "--controls", "0", "--png", "a.png"]) == 0
+    assert main(["data", "index", "shots.h5", "--controls", "0", "--png", "b.png"]) == 0
+    a, b = (read_table(f"{x}.csv") for x in "ab")
+    assert a["indexed"].tolist() == b["indexed"].tolist() and a["indexed"].sum() > 10
+    assert main(["data", "inspect", "shots.h5", "peaks=peaks.csv", "--no-png"]) == 0
+    assert f"{(own['frame'] == 0).sum()}" in capsys.readouterr().out
+    assert main(["data", "index", "shots.h5", "peaks=lost.refl"]) == 2
+
+
+def test_a_merged_list_of_crystfel_gives_intensities(tmp_path):
+    known = CrystalIntensities(
+        Cell((60, 60, 40, 90, 90, 90)), "P 4 2 2", np.array([[1, 0, 0], [2, 1, 0], [3, 2, 5]]), [4.0, 2.0, 6.0]
+    )
+    lines = [
+        "CrystFEL reflection list version 2.0",
+        "Symmetry: 4/mmm",
+        "   h    k    l          I    phase   sigma(I)   nmeas",
+    ]
+    lines += [
+        "".join(f"{x:4d} " for x in hkl) + f"{i:10.2f} {'-':>8s} {1:10.2f} {7:7d}"
+        for hkl, i in zip(known.hkl, known.intensity, strict=True)
+    ]
+    (tmp_path / "a.hkl").write_text("\n".join([*lines, "End of reflections", ""]))
+    found = read_intensities(tmp_path / "a.hkl", cell="60,60,40,90,90,90")
+    assert found.hkl.tolist() == known.hkl.tolist() and found.intensity == pytest.approx(known.intensity, abs=5e-3)
+    assert found.group == "P 4 2 2" and found.cell.parameters == known.cell.parameters
+    with pytest.raises(BadInput, match="has no cell, as no .hkl has"):
+        read_intensities(tmp_path / "a.hkl")
+    (tmp_path / "a.hkl").write_text("\n".join(lines))
+    with pytest.raises(BadInput, match="is cut or damaged"):
+        read_intensities(tmp_path / "a.hkl", cell="60,60,40,90,90,90")
+
+
 # ---------------------------------------------------------------- what is packed is unpacked by name
 
 
@@ -295,6 +427,22 @@ def test_parts_of_spots_are_added_up(tmp_path):
     assert table["sigma"].tolist() == pytest.approx([10, 10, 5 / 0.8]) and set(table["isym"]) == {1}
     assert found.wavelength == pytest.approx(0.9795) and "5 parts of spots" in found.notes[0]
     assert "1 of which less than half was recorded are left out" in found.notes[0]
+
+
+def test_batch_headers_say_the_sweeps_and_the_wavelength(tmp_path):
+    rows = [[1, 2, 3, 1, n, 100, 10, 1] for n in (1, 2, 101, 102)]
+    mtz = gemmi.read_mtz_file(str(write_mtz(tmp_path / "a.mtz", rows)))
+    for one in mtz.datasets:
+        one.wavelength = 0
+    for n in (1, 2, 101, 102):
+        batch = gemmi.Mtz.Batch()
+        batch.number, batch.dataset_id, batch.wavelength = n, 1, 0.98
+        batch.floats[36], batch.floats[37] = (n % 100 - 1) * 0.5, n % 100 * 0.5
+        mtz.batches.append(batch)
+    mtz.write_to_file(str(tmp_path / "b.mtz"))
+    found = read_unmerged_mtz(tmp_path / "b.mtz")
+    assert found.wavelength == pytest.approx(0.98) and found.table["crystal"].tolist() == [0, 0, 1, 1]
+    assert "2 sweeps: batches 1 to 2 (φ 0 to 1°), batches 101 to 102 (φ 0 to 1°)" in found.notes[0]
 
 
 def test_columns_of_an_mtz_are_known_by_name(tmp_path):

@@ -52,7 +52,7 @@ def frame_words(texts: Sequence[str]) -> dict[str, Any]:
     return out
 
 # %% ../../../nbs/app/cli/arguments.ipynb #67ff38eb
-PEAKS_HELP = "peaks= says how peaks are found: classical, peakfinder8, or net:FILE, a network of `xrddiff export --format peaks` (classical)"
+PEAKS_HELP = "peaks= names a file of peaks (.refl, .stream, .csv), or says how they are found: classical, peakfinder8, or net:FILE, a network of `xrddiff export --format peaks` (classical)"
 
 
 def peaks_word(texts: Sequence[str]) -> tuple[str | None, list[str]]:

@@ -106,7 +106,7 @@ def add_crystal(kinds: Any) -> None:
     )
     p.add_argument(
         "--intensities", metavar="FILE",
-        help="intensities of its reflections: .mtz, .cif, .pdb, or `unknown` (default: those of the frames, else unknown)",
+        help="intensities of its reflections: .mtz, .hkl, .cif, .pdb, or `unknown` (default: those of the frames, else unknown)",
     )  # fmt: skip
     p.add_argument("--particles", type=int, default=64, metavar="N", help="how many (64)")
     p.add_argument("--sampler", default="hmc", metavar="HOW", help=f"{', '.join(entries('particle_sampler'))} (hmc)")

@@ -17,10 +17,12 @@ from ...core.errors import BadInput
 from ...core.mediums import console, for_terminal, say
 
 if TYPE_CHECKING:
+    import xarray as xr
+
     from xrddiff.physics.indexing.indexer import Indexing
 
 # %% auto #0
-__all__ = ['frames_of', 'way_of', 'data_index', 'add_index']
+__all__ = ['frames_of', 'told_peaks_of', 'data_index', 'add_index']
 
 # %% ../../../nbs/app/cli/indexing.ipynb #6b183fa3
 def frames_of(args: argparse.Namespace) -> Any:
@@ -34,14 +36,13 @@ def frames_of(args: argparse.Namespace) -> Any:
     return open_frames(args.file, **frame_words(args.words))
 
 
-def way_of(args: argparse.Namespace) -> Any:
-    """How peaks are found, as the word `peaks=` says, which is taken from the words; None without it."""
-    word, args.words = peaks_word(args.words)
+def told_peaks_of(word: str | None, frames: xr.Dataset) -> Any:
+    """The peaks of a file, or how they are found, as the word `peaks=` says; None without it."""
     if word is None:
         return None
-    from xrddiff.learn.recipes.saved_peak_nets import peak_way  # PyTorch takes a while
+    from xrddiff.learn.recipes.saved_peak_nets import told_peaks  # PyTorch takes a while
 
-    return peak_way(word)
+    return told_peaks(word, frames)
 
 
 def _numbers(args: argparse.Namespace, count: int) -> range:
@@ -131,6 +132,7 @@ def data_index(args: argparse.Namespace) -> int:
     from xrddiff.core.plugins import load_standing
     from xrddiff.judge.views.indexing import show_indexing
     from xrddiff.judge.views.plots import png
+    from xrddiff.data.formats.peak_files import with_places
     from xrddiff.data.frames.geometry import geometry_of
     from xrddiff.physics.indexing.indexer import cell_of_frames, index_frames
     from xrddiff.physics.indexing.series import index_series
@@ -148,8 +150,9 @@ def data_index(args: argparse.Namespace) -> int:
         raise BadInput(f"two outputs have one name among {', '.join(outputs)}; expected a name for each")
     for path in outputs:
         check_output(path, **given)
-    way = way_of(args)
+    word, args.words = peaks_word(args.words)
     ds = frames_of(args)
+    way = told_peaks_of(word, ds)
     frames = _numbers(args, ds.sizes["frame"])
     cell = args.cell or cell_of_frames(ds) or "unknown"
     indexing = (index_series if args.refine else index_frames)(
@@ -164,7 +167,7 @@ def data_index(args: argparse.Namespace) -> int:
     with new_output(picture, **given) as part:
         part.write_bytes(own_png(png(show_indexing(ds, indexing, best).figure, dpi=110, palette=False)))
     with new_output(csv, **given) as part:
-        save_table(indexing.table, part, index=True)
+        save_table(with_places(indexing.table, ds), part, index=True)
     with new_output(stream, **given) as part:
         write_stream(part, ds, indexing, os.path.abspath(args.file))
     say(f"picture: {picture}", f"table: {csv}", f"stream: {stream}")

@@ -145,7 +145,7 @@ def index_set(
     if frames.attrs.get("samples_are") == "expected values":
         frames = draw_counts(frames, seed=0)
     if isinstance(peaks, str):
-        from xrddiff.learn.recipes.saved_peak_nets import peak_way  # PyTorch takes a while
+        from xrddiff.learn.recipes.saved_peak_nets import told_peaks  # PyTorch takes a while
 
-        peaks = peak_way(peaks)
+        peaks = told_peaks(peaks, frames)
     return (index_series if refine else index_frames)(frames, cell, peaks=peaks, **options)

@@ -18,18 +18,21 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import xarray as xr
 
 from ...core.errors import BadInput
 from ...core.gate import open_file, read_table
 from ...core.mediums import plain_text
 from .readers import open_frames
 from ..frames.bounds import MOST_VALUE
-from ..frames.frames import peaks_table
-from ..headers.dials_experiments import read_refl
+from ..frames.frames import frame_count, peaks_table
+from ..frames.rows import FramePlace, frame_origin
+from ..headers.dials_experiments import read_images, read_refl
 from ..headers.geometry_files import HC
 
 # %% auto #0
-__all__ = ['MOST_CRYSTALS', 'MOST_PIXEL', 'SUFFIXES', 'need_stream', 'read_stream', 'read_peaks', 'check_peaks']
+__all__ = ['MOST_CRYSTALS', 'MOST_PIXEL', 'SUFFIXES', 'need_stream', 'read_stream', 'read_peaks', 'frame_places', 'with_places',
+           'check_peaks']
 
 # %% ../../../nbs/data/formats/peak_files.ipynb #db6bc318
 _LONGEST = 1 << 16  # characters of a line outside of the lists
@@ -270,7 +273,11 @@ def read_stream(path: str | os.PathLike, panels: bool = False) -> dict[str, pd.D
     panels: of frames that are stacks of panels: places are counted from the corner of each, and `panel` is its number. Raises `BadInput`
     for a file that is not such a stream, and for numbers that are not finite.
     """
-    path = Path(path)
+    return _stream_tables(*_read_chunks(Path(path), panels), panels)
+
+
+def _read_chunks(path: Path, panels: bool) -> tuple[_Chunks, dict[str, _Rows]]:
+    """The chunks and the lists of a stream."""
     need_stream(path)
     name, chunks, line = plain_text(path), _Chunks(), 1
     lists = {kind: _Rows(name, kind, chunks, panels) for kind in _LISTS.values()}
@@ -278,7 +285,7 @@ def read_stream(path: str | os.PathLike, panels: bool = False) -> dict[str, pd.D
         line = _read_piece(piece, chunks, lists, name, line)
         for rows in lists.values():
             rows.parse()
-    return _stream_tables(chunks, lists, panels)
+    return chunks, lists
 
 
 def _read_piece(data: bytes, chunks: _Chunks, lists: Mapping[str, _Rows], name: str, line: int) -> int:
@@ -317,11 +324,14 @@ def _read_lines(text: bytes, chunks: _Chunks, name: str, first: int) -> None:
             raise BadInput(f"{name}, line {number}: '{plain_text(row[:60])}'; expected numbers") from None
 
 # %% ../../../nbs/data/formats/peak_files.ipynb #d69a97ba
-def _stream_tables(chunks: _Chunks, lists: Mapping[str, _Rows], panels: bool) -> dict[str, pd.DataFrame]:
-    """The tables of what was read."""
+def _stream_tables(
+    chunks: _Chunks, lists: Mapping[str, _Rows], panels: bool, numbers: Mapping[tuple[str, int], int] | None = None
+) -> dict[str, pd.DataFrame]:
+    """The tables of what was read. numbers: the frame of each (image file, event), where it is known."""
     keys = list(dict.fromkeys(chunks.keys))
     files = list(dict.fromkeys(file for file, _ in keys))
-    numbers = {key: i if len(files) > 1 else key[1] for i, key in enumerate(keys)}
+    if numbers is None:
+        numbers = {key: i if len(files) > 1 else key[1] for i, key in enumerate(keys)}
     frames = np.array([numbers[key] for key in chunks.keys], np.int64)
     frames = frames.astype(np.int32) if frames.max(initial=0) < 2**31 else frames  # a table may have 10⁷ rows
     out = {}
@@ -341,55 +351,127 @@ def _stream_tables(chunks: _Chunks, lists: Mapping[str, _Rows], panels: bool) ->
         if len(files) > 1:
             crystals["file"], crystals["event"] = [file for file, _ in own], [event for _, event in own]
         out["crystals"] = crystals
-    if len(files) > 1:
-        out["peaks"].attrs["files"] = files
     return out
 
 # %% ../../../nbs/data/formats/peak_files.ipynb #9ae4ab72
 SUFFIXES = (".csv", ".stream", ".refl", ".h5", ".hdf5", ".cxi", ".nxs")
 
 
-def read_peaks(path: str | os.PathLike, frames: int, panels: bool = False) -> dict[str, pd.DataFrame]:
+def read_peaks(path: str | os.PathLike, frames: xr.Dataset | int, panels: bool = False) -> dict[str, pd.DataFrame]:
     """The tables `peaks`, and perhaps `integrated`, of a program's file: `frame`, `fs`, `ss` (px), `intensity`; `panel` for stacks.
 
-    path: a CSV table, a CrystFEL stream, a reflection table of DIALS, or HDF5 with peaks beside its frames. frames: how many there are. panels: are they stacks?
+    path: a CSV table, a CrystFEL stream, a reflection table of DIALS, or HDF5 with peaks beside its frames. frames: which they are of, or how many
+    there are, and whether they are stacks of `panels`. A stream that names the files of the frames is joined by file and event, else by number.
     Raises `BadInput` for a file that has no such table, or other frames.
     """
+    places = None
+    if not isinstance(frames, int):
+        panels, places, frames = "panel_origin" in frames.variables, frame_places(frames), frame_count(frames)
     name, suffix = plain_text(path), Path(path).suffix.lower()
     if suffix not in SUFFIXES:
         raise BadInput(f"{name}: expected a table of peaks with one of the endings {', '.join(SUFFIXES)}")
     if suffix == ".stream":
-        found = {name: t for name, t in read_stream(path, panels).items() if name != "crystals"}
-        if files := found["peaks"].attrs.get("files"):
-            raise BadInput(
-                f"{name} has frames of {len(files)} image files; expected a stream of the one that has these frames"
-            )
+        chunks, lists = _read_chunks(Path(path), panels)
+        found = _stream_tables(chunks, lists, panels, _numbers_in(chunks.keys, places, name))
+        found.pop("crystals", None)
     elif suffix == ".csv":
-        found = {"peaks": read_table(path)}
+        found = {"peaks": _peaks_of_table(read_table(path, text=("file", "split", "note")), places, name)}
     elif suffix == ".refl":
-        found = {"peaks": _peaks_of_dials(path)}
+        found = {"peaks": _peaks_of_dials(path, places)}
     else:
         table = peaks_table(open_frames(path))
         if not len(table):
             raise BadInput(f"{name} has no peaks; expected a group result_1 with nPeaks, peakXPosRaw and peakYPosRaw")
         found = {"peaks": table}
-    for table in found.values():
+    for kind, table in found.items():
+        found[kind] = table = table[table["frame"] != -1].reset_index(drop=True)
         check_peaks(table, name, frames, panels)
     return found
 
 
-def _peaks_of_dials(path: str | os.PathLike) -> pd.DataFrame:
-    """The spots of a `.refl`: a spot on several images is on that of its centre."""
-    columns = read_refl(path)
+def frame_places(frames: xr.Dataset) -> list[FramePlace] | None:
+    """The file of each frame, and its number there; None where that is not known."""
+    found = [frame_origin(frames["intensity"].variable, i) for i in range(frame_count(frames))]
+    return found if all(isinstance(place, FramePlace) for place in found) else None
+
+
+def with_places(table: pd.DataFrame, frames: xr.Dataset) -> pd.DataFrame:
+    """A table with a row for each frame, by its number, and the `file` and the `number` there of each, if frames are of several files."""
+    places = frame_places(frames)
+    if places is None or len({place.file for place in places}) < 2:
+        return table
+    own = [places[int(i)] for i in table.index]
+    return table.assign(file=[place.file for place in own], number=[place.number for place in own])
+
+
+def _numbers_in(
+    keys: Sequence[tuple[str, int]], places: Sequence[FramePlace] | None, name: str
+) -> dict[tuple[str, int], int] | None:
+    """The frame of each (image file, event) of a stream, −1 for those of other files; None: the number of the event is that of the frame.
+
+    Files are the same if their paths are, or if only one of them has the name. An image file of one frame needs no event.
+    """
+    files = list(dict.fromkeys(file for file, _ in keys))
+    own = list(dict.fromkeys(place.file for place in places or ()))
+    same = {os.path.abspath(f): f for f in own}
+    for base in {os.path.basename(f) for f in own}:
+        alike = [f for f in own if os.path.basename(f) == base]
+        if len(alike) == 1 and sum(os.path.basename(f) == base for f in files) == 1:
+            same.setdefault(base, alike[0])
+    meant = {f: same.get(os.path.abspath(f)) or same.get(os.path.basename(f)) for f in files}
+    if not any(meant.values()) or len(own) == len(files) == 1:
+        if len(files) > 1 and places is not None:
+            raise BadInput(
+                f"{name} has frames of {len(files)} image files, and none of them is one of these frames; expected a stream of them"
+            )
+        return None
+    at = {(place.file, place.number): i for i, place in enumerate(places)}
+    alone = _alone(at)
+    return {(f, n): at.get((meant[f], n), alone.get(meant[f], -1)) for f, n in dict.fromkeys(keys)}
+
+
+def _alone(at: Mapping[tuple[str, int], int]) -> dict[str, int]:
+    """The frame of each file that has one."""
+    many = Counter(file for file, _ in at)
+    return {file: i for (file, _), i in at.items() if many[file] == 1}
+
+
+def _peaks_of_table(table: pd.DataFrame, places: Sequence[FramePlace] | None, name: str) -> pd.DataFrame:
+    """A table of peaks whose `frame` counts the frames; where it has a column `file`, it counts those of each file."""
+    if "file" not in table or "frame" not in table:
+        return table
+    keys = list(zip(table["file"].astype(str), pd.to_numeric(table["frame"], errors="coerce"), strict=True))
+    numbers = _numbers_in(keys, places, name)
+    return table if numbers is None else table.assign(frame=[numbers[key] for key in keys])
+
+
+def _peaks_of_dials(path: str | os.PathLike, places: Sequence[FramePlace] | None = None) -> pd.DataFrame:
+    """The spots of a `.refl`: a spot on several images is on that of its centre. An `.expt` or `.json` of the same name says of which images."""
+    columns, name = read_refl(path), plain_text(path)
     if missing := [w for w in ("xyzobs.px.value", "panel", "intensity.sum.value") if w not in columns]:
-        raise BadInput(f"{plain_text(path)} has no column {missing[0]}; expected spots that DIALS has found")
+        raise BadInput(f"{name} has no column {missing[0]}; expected spots that DIALS has found")
     fs, ss, z = columns["xyzobs.px.value"].T
+    image = np.floor(z).astype(np.int64)
+    beside = next((p for s in (".expt", ".json") if (p := Path(path).with_suffix(s)).is_file()), None)
+    sets = columns.get("imageset_id", columns.get("id"))
+    if beside is not None:
+        images = read_images(beside, "imageset_id" in columns)
+        which = np.zeros(len(z), np.int64) if sets is None or len(images) == 1 else np.maximum(sets.astype(np.int64), 0)
+        if len(which) and which.max() >= len(images):
+            raise BadInput(
+                f"{name} has spots of image set {which.max()}, and {beside} has {len(images)}; expected the experiments of these spots"
+            )
+        keys = [images[w].place(k) for w, k in zip(which.tolist(), image.tolist(), strict=True)]
+        numbers = _numbers_in(keys, places, name)
+        first = np.array([i.first for i in images])[which]
+        before = np.concatenate([[0], np.cumsum([i.count for i in images])])[which]
+        frame = before + image - first if numbers is None else np.array([numbers[key] for key in keys], np.int64)
+    elif sets is not None and len(np.unique(sets)) > 1 and not image.any():  # stills, each an image set of its own
+        frame = sets.astype(np.int64)
+    else:
+        frame = image
     about = dict(
-        frame=np.floor(z).astype(np.int64),
-        fs=fs,
-        ss=ss,
-        intensity=columns["intensity.sum.value"],
-        panel=columns["panel"].astype(np.int64),
+        frame=frame, fs=fs, ss=ss, intensity=columns["intensity.sum.value"], panel=columns["panel"].astype(np.int64)
     )
     return pd.DataFrame(about).sort_values("frame", kind="stable", ignore_index=True)
 

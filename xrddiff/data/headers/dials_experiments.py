@@ -6,9 +6,10 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import gemmi
 import msgspec
@@ -24,7 +25,7 @@ from .header_rules import warn
 from .imgcif import turn_about
 
 # %% auto #0
-__all__ = ['MOST_JSON', 'MOST_REFL', 'read_expt', 'place_panels', 'read_crystal', 'read_refl']
+__all__ = ['MOST_JSON', 'MOST_REFL', 'read_expt', 'place_panels', 'read_crystal', 'Images', 'read_images', 'read_refl']
 
 # %% ../../../nbs/data/headers/dials_experiments.ipynb #2278b4e2
 MOST_JSON = 64 << 20  # bytes: the list of a serial run has some kB for each crystal
@@ -248,6 +249,56 @@ def read_crystal(path: str | os.PathLike) -> tuple[tuple[float, ...], gemmi.Spac
     ]
     alike = bool(waves) and max(waves) - min(waves) <= 1e-3 * max(waves)
     return tuple(np.median(cells, axis=0).tolist()), groups.pop(), float(np.mean(waves)) if alike else 0.0
+
+# %% ../../../nbs/data/headers/dials_experiments.ipynb #9bffa5a4
+class Images(NamedTuple):
+    """An image set: its `files`, or a `template`; the number `first` of its first image as places of spots count, and how many there are."""
+
+    files: tuple[str, ...]
+    template: str
+    first: int
+    count: int
+
+    def place(self, number: int) -> tuple[str, int]:
+        """The file of an image, and its number there."""
+        if self.files:
+            k = min(max(number - self.first, 0), len(self.files) - 1)
+            return self.files[k], sum(f == self.files[k] for f in self.files[:k])
+        marks = re.search("#+", self.template)
+        if marks is None:
+            return self.template, number
+        return self.template[: marks.start()] + str(number + 1).zfill(len(marks[0])) + self.template[marks.end() :], 0
+
+
+def read_images(path: str | os.PathLike, by_set: bool = True) -> list[Images]:
+    """The image sets of an experiment list, or, not `by_set`, that of each experiment. Raises `BadInput` for another file."""
+    name, found = plain_text(path), read_json(need_path(path, "the experiments of DIALS"), most=MOST_JSON)
+    if not isinstance(found, Mapping) or not isinstance(found.get("experiment"), list):
+        raise BadInput(f"{name} is not an experiment list of DIALS; expected an object with a list 'experiment'")
+    experiments = [e for e in found["experiment"] if isinstance(e, Mapping)]
+    first = {}
+    for e in reversed(experiments):  # the scan of the first experiment of a set
+        first[e.get("imageset", 0)] = e.get("scan")
+    sets = [_images(found, k, first.get(k), name) for k in range(len(found.get("imageset") or ()))]
+    if by_set:
+        return sets
+    numbers = [e.get("imageset", 0) for e in experiments]
+    if any(type(k) is not int or not 0 <= k < len(sets) for k in numbers):
+        raise BadInput(f"{name} has an experiment of no image set; expected an experiment list of DIALS")
+    return [sets[k] for k in numbers]
+
+
+def _images(found: Mapping[str, Any], k: int, scan: Any, name: str) -> Images:
+    """Image set `k` of an experiment list."""
+    about, scans = found["imageset"][k], found.get("scan")
+    if not isinstance(about, Mapping):
+        raise BadInput(f"image set {k} of {name} is {plain_text(repr(about), 40)}; expected an object")
+    files = about.get("images")
+    files = tuple(map(str, files)) if isinstance(files, list) else ()
+    own = scans[scan] if isinstance(scans, list) and type(scan) is int and 0 <= scan < len(scans) else {}
+    bounds = _numbers(own, "image_range", 2, f"scan of image set {k} of {name}", [1, max(len(files), 1)]).astype(int)
+    start = 0 if files else int(bounds[0]) - 1
+    return Images(files, str(about.get("template", "")), start, len(files) or int(bounds[1] - bounds[0]) + 1)
 
 # %% ../../../nbs/data/headers/dials_experiments.ipynb #80af206b
 MOST_REFL = 4 << 30  # bytes

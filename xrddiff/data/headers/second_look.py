@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from .geometry_files import DetectorFile, tilted_plane
+from .geometry_files import tilted_plane
 from .header_rules import Choice, Turn, centre_outside, shown
 
 # %% auto #0

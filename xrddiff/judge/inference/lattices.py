@@ -75,9 +75,9 @@ def read_orientations(path: str | Path) -> np.ndarray:
 
 # %% ../../../nbs/judge/inference/lattices.ipynb #2957d38b
 @lru_cache(maxsize=4)
-def _read_once(path: Path, d_min: float, changed: float) -> CrystalIntensities:
+def _read_once(path: Path, d_min: float, changed: float, cell: Cell | None) -> CrystalIntensities:
     """Every batch needs them, and calculating them takes a while."""
-    return read_intensities(path, d_min)
+    return read_intensities(path, d_min, cell=cell)
 
 # %% ../../../nbs/judge/inference/lattices.ipynb #1ce9befe
 _KEYS = ("cell", "orientations", "reflections")
@@ -102,7 +102,7 @@ def read_wanted(
     cell, intensities = None if given is None else read_cell(given), None
     if wanted.get("reflections") is not None:
         path = Path(str(wanted["reflections"]))
-        intensities = _read_once(path, d_min, path.stat().st_mtime if path.exists() else 0.0)
+        intensities = _read_once(path, d_min, path.stat().st_mtime if path.exists() else 0.0, cell)
         cell = cell or intensities.cell
         if not intensities.fits(cell.parameters):
             raise BadInput(

@@ -145,12 +145,12 @@ def _open(plan: MergePlan) -> xr.Dataset:
     return open_frames(plan.source, **plan.words)
 
 
-def _peak_way(name: str | None) -> Any:
+def _told_peaks(name: str | None, frames: xr.Dataset) -> Any:
     if name is None:
         return None
-    from xrddiff.learn.recipes.saved_peak_nets import peak_way  # PyTorch takes a while
+    from xrddiff.learn.recipes.saved_peak_nets import told_peaks  # PyTorch takes a while
 
-    return peak_way(name)
+    return told_peaks(name, frames)
 
 # %% ../../../nbs/judge/inference/merges.ipynb #5d7de1a3
 def _of_stream(plan: MergePlan) -> Gathered:
@@ -235,7 +235,7 @@ def _of_frames(plan: MergePlan, ds: xr.Dataset) -> Gathered:
     if plan.limit is not None and plan.limit < len(wanted):
         wanted = [int(i) for i in evenly_spaced(np.arange(len(wanted)), plan.limit)]
     if plan.index:
-        options = dict(frames=wanted, peaks=_peak_way(plan.peaks), distance_range=plan.distance_range)
+        options = dict(frames=wanted, peaks=_told_peaks(plan.peaks, ds), distance_range=plan.distance_range)
         indexing = index_series(ds, cell, **options)
         hits = int((indexing.table["lattices"] > 0).sum())
         if not hits:

@@ -28,7 +28,7 @@ from ...core.mediums import plain_text
 from ...data.formats.peak_files import SUFFIXES, read_peaks
 from ...data.formats.readers import open_frames
 from ...data.formats.store import save_frames
-from ...data.frames.frames import PANEL_GEOMETRY, frame_count, frame_mask, peaks_table
+from ...data.frames.frames import frame_count, frame_mask, peaks_table
 from ...data.frames.peaks import find_frame_peaks
 from .twin_plan import TwinPlan
 from ..metrics.recovery import BRIGHT, DISC, RING, Recovered, by_bin, in_disc, match_found
@@ -206,13 +206,13 @@ def found_by(
     folder: of the results, where a command gets a folder of its own to run in.
     """
     title, program = program_title(program), label_and_program(program)[1]
-    kind, n = program_kind(program), frame_count(known.frames)
+    kind = program_kind(program)
     if kind == "finder":
         return {"peaks": find_frame_peaks(known.frames, make=peak_way(program))}
     if kind == "file":
-        return read_peaks(Path(program).expanduser(), n, PANEL_GEOMETRY in known.frames)
+        return read_peaks(Path(program).expanduser(), known.frames)
     written = _written_by(program, known.path.absolute(), _own_folder(folder, title), timeout, env)
-    return read_peaks(written, n, PANEL_GEOMETRY in known.frames)
+    return read_peaks(written, known.frames)
 
 
 def check_files(plan: RecoveryPlan, frames: xr.Dataset, n: int | None = None) -> None:
@@ -222,7 +222,7 @@ def check_files(plan: RecoveryPlan, frames: xr.Dataset, n: int | None = None) ->
     """
     for program in (label_and_program(text)[1] for text in plan.programs):
         if program_kind(program) == "file":
-            read_peaks(Path(program).expanduser(), frame_count(frames) if n is None else n, PANEL_GEOMETRY in frames)
+            read_peaks(Path(program).expanduser(), frames if n is None else n, "panel_origin" in frames.variables)
 
 
 def all_found(plan: RecoveryPlan, known: KnownFrames, folder: Path) -> dict[str, Recovered]:

@@ -30,7 +30,7 @@ __all__ = ['MOST_LEARNT', 'MEMORY', 'FEWER', 'given_intensities', 'most_learnt',
 def given_intensities(cell: Any, intensities: str | Path | None = None) -> CrystalIntensities | None:
     """Those of the file `intensities`, or of `cell`, if that is a file with a structure or with amplitudes; else None."""
     if intensities is not None:
-        return read_intensities(intensities)
+        return read_intensities(intensities, cell=cell)
     known = (".pdb", ".ent", ".mtz", ".cif", ".mmcif")
     return read_intensities(cell) if isinstance(cell, str | Path) and Path(cell).suffix.lower() in known else None
 

@@ -229,7 +229,7 @@ def open_still(
 
     lattice, peaks, refined = _same_on_all_ranks(ranks, index) if ranks and ranks.size > 1 else index()
     if isinstance(intensities, str):
-        intensities = None if intensities == "unknown" else read_intensities(intensities)
+        intensities = None if intensities == "unknown" else read_intensities(intensities, cell=cell)
     elif intensities is None and says_intensities(frames):
         intensities = intensities_of(frames)
     parts = _Parts(frames, int(frame), cell, panels, lattice, peaks, refined, settings)

@@ -27,7 +27,7 @@ from ...data.frames.automask import Automask, mask_sources, masking_of
 from ...data.frames.frames import frame_image, frame_mask
 from ...data.frames.geometry import panel_distance
 from ...data.frames.labels import describe_labels, label_names, label_words
-from ...data.frames.peaks import find_frame_peaks
+from ...data.frames.peaks import peaks_of_frames
 from ...data.frames.masks import GIVEN_BIT, RULES, chosen_rules, quantile_of, value_counts
 from ...data.frames.rows import ArrayRows, Rows, rows_behind
 from ...data.headers.gate import filter_names, is_hdf5, open_hdf5, read_whole, readable
@@ -231,17 +231,12 @@ def inspect_file(
     **words: Any,
 ) -> Description:
     """The contents of any supported file, as a dictionary that prints as tables; with `png`, frame
-    `frame` is drawn to that file; with `peaks`, a word as `peak_way` takes it, the peaks of this frame are counted, and marked
+    `frame` is drawn to that file; with `peaks`, a word as `told_peaks` takes it, the peaks of this frame are counted, and marked
     in the picture.
 
     Metadata that is missing is listed under `missing`, a reason why the file gives no frames
     under `problem`.
     """
-    way = None
-    if peaks is not None:
-        from xrddiff.learn.recipes.saved_peak_nets import peak_way  # PyTorch takes a while
-
-        way = peak_way(peaks)
     far = is_address(path)
     path = RemoteFolder(path) if far else Path(path)
     out = Description(file=str(path))
@@ -274,8 +269,11 @@ def inspect_file(
     if (masking := masking_of(ds)) is not None:
         out["automask"] = masking.summary()
     found = None
-    if way is not None:
-        found = find_frame_peaks(ds, frame, make=way)
+    if peaks is not None:
+        from xrddiff.learn.recipes.saved_peak_nets import told_peaks  # PyTorch takes a while
+
+        found = peaks_of_frames(ds, frame, told_peaks(peaks, ds))
+        found = found[found["frame"] == frame].reset_index(drop=True)
         out |= _about_peaks(found) | {"found_by": peaks}
     if png is not None:
         from xrddiff.judge.views.plots import png as drawn  # matplotlib takes a while

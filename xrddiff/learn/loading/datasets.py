@@ -572,6 +572,7 @@ def _with_crystals(cfg: Config, frames: xr.Dataset, train: np.ndarray, folder: P
     if not show_crystals(maps):
         return frames
     from xrddiff.physics.indexing import expected_intensities as expected  # costs an import of PyTorch
+    from xrddiff.physics.indexing.indexer import cell_of_frames
     from xrddiff.physics.indexing.lattice_maps import corner_resolution
 
     frames = frames if says_crystals(frames) else with_lattices(frames)
@@ -585,5 +586,5 @@ def _with_crystals(cfg: Config, frames: xr.Dataset, train: np.ndarray, folder: P
         return frames.assign_attrs(reflection_width=list(merged.width))
     if path is None:
         return expected.with_intensities(frames, merged)
-    known = expected.read_intensities(path, corner_resolution(closest_geometry(frames)))
+    known = expected.read_intensities(path, corner_resolution(closest_geometry(frames)), cell=cell_of_frames(frames))
     return expected.with_intensities(frames, replace(known, width=merged.width))

@@ -25,6 +25,7 @@ from ...core.safe_write import new_output
 from ...core.files import json_digest, plain
 from ...core.gate import checked, from_json, missing, read_bytes
 from ...core.mediums import plain_text
+from ...data.formats.peak_files import SUFFIXES, read_peaks
 from ...data.frames.frames import frame_count
 from ...data.frames.noise import draw_counts
 from ...data.frames.peak_matching import match_tables
@@ -34,8 +35,8 @@ from .peak_nets import LEAST, KnownPeaks, fit_peak_net, labelled_windows, spots_
 
 # %% auto #0
 __all__ = ['LOWEST', 'HIGHEST', 'HELD', 'STEPS', 'KIND', 'MOST', 'best_threshold', 'TrainedPeakNet', 'train_peak_net',
-           'train_on_known', 'save_peak_net', 'checked_target', 'open_peak_net', 'peak_way', 'absolute_way',
-           'described_way']
+           'train_on_known', 'save_peak_net', 'checked_target', 'open_peak_net', 'peak_way', 'told_peaks',
+           'absolute_way', 'described_way']
 
 # %% ../../../nbs/learn/recipes/saved_peak_nets.ipynb #260cb744
 LOWEST, HIGHEST = 0.02, 0.98  # thresholds
@@ -226,6 +227,18 @@ def peak_way(word: str | None) -> MakeFinder:
             f"peaks={plain_text(word)}: expected classical, peakfinder8, or net:FILE{hint if 'mean' in hint else ''}"
         )
     return _CLASSICAL[name]
+
+
+def told_peaks(word: str | None, frames: xr.Dataset) -> pd.DataFrame | MakeFinder | None:
+    """The peaks of `frames` that a file has, if the word is the name of one (`.refl`, `.stream`, `.csv`, …); else how they are found; None without a word.
+
+    Raises `BadInput` as `peak_way` and `read_peaks` do.
+    """
+    if word is None:
+        return None
+    if Path(word).suffix.lower() in SUFFIXES and not word.startswith("net:"):
+        return read_peaks(Path(word).expanduser(), frames)["peaks"]
+    return peak_way(word)
 
 
 @lru_cache(maxsize=4)

@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import gemmi
 import msgspec
@@ -27,11 +27,12 @@ from ...core.gate import or_default, read_json
 from ...core.seeds import numpy_rng
 from ...data.frames.geometry import frame_geometry
 from ...data.frames.selection import evenly_spaced, select_frames
-from .cells import Cell
+from .cells import Cell, read_cell
 from .indexer import cell_of_frames
 from .known_lattices import crystals_of, expected_spots, need_lattices
 from .rays import miller_sphere
 from .reflections import integrated_reflections
+from ..merging.files import group_of_symmetry, read_hkl
 from ..merging.merged import merge_reflections
 from ..merging.scaling import WIDTHS
 from ..merging.statistics import wilson_table
@@ -213,13 +214,18 @@ def kept_intensities(
     return known
 
 # %% ../../../nbs/physics/indexing/expected_intensities.ipynb #b768b909
-def read_intensities(path: str | Path, d_min: float = 2.0, *, solvent: bool = True) -> CrystalIntensities:
-    """Intensities of a file: measured ones of an MTZ or a structure-factor CIF; of a PDB, mmCIF or CIF file with a structure
-    those that are calculated from it to `d_min` Å.
+def read_intensities(
+    path: str | Path, d_min: float = 2.0, *, solvent: bool = True, cell: Any = None
+) -> CrystalIntensities:
+    """Intensities of a file: measured ones of an MTZ, a structure-factor CIF or a `.hkl` of CrystFEL; of a PDB, mmCIF or CIF file with a
+    structure those that are calculated from it to `d_min` Å.
 
-    solvent: with the water between the molecules of a PDB or mmCIF file.
+    solvent: with the water between the molecules of a PDB or mmCIF file. cell: of a `.hkl`, which has none, as `read_cell` takes it; without
+    one, that of the `.cell` file of its name.
     Raises `BadInput` as `crystal_of_file` does.
     """
+    if Path(path).suffix.lower() == ".hkl":
+        return _of_hkl(Path(path), cell)
     crystal = crystal_of_file(path, solvent=solvent)
     group = gemmi.find_spacegroup_by_name(crystal.space_group)
     cell, factors = Cell(crystal.cell, group.centring_type()), crystal.factors
@@ -230,6 +236,21 @@ def read_intensities(path: str | Path, d_min: float = 2.0, *, solvent: bool = Tr
         raise BadInput(f"{path} has no reflection to {d_min:g} Å; expected a smaller d_min")
     squared = abs(small_structure_factors(factors, hkl)) ** 2 if isinstance(factors, str) else factors.squared(hkl)
     return CrystalIntensities(cell, crystal.space_group, hkl, squared)
+
+
+def _of_hkl(path: Path, cell: Any) -> CrystalIntensities:
+    """Those of a reflection list of CrystFEL."""
+    table, symmetry = read_hkl(path)
+    beside = path.with_suffix(".cell")
+    if cell is None and not beside.exists():
+        raise BadInput(f"{path} has no cell, as no .hkl has; give the cell too, or put it beside as {beside.name}")
+    own = read_cell(beside if cell is None else cell)
+    group = group_of_symmetry(symmetry, own.centring)
+    if group is None:
+        raise BadInput(
+            f"{path} has the symmetry {symmetry!r}; expected a point group of CrystFEL that fits the cell {own}"
+        )
+    return CrystalIntensities(own, group.xhm(), table[["h", "k", "l"]].to_numpy(), table["intensity"].to_numpy())
 
 # %% ../../../nbs/physics/indexing/expected_intensities.ipynb #70b4c589
 def save_intensities(known: CrystalIntensities, path: str | Path) -> Path:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import gemmi
 import numpy as np
@@ -18,7 +18,7 @@ from ...core.errors import BadInput
 from ...data.headers.crystal_gate import read_mtz
 from ...data.headers.dials_experiments import read_crystal, read_refl
 from ...core.files import package_version, writing
-from ...core.gate import open_file
+from ...core.gate import need_path, open_file, read_text
 from ...core.mediums import plain_text
 from ...data.headers.gate import as_bad_input
 from .merged import Merged
@@ -27,8 +27,8 @@ from .symmetry import AsuIndices, asymmetric_unit, original_indices
 from ..simulation.crystal import point_rotations
 
 # %% auto #0
-__all__ = ['MOST_XDS', 'write_merged_mtz', 'write_unmerged_mtz', 'write_hkl', 'Unmerged', 'read_unmerged_mtz', 'read_xds',
-           'read_dials']
+__all__ = ['MOST_HKL', 'MOST_XDS', 'write_merged_mtz', 'write_unmerged_mtz', 'write_hkl', 'group_of_symmetry', 'read_hkl',
+           'Unmerged', 'read_unmerged_mtz', 'read_xds', 'read_dials']
 
 # %% ../../../nbs/physics/merging/files.ipynb #b54841d5
 def _write_mtz(mtz: gemmi.Mtz, path: str | os.PathLike) -> Path:
@@ -126,9 +126,66 @@ def _point_group(group: gemmi.SpaceGroup) -> str:
     laue = group.laue_str()
     if laue == "2/m":
         return f"2/m_ua{group.monoclinic_unique_axis() or 'b'}"
+    if laue == "-3m" and group.ext != "R":  # mirrors or twofold axes along a and b, or between them
+        laue = "-31m" if group.hm.split()[2:3] == ["1"] else "-3m1"
     if laue.startswith("-3"):
         return f"{laue}_{'R' if group.ext == 'R' else 'H'}"
     return laue
+
+# %% ../../../nbs/physics/merging/files.ipynb #8e4acb19
+MOST_HKL = 1 << 30  # bytes
+_SYMMORPHIC = {
+    "1": "1", "2": "2", "222": "2 2 2", "4": "4", "422": "4 2 2", "3": "3", "321": "3 2 1", "312": "3 1 2", "32": "3 2", "6": "6",
+    "622": "6 2 2", "23": "2 3", "432": "4 3 2",
+}  # fmt: skip
+_ROTATIONS_OF = {
+    "-1": "1", "2/m": "2", "mmm": "222", "4/m": "4", "4/mmm": "422", "-3": "3", "-3m1": "321", "-31m": "312", "-3m": "32", "6/m": "6",
+    "6/mmm": "622", "m-3": "23", "m-3m": "432",
+}  # fmt: skip
+
+
+def group_of_symmetry(symmetry: str, centring: str = "P") -> gemmi.SpaceGroup | None:
+    """The space group without screw axes that has a point group as CrystFEL writes it (`4/mmm`, `2/m_uab`, `-3m1_H`); None if there is none."""
+    name, _, axes = symmetry.strip().partition("_")
+    rotations = _SYMMORPHIC.get(_ROTATIONS_OF.get(name, name))
+    if rotations is None:
+        return None
+    if rotations == "2":
+        rotations = {"uaa": "2 1 1", "uac": "1 1 2"}.get(axes, "1 2 1")
+    letter, setting = ("R", ":R") if axes == "R" else (centring, ":H" if centring == "R" else "")
+    if letter == "R":
+        rotations = {"3 2 1": "3 2", "3 1 2": "3 2"}.get(rotations, rotations)
+    return gemmi.find_spacegroup_by_name(f"{letter} {rotations}{setting}")
+
+
+def read_hkl(path: str | os.PathLike) -> tuple[pd.DataFrame, str]:
+    """The merged reflections of a list of CrystFEL, `h`, `k`, `l`, `intensity`, `sigma`, `count`, and the point group that it says.
+
+    Raises `BadInput` for any other file.
+    """
+    name, expected = plain_text(path), "a reflection list of CrystFEL (.hkl)"
+    lines = read_text(need_path(path, expected), MOST_HKL, errors="replace").splitlines()
+    if not lines or not lines[0].startswith("CrystFEL reflection list version"):
+        raise BadInput(f"{name} is not {expected}")
+    symmetry = next((one.partition(":")[2].strip() for one in lines[:20] if one.startswith("Symmetry:")), "")
+    first = next((i for i, one in enumerate(lines[:20]) if one.split()[:3] == ["h", "k", "l"]), None)
+    last = next((i for i, one in enumerate(lines) if one.startswith("End of reflections")), None)
+    if first is None or last is None:
+        raise BadInput(f"{name} is cut or damaged; expected {expected}, with 'End of reflections'")
+    columns = lines[first].split()
+    meant = {"h": "h", "k": "k", "l": "l", "I": "intensity", "sigma(I)": "sigma", "nmeas": "count"}
+    if missing := [word for word in meant if word not in columns]:
+        raise BadInput(f"{name} has no column {missing[0]}; expected {expected}, with {' '.join(meant)}")
+    rows = [line.split() for line in lines[first + 1 : last] if line.strip()]
+    if wrong := [i for i, row in enumerate(rows) if len(row) != len(columns)]:
+        raise BadInput(
+            f"{name}, line {first + 2 + wrong[0]}, has {len(rows[wrong[0]])} values; expected {len(columns)}"
+        )
+    table = pd.DataFrame(rows, columns=columns)[list(meant)].rename(columns=meant).apply(pd.to_numeric, errors="coerce")
+    check_indices(table, name)
+    if not len(table) or not np.isfinite(table["intensity"]).all():
+        raise BadInput(f"{name} has no reflections, or some without an intensity; expected {expected}")
+    return table.astype(dict.fromkeys("hkl", np.int64)), symmetry
 
 # %% ../../../nbs/physics/merging/files.ipynb #ea806c21
 class Unmerged(NamedTuple):
@@ -167,8 +224,53 @@ def read_unmerged_mtz(path: str | os.PathLike) -> Unmerged:
     cell, group = tuple(mtz.cell.parameters), mtz.spacegroup
     table = _in_our_unit(table, _as_measured(table, group, name), cell, group)
     found = [mtz.dataset(mtz.column_with_label("I").dataset_id).wavelength, *(d.wavelength for d in mtz.datasets)]
-    wavelength = next((w for w in found if 0 < w < 100), 0.0)
-    return Unmerged(table, cell, group, wavelength, parts)
+    own, notes = _batches(mtz, table["frame"].to_numpy(), name)
+    if "sweep" in own:
+        table["crystal"] = own["sweep"]
+    wavelength = next((w for w in found if 0 < w < 100), own.get("wavelength", 0.0))
+    return Unmerged(table, cell, group, wavelength, (*parts, *notes))
+
+
+_PHI = 36  # words of a batch header, of real numbers: φ at the begin and the end of the batch
+
+
+def _batches(mtz: gemmi.Mtz, frames: np.ndarray, name: str) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """What the batch headers say: the number of the `sweep` of each observation, from 0, and the `wavelength`; and notes.
+
+    Batches of a sweep are of one data set and crystal, and their numbers follow one another.
+    """
+    if not mtz.batches:
+        return {}, ()
+    batches = sorted(mtz.batches, key=lambda b: b.number)
+    number = np.array([b.number for b in batches])
+    if len(lost := np.setdiff1d(frames, number)):
+        return {}, (
+            f"{len(lost)} batches of observations, such as {lost[0]}, have no header in {name}; headers of batches are not used",
+        )
+    kind = np.array([(b.dataset_id, b.ints[12] if len(b.ints) > 12 else 0) for b in batches])
+    sweep = np.concatenate([[0], np.cumsum((np.diff(number) > 1) | (np.diff(kind, axis=0) != 0).any(1))])
+    waves = np.array([b.wavelength for b in batches], float)
+    waves, notes = waves[(waves > 0) & (waves < 100)], []
+    if len(waves) and np.ptp(waves) > 1e-3 * waves.mean():
+        notes.append(
+            f"the wavelengths of its batches run from {waves.min():g} to {waves.max():g} Å; their mean is used where one is needed"
+        )
+    turned = np.array(
+        [[b.floats[_PHI], b.floats[_PHI + 1]] if len(b.floats) > _PHI + 1 else [0, 0] for b in batches], float
+    )
+    if sweep[-1]:
+        said = [
+            f"batches {number[at][0]} to {number[at][-1]}" + _turned(turned[at])
+            for at in (sweep == k for k in range(min(sweep[-1] + 1, 4)))
+        ]
+        notes.append(f"it has {sweep[-1] + 1} sweeps: {', '.join(said)}{', …' if sweep[-1] > 3 else ''}")
+    out = {"sweep": sweep[np.searchsorted(number, frames)]}
+    return out | ({"wavelength": float(waves.mean())} if len(waves) else {}), tuple(notes)
+
+
+def _turned(phi: np.ndarray) -> str:
+    """The range of φ of batches, (n, 2) degrees, in words; "" if it does not turn."""
+    return f" (φ {phi[0, 0]:g} to {phi[-1, 1]:g}°)" if np.isfinite(phi).all() and phi[0, 0] != phi[-1, 1] else ""
 
 # %% ../../../nbs/physics/merging/files.ipynb #c94ef41f
 _LEAST_PART = 0.5  # of a spot that was recorded: with less, the rest is a guess

@@ -72,8 +72,9 @@ def check_run(cfg: "Config", *, packages: bool = True, ranks: int = 1) -> None:
     maps = used_maps(cfg)
     if cfg.data.reflections is not None:
         from xrddiff.physics.indexing.expected_intensities import read_intensities  # costs an import of PyTorch
+        from xrddiff.physics.indexing.indexer import cell_of_frames
 
-        read_intensities(cfg.data.reflections)
+        read_intensities(cfg.data.reflections, cell=cell_of_frames(prepared.frames))
     if "intensity" in maps:
         maps.pop("intensity")  # merging takes a while
     if show_crystals(used_maps(cfg)) and not says_crystals(prepared.frames):
