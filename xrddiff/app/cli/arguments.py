@@ -36,7 +36,7 @@ def frame_words(texts: Sequence[str]) -> dict[str, Any]:
             raise BadInput(f"'{text}' is not a word: expected name=value, for instance wavelength=1.3")
         if name == "peaks":
             raise BadInput(f"'{text}': this command finds no peaks in the way of a word")
-        if name in ("frame", "png", "complete", "progress", "overwrite"):
+        if name in ("frame", "png", "progress", "overwrite"):
             raise BadInput(f"'{text}': {name} does not describe frames (see `xrddiff data inspect --help`)")
         try:
             out[name] = yaml.safe_load(value)

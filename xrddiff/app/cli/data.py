@@ -206,7 +206,7 @@ def add_data(commands: Any) -> None:
         "(px), units=, …, "
         "geometry= (a .poni, CrystFEL .geom or DIALS .expt file), dataset= (where in an HDF5 file the frames are), "
         "labels= (a table, a row per frame: .csv or .parquet), "
-        "outside=true (follow its links out of its folder), axes=yxn (a .npy whose last axis counts the frames), "
+        "outside=true (follow its links out of its folder), complete=false (without files that are missing), axes=yxn (a .npy whose last axis counts the frames), "
         "mask=FILE (npy, TIFF, EDF, FILE.h5:/path, .geom, .msk), mask_true=good|bad, automask=[range,edges] ([]: none)"
     )
     artefacts = "a shadow, a jet streak, steps between panels and tails of spots, which the file does not tell of"

@@ -5,6 +5,7 @@
 # %% ../../../nbs/data/formats/hdf5.ipynb #19a22966
 from __future__ import annotations
 
+import math
 import posixpath
 import re
 from collections.abc import Iterator, Sequence
@@ -25,7 +26,7 @@ from ..headers.cxi_planes import cxi_geometry, join_plane
 from ..headers.gate import as_bad_input, check_chunks, check_dataset, open_hdf5, read_whole
 from ..headers.geometry_files import EV, HC
 from ..headers.header_rules import Turn, same, shown, turns_of, warn
-from ..headers.nexus_modules import LENGTHS, module_geometry, text_of, unit_of
+from ..headers.nexus_modules import LENGTHS, module_geometry, read_rotation, text_of, unit_of
 from ..headers.sources import HDF5Rows
 
 # %% auto #0
@@ -123,11 +124,12 @@ def _signal(file: h5py.File) -> h5py.Dataset | None:
     return None
 
 
-def find_frames(path: Path, dataset: str | None = None) -> list[str]:
+def find_frames(path: Path, dataset: str | None = None, complete: bool = True) -> list[str]:
     """The names of the data sets that hold the frames, in order; usually one.
 
     path: the HDF5 file.
     dataset: name of the data set; None = search.
+    complete: False = leave out numbered data sets (`data_000001`, …) whose file is missing, with a note.
     Raises `BadInput` if nothing, or more than one candidate, is found.
     """
     file = open_hdf5(path)
@@ -147,9 +149,7 @@ def find_frames(path: Path, dataset: str | None = None) -> list[str]:
         if isinstance(found, h5py.Dataset) and _image_like(found):
             return [name]
     if numbered:
-        for k in numbered:
-            get_item(file, f"/entry/data/{k}", path)
-        return [f"/entry/data/{k}" for k in numbered]
+        return _there(file, [f"/entry/data/{k}" for k in numbered], path, complete)
     found = _signal(file)
     if found is not None and _image_like(found):
         return [found.name]
@@ -168,6 +168,38 @@ def find_frames(path: Path, dataset: str | None = None) -> list[str]:
     raise BadInput(
         f"{path} has no data set that could be frames (numbers, two axes of 8 or more); found {_listing(every) or 'nothing'}"
     )
+
+
+def _there(file: h5py.File, names: Sequence[str], path: Path, complete: bool) -> list[str]:
+    """Those of `names` that lead to a data set; unless `complete`, the others are named in a note and left out."""
+    out, lost = [], []
+    for name in names:
+        try:
+            get_item(file, name, path)
+            out.append(name)
+        except BadInput as error:
+            if complete:
+                raise BadInput(f"{error}; complete=false opens the others") from None
+            lost.append(str(error))
+    if not out:
+        raise BadInput(lost[0])
+    if lost:
+        warn(str(path), [f"{len(lost)} of {len(names)} files of frames are missing and left out: {lost[0]}"])
+    return out
+
+
+def _count_images(path: Path, names: Sequence[str], frames: int) -> None:
+    """Note that a series has fewer images than its master file promises."""
+    specific = open_hdf5(path).get("/entry/instrument/detector/detectorSpecific")
+    if not isinstance(specific, h5py.Group) or not names[0].startswith("/entry/data/"):
+        return
+    found = [d for k in ("nimages", "ntrigger") if isinstance(d := specific.get(k), h5py.Dataset) and d.size == 1]
+    promised = math.prod(int(_numbers(d).ravel()[0]) for d in found if d.dtype.kind in "iu") if found else 0
+    if promised > frames:
+        warn(
+            str(path),
+            [f"it announces {promised} images and has {frames}: the series was aborted, or files are missing"],
+        )
 
 # %% ../../../nbs/data/formats/hdf5.ipynb #5e777c6e
 _ENERGIES = {"ev": 1.0, "kev": 1e3, "j": 1 / EV, "joule": 1 / EV}
@@ -448,6 +480,19 @@ def instrument(path: Path, name: str, frames: int) -> dict[str, Any]:
         text = _text(_find(groups, fields))
         if text:
             out[word] = text
+    entry = file.get("/" + name.strip("/").split("/")[0])
+    samples = (
+        [g for k, g in entry.items() if k.startswith("sample") and isinstance(g, h5py.Group)]
+        if isinstance(entry, h5py.Group)
+        else []
+    )
+    for sample in samples[:1]:
+        turning = read_rotation(sample, frames)
+        out["variables"] |= turning.pop("variables", {})
+        out |= turning
+    stokes = next((v for i in _find(beams, ("incident_polarisation_stokes",)) if (v := _finite(i)) is not None), None)
+    if stokes is not None and stokes.size == 4 and stokes[0] > 0 and abs(stokes[1]) <= stokes[0]:
+        out["polarization"] = float(stokes[1] / stokes[0])
     own = _panel_geometry(detectors)
     if own is not None:
         out["panels"] = own
@@ -651,17 +696,17 @@ def _label_values(data: h5py.Dataset, path: Path) -> Any:
     help="HDF5: CXI, NXmx, Eiger master files, and others if the data set is named",
     suffixes=[".h5", ".hdf5", ".cxi", ".nxs", ".nx", ".hdf"],
 )
-def open_hdf5_frames(path: Path, dataset: str | None = None) -> dict[str, Any]:
+def open_hdf5_frames(path: Path, dataset: str | None = None, complete: bool = True) -> dict[str, Any]:
     """An HDF5 file from another program as keyword arguments of `make_frames`.
 
     path: the HDF5 file.
-    dataset: name of the data set with the frames; None = search.
+    dataset: name of the data set with the frames; None = search. complete: as `find_frames` takes it.
     Returns a lazy `intensity` (frame, …), mask, peaks, labels and what the file says about the
     instrument; also `saturation_value`, `underload_value`, `layout` and `parts` (one source per
     data set), which the caller removes.
     Raises `BadInput` if the frames are not found or cannot be read.
     """
-    names = find_frames(path, dataset)
+    names = find_frames(path, dataset, complete)
     parts = []
     for name in names:
         data = open_hdf5(path)[name]
@@ -676,6 +721,7 @@ def open_hdf5_frames(path: Path, dataset: str | None = None) -> dict[str, Any]:
                 f"data set '{name}' of {path} has frames of shape {parts[-1].shape[1:]}; expected {parts[0].shape[1:]} as in '{names[0]}'"
             )
     frames = sum(p.shape[0] for p in parts)
+    _count_images(path, names, frames)
     out = instrument(path, names[0], frames)
     file = open_hdf5(path)
     unit = unit_of(file[names[0]])

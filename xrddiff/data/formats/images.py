@@ -280,6 +280,9 @@ def _series_words(
     out, mixed = agree(found)
     if len({words.get("rotation_width") for _, _, words in found}) > 1:  # stills among rotation images
         out = {word: value for word, value in out.items() if not word.startswith("rotation_")}
+    elif len({words.get("rotation_start") for _, _, words in found}) > 1:
+        angle = np.array([words["rotation_start"] for _, _, words in found], float)
+        out["variables"] = out.get("variables", {}) | {"rotation_angle": ("frame", angle)}
     return out | ({"mixed": mixed} if mixed else {})
 
 # %% ../../../nbs/data/formats/images.ipynb #5c1b70ab
@@ -418,7 +421,7 @@ def open_images(files: Sequence[Path]) -> dict[str, Any]:
     out |= _series_words(files, heads, data.shape)
     out["assumed"] = () if out["units"] == "photon" else ("units",)
     if (series := series_numbers([f for f, _ in places])) is not None:
-        out["variables"] = {"frame_series": ("frame", series)}
+        out["variables"] = out.get("variables", {}) | {"frame_series": ("frame", series)}
     saturation = out.pop("saturation", None)
     if saturation:
         out["saturation_value"] = saturation

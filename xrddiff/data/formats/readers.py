@@ -102,7 +102,9 @@ def _array_file(path: Path) -> Path:
     return unpacked(path, hold=True) if many else path
 
 
-def _open_one(path: Path | RemoteFolder, dataset: str | None, axes: str | None = None) -> dict[str, Any]:
+def _open_one(
+    path: Path | RemoteFolder, dataset: str | None, axes: str | None = None, complete: bool = True
+) -> dict[str, Any]:
     """One file or store as keyword arguments of `make_frames`; `intensity` is lazy, as stored."""
     far = isinstance(path, RemoteFolder)
     if not far:
@@ -118,7 +120,7 @@ def _open_one(path: Path | RemoteFolder, dataset: str | None, axes: str | None =
         if _is_plugin(name):
             out = _open_plugin(name, path)
         elif is_hdf5(path) or name == "hdf5":
-            out = open_hdf5_frames(path, dataset)
+            out = open_hdf5_frames(path, dataset, complete)
         elif head.startswith(b"\x93NUMPY") or path.suffix == ".npy":
             out = open_npy(path, axes)
         elif head.startswith(b"PK\x03\x04"):
@@ -211,6 +213,7 @@ def _gather(
     geometry: str | Path | None = None,
     dataset: str | None = None,
     axes: str | None = None,
+    complete: bool = True,
     **words: Any,
 ) -> dict[str, Any]:
     """Everything known about a file from another program, before it is checked.
@@ -227,7 +230,7 @@ def _gather(
         hdf5 = described is not None and isinstance(source, Path) and source.is_file() and is_hdf5(source)
         if dataset is None and hdf5 and described.data:
             dataset = described.data
-        out = _open_one(source, dataset, axes)
+        out = _open_one(source, dataset, axes, complete)
     out["mask"] = _own_mask(out.get("mask"), told_bits(words), described, str(source))
     _leave_out_unwritten(out, str(source))
     out = _trust(out, source, geometry, words)
@@ -516,7 +519,7 @@ def open_frames(
     dataset: name of the data set with the frames, for a file that follows no known layout.
     outside: True = follow HDF5 links, virtual sources and external storage out of the folder of the
         file.
-    complete: False = accept frames whose geometry is not known. Pictures that xrddiff saved need none.
+    complete: False = accept frames whose geometry is not known, and a series of which files are missing. Pictures that xrddiff saved need none.
     labels: a table of labels, CSV or parquet; it takes precedence over labels in the file.
     automask: the rules of automatic masking, [] for none. None = all of them for files from other
         programs; frames saved by xrddiff keep the mask that they were saved with. One image of a
@@ -555,7 +558,7 @@ def open_frames(
         if dataset is not None and dataset.strip("/") != "intensity":
             raise BadInput(f"{path} holds frames that xrddiff saved, in 'intensity'; expected no dataset ({dataset!r})")
         return with_automask(_open_ours(path, geometry, complete, words), automask or [])
-    found = _gather(path, geometry=geometry, dataset=dataset, **words)
+    found = _gather(path, geometry=geometry, dataset=dataset, complete=complete, **words)
     found["layout_name"] = found.pop("layout")
     missing = missing_words(found)
     if missing and complete:
@@ -773,7 +776,7 @@ def _one_geometry(files: Sequence[Path], parts: Sequence[xr.Dataset]) -> list[xr
                 raise BadInput(
                     f"the files differ in their panels: {name} of {files[0].name} and {file.name}; expected one geometry"
                 )
-    said = [{k: p.attrs[k] for k in NEEDED if k in p.attrs} for p in parts]
+    said = [{k: p.attrs[k] for k in (*NEEDED, "detector") if k in p.attrs} for p in parts]
     words, mixed = agree([(f.name, p.sizes["frame"], w) for f, p, w in zip(files, parts, said, strict=True)])
     refuse_mixed(mixed, {})
     per_frame = "variables" in words or any("wavelength" in p.variables for p in parts)

@@ -18,7 +18,7 @@ from .rows import frame_reader, rows_behind
 
 # %% auto #0
 __all__ = ['FLAGS', 'MOST_READ', 'ANGLES', 'IDENTIFIERS', 'NOTHING', 'pixel_digest', 'join_groups', 'several', 'Exposures',
-           'find_exposures', 'rotates', 'named_groups', 'groups_apart']
+           'find_exposures', 'rotates', 'turned_to', 'named_groups', 'groups_apart']
 
 # %% ../../../nbs/data/frames/exposures.ipynb #2a9068f0
 FLAGS = (-2, -1, 2**16 - 2, 2**16 - 1, 2**32 - 2, 2**32 - 1)  # what formats write where there is no measurement
@@ -118,6 +118,14 @@ def rotates(frames: xr.Dataset) -> bool:
             if len(steps) and (np.all(steps > 0) or np.all(steps < 0)):
                 return True
     return False
+
+
+def turned_to(frames: xr.Dataset) -> np.ndarray:
+    """The angle (n,) of the sample at the begin of each exposure, degrees: a label of it, else `rotation_start` for all."""
+    for name in ANGLES:
+        if name in frames.variables and frames[name].dims == ("frame",) and frames[name].dtype.kind in "iuf":
+            return frames[name].values.astype(float)
+    return np.full(frames.sizes["frame"], float(frames.attrs.get("rotation_start", 0.0)))
 
 
 def _identifiers(frames: xr.Dataset, name: str) -> np.ndarray | None:

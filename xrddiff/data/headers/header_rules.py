@@ -571,6 +571,12 @@ def agree(found: Sequence[tuple[str, int, Mapping[str, Any]]]) -> tuple[dict[str
             mixed[word] = (
                 f"the files differ in {word}: {both[0]}, {both[1]}; expected one geometry: open them apart, or give {word}="
             )
+    named = [(name, str(words["detector"])) for name, _, words in found if words.get("detector")]
+    if other := next((one for one in named if one[1] != named[0][1]), None):
+        both = ", ".join(f"{name} has {text!r}" for name, text in (named[0], other))
+        mixed["detector"] = (
+            f"the files differ in detector: {both}; expected frames of one: open them apart, or give detector="
+        )
     return first, mixed
 
 

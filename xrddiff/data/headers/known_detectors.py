@@ -28,7 +28,7 @@ class Grid(NamedTuple):
 
 GRIDS = (
     Grid(r"pilatus", (195, 487), (17, 7)),
-    Grid(r"eiger ?2|eiger2", (512, 1028), (38, 12)),
+    Grid(r"eiger", (512, 1028), (38, 12)),  # those of the second generation
     Grid(r"eiger", (514, 1030), (37, 10)),
     Grid(r"jungfrau", (514, 1030), (36, 8)),
 )
@@ -46,13 +46,11 @@ def module_mask(detector: str, shape: Sequence[int]) -> np.ndarray | None:
 
     detector: its name, as headers write it: "PILATUS 6M, S/N 60-0119".
     """
-    grid = next((g for g in GRIDS if re.search(g.name, detector, re.IGNORECASE)), None)
-    if grid is None or len(shape) != 2:
-        return None
-    sides = [_is_module(n, m, g) for n, m, g in zip(shape, grid.module, grid.gap, strict=True)]
-    if any(s is None for s in sides) or all(s.all() for s in sides):
-        return None
-    return sides[0][:, None] & sides[1]
+    for grid in GRIDS if len(shape) == 2 else ():
+        sides = [_is_module(n, m, g) for n, m, g in zip(shape, grid.module, grid.gap, strict=True)]
+        if re.search(grid.name, detector, re.IGNORECASE) and all(s is not None for s in sides):
+            return None if all(s.all() for s in sides) else sides[0][:, None] & sides[1]
+    return None
 
 # %% ../../../nbs/data/headers/known_detectors.ipynb #2d319c8c
 I23_SERIAL, I23_SHAPE, _I23_PIXEL = "120-0100", (5071, 2463), 172e-6

@@ -25,8 +25,8 @@ from .header_rules import same, warn
 from .imgcif import Axis
 
 # %% auto #0
-__all__ = ['LENGTHS', 'MOST_AXES', 'text_of', 'unit_of', 'read_axis', 'read_chain', 'place', 'read_module', 'find_modules',
-           'module_geometry']
+__all__ = ['LENGTHS', 'MOST_AXES', 'text_of', 'unit_of', 'read_axis', 'read_chain', 'read_rotation', 'place', 'read_module',
+           'find_modules', 'module_geometry']
 
 # %% ../../../nbs/data/headers/nexus_modules.ipynb #1f4dd19f
 LENGTHS = {"m": 1.0, "meter": 1.0, "metre": 1.0, "meters": 1.0, "cm": 1e-2, "mm": 1e-3, "millimeter": 1e-3, "millimeters": 1e-3, "um": 1e-6, "µm": 1e-6, "micron": 1e-6, "microns": 1e-6, "nm": 1e-9, "a": 1e-10, "å": 1e-10, "angstrom": 1e-10, "angstroms": 1e-10}  # fmt: skip
@@ -111,6 +111,65 @@ def read_chain(item: h5py.Dataset) -> list[Axis]:
         if len(chain) >= MOST_AXES or any(found.name == a.name for a in chain):
             raise BadInput(f"{where} depends on itself, or on more than {MOST_AXES} axes")
         item = found
+
+
+def read_rotation(sample: h5py.Group, frames: int) -> dict[str, Any]:
+    """How the crystal turns in an exposure: `rotation_width` and `rotation_start` in degrees, `rotation_axis`, and the angle of each frame as
+    `variables`; nothing for stills.
+
+    sample: a group NXsample, whose `depends_on` names the axis that carries the crystal. The axis that turns is the first one with a value for
+    each frame, or with an `_increment_set` or `_end` beside it.
+    """
+    name, seen = sample.get("depends_on"), 0
+    name = (
+        np.ravel(name.asstr()[()])[0]
+        if isinstance(name, h5py.Dataset) and h5py.check_string_dtype(name.dtype)
+        else text_of(sample, "depends_on")
+    )
+    at: h5py.Group = sample
+    while name not in ("", ".") and seen < MOST_AXES:
+        item, seen = at.get(name), seen + 1
+        if not isinstance(item, h5py.Dataset):
+            return {}
+        if text_of(item, "transformation_type").lower() == "rotation" and (found := _turning(item, frames)):
+            return found
+        at, name = item.parent, text_of(item, "depends_on").strip()
+    return {}
+
+
+def _turning(item: h5py.Dataset, frames: int) -> dict[str, Any]:
+    """`read_rotation` of one axis; nothing if it stands still."""
+    factor, parts = _ANGLES.get(unit_of(item), 1.0), {}
+    for key, other in (
+        ("at", item),
+        *((s, item.parent.get(item.name.rsplit("/", 1)[-1] + s)) for s in ("_increment_set", "_end")),
+    ):
+        if isinstance(other, h5py.Dataset) and other.dtype.kind in "iuf" and other.size in (1, frames):
+            values = (
+                np.ravel(np.asarray(read_whole(other, f"the axis {other.name} of {other.file.filename}"), np.float64))
+                * factor
+            )
+            parts |= {key: values} if np.isfinite(values).all() else {}
+    angle = parts.get("at")
+    if angle is None:
+        return {}
+    steps = (
+        parts["_end"] - angle
+        if "_end" in parts and parts["_end"].shape == angle.shape
+        else parts.get("_increment_set", np.diff(angle))
+    )
+    width = float(np.median(steps)) if len(steps) else 0.0
+    vector = _three(item, "vector", f"the axis {item.name} of {item.file.filename}")
+    if not 1e-6 < abs(width) <= 20 or not vector.any():
+        return {}
+    about = {
+        "rotation_width": width,
+        "rotation_start": float(angle[0]),
+        "rotation_axis": tuple((vector / np.linalg.norm(vector)).tolist()),
+    }
+    return about | (
+        {"variables": {"rotation_angle": ("frame", angle)}} if len(angle) == frames > 1 and np.ptp(angle) > 0 else {}
+    )
 
 
 def place(chain: Sequence[Axis], point: Any = (0.0, 0.0, 0.0)) -> np.ndarray:

@@ -249,7 +249,8 @@ def inspect_file(
     look_first(path, outside)
     out["arrays"] = [] if pattern else _arrays(path)
     try:
-        ds = open_frames(path, geometry=geometry, dataset=dataset, outside=outside, complete=False, **words)
+        words["complete"] = False
+        ds = open_frames(path, geometry=geometry, dataset=dataset, outside=outside, **words)
     except BadInput as error:
         if not out["arrays"]:
             raise
@@ -295,6 +296,7 @@ def explain_mask(path: str | Path, /, *, automask: Sequence[str] | None = None, 
     """
     given = {k: words.pop(k) for k in ("mask", "mask_true") if k in words}
     given |= {k: words[k] for k in ("mask_badbits", "mask_goodbits") if k in words}
+    words.pop("complete", None)  # masks need no geometry
     if str(path) in CATALOG and not os.path.exists(path):
         plain = load(str(path))
     else:
