@@ -253,6 +253,18 @@ def test_floats_and_panels_of_two_sizes(tmp_path):
     assert not mask[1, :, 9:].any() and mask[0].any()
 
 
+def test_what_was_not_measured_is_no_lowest_value(tmp_path):
+    """The undefined value of a panel is masked there and nowhere else, and overload is its own as well."""
+    tables, arrays = header(2), panels(2)
+    columns = ("array_id", "binary_id", "overload", "undefined_value")
+    tables["array_intensities"] = (columns, [("A0", 1, 60000, -9), ("A1", 2, 100, 7)])
+    arrays[:, 0, :3], arrays[:, 1, :3], arrays[:, 2, :3] = -9, 7, 200
+    mask = open_frames(write(tmp_path / "a.cbf", tables, arrays), automask=[])["mask"].values.reshape(2, H, W)
+    assert not mask[0, 0, :3].any() and mask[0, 1, :3].all() and mask[0, 2, :3].all()
+    assert mask[1, 0, :3].all() and not mask[1, 1, :3].any() and not mask[1, 2, :3].any()
+    assert (arrays[0][mask[0]] != -9).all() and (arrays[1][mask[1]] != 7).all()
+
+
 def test_without_pycbf_the_extra_is_named(tmp_path, monkeypatch):
     path = made(tmp_path / "a.cbf")
     monkeypatch.setitem(sys.modules, "pycbf", None)

@@ -26,7 +26,7 @@ from xrddiff.data.formats.store import save_frames
 from xrddiff.data.frames.frames import make_frames
 from xrddiff.data.frames.peaks import find_frame_peaks
 from xrddiff.data.frames.rows import frame_origin
-from xrddiff.data.headers.dials_experiments import read_images, read_refl
+from xrddiff.data.headers.dials_experiments import read_crystal, read_images, read_refl
 from xrddiff.judge.views.inspection import explain_mask
 from xrddiff.physics.indexing.cells import Cell
 from xrddiff.physics.indexing.expected_intensities import CrystalIntensities, read_intensities
@@ -486,6 +486,29 @@ def test_reflections_of_dials_are_those_that_dials_has(tmp_path):
         read_refl(path.with_name("lcys__scaled_20_25.refl"))
 
 
+def test_columns_of_dials_agree_with_its_model_of_the_experiment():
+    """Thirteen columns of integrated quartz: d from index and cell, s1 from its place on the detector, mm from px, angle from image, counts of pixels from boxes."""
+    folder = os.environ.get("XRDDIFF_DATA")
+    path = Path(folder or "") / "processed" / "quartz__integrated.refl"
+    if not folder or not path.is_file():
+        pytest.skip("XRDDIFF_DATA names no folder with processed/quartz__integrated.refl")
+    c, about = read_refl(path), json.loads(path.with_suffix(".expt").read_text())
+    cell, _, wavelength = read_crystal(path.with_suffix(".expt"))
+    panel, scan = about["detector"][0]["panels"][0], about["scan"][0]
+    assert np.allclose(c["d"], gemmi.UnitCell(*cell).calculate_d_array(c["miller_index"].astype(np.int32)), rtol=1e-9)
+    assert np.allclose(c["xyzcal.mm"][:, :2], c["xyzcal.px"][:, :2] * panel["pixel_size"], rtol=1e-9)
+    angle = np.radians(scan["oscillation"][0] + scan["oscillation"][1] * c["xyzcal.px"][:, 2])
+    assert np.allclose(angle, c["xyzcal.mm"][:, 2], atol=1e-9)
+    x, y = c["xyzcal.mm"][:, :1], c["xyzcal.mm"][:, 1:2]
+    lab = np.array(panel["origin"]) + x * panel["fast_axis"] + y * panel["slow_axis"]
+    assert np.allclose(lab / np.linalg.norm(lab, axis=1, keepdims=True) / wavelength, c["s1"], atol=0.03)
+    low, high = c["bbox"][:, ::2], c["bbox"][:, 1::2]
+    assert ((low <= c["xyzobs.px.value"]) & (c["xyzobs.px.value"] <= high)).all(1).mean() > 0.9
+    assert (c["num_pixels.valid"] <= np.prod(high - low, axis=1)).all()
+    assert (c["num_pixels.foreground"] + c["num_pixels.background"] <= c["num_pixels.valid"]).all()
+    assert (c["panel"] == 0).all() and (c["intensity.sum.variance"] > 0).all() and set(c["id"]) == {0}
+
+
 def test_a_plain_h5py_opens_what_is_written_for_others(tmp_path):
     """Without filters of a plug-in: what CXI and NXmx are for."""
     values = np.random.default_rng(0).poisson(3, (2, 32, 32)).astype("u2")
@@ -535,6 +558,36 @@ def test_a_frame_of_a_folder_is_a_file_and_its_number(tmp_path):
     assert _place(one, 2, str(folder / "run0.h5")) == (str(folder / "run0.h5"), 2)
 
 
+def test_an_aborted_series_opens_without_what_is_missing(tmp_path):
+    """A master file of an Eiger whose third file was never written, and that announces more images than there are."""
+    for k in (1, 2):
+        with h5py.File(tmp_path / f"s_data_00000{k}.h5", "w") as f:
+            f["entry/data/data"] = np.full((4, 32, 32), k, "u2")
+    with h5py.File(tmp_path / "s_master.h5", "w") as f:
+        for k in (1, 2, 3):
+            f[f"entry/data/data_00000{k}"] = h5py.ExternalLink(f"s_data_00000{k}.h5", "/entry/data/data")
+        f["entry/instrument/detector/detectorSpecific/nimages"] = 12
+    with pytest.raises(BadInput, match="s_data_000003.h5, which is missing beside it; complete=false opens the others"):
+        open_frames(tmp_path / "s_master.h5", **KNOWN)
+    with pytest.warns(UserWarning) as said:
+        ds = open_frames(tmp_path / "s_master.h5", complete=False, automask=[], **KNOWN)
+    assert ds["intensity"].values[:, 0, 0].tolist() == [1] * 4 + [2] * 4
+    text = " ".join(str(w.message) for w in said)
+    assert "1 of 3 files of frames are missing and left out" in text and "announces 12 images and has 8" in text
+    assert main(["data", "convert", str(tmp_path / "s_master.h5"), str(tmp_path / "o.h5"), "complete=false"]) == 0
+    assert open_frames(tmp_path / "o.h5", complete=False).sizes["frame"] == 8
+
+
+def test_frames_of_two_detectors_are_refused(tmp_path):
+    for name, serial in (("a", "60-0119"), ("b", "60-0120")):
+        text = "\r\n".join(f"# {one}" for one in (f"Detector: PILATUS 100K, S/N {serial}", "Pixel_size 172e-6 m x 172e-6 m", "Wavelength 1 A", "Detector_distance 0.2 m", "Beam_xy (32, 32) pixels"))  # fmt: skip
+        header = {"_array_data.header_convention": "PILATUS_1.2", "_array_data.header_contents": text}
+        fabio.cbfimage.CbfImage(data=np.ones((64, 64), np.int32), header=header).write(str(tmp_path / f"{name}.cbf"))
+    with pytest.raises(BadInput, match="the files differ in detector: a.cbf has 'PILATUS 100K, S/N 60-0119', b.cbf"):
+        open_frames(tmp_path)
+    assert open_frames(tmp_path, detector="both").sizes["frame"] == 2
+
+
 def test_the_wavelength_of_electrons_is_one(tmp_path):
     np.save(tmp_path / "f.npy", np.ones((2, 16, 16), "u2"))
     with pytest.warns(UserWarning, match=r"wavelength is 0.02508 Å; taken as that of electrons: kept$"):
@@ -551,3 +604,40 @@ def test_a_checksum_after_gzip_is_not_packed(tmp_path, shuffle):
         )
     ds = open_frames(tmp_path / "a.h5", automask=[], **KNOWN)
     assert np.array_equal(ds["intensity"].values, values)
+
+
+# ---------------------------------------------------------------- formats and rules
+
+HERE = Path(__file__).parent
+TESTED = {  # format: for each rule the test that shows it
+    "CXI": {"bits": "test_a_bit_that_only_informs_masks_nothing", "absence": "test_frames_that_were_never_written_are_no_zeros", "field": "test_a_centre_in_hdf5_has_its_unit"},
+    "NXmx, Eiger": {"bits": "test_the_upper_bits_of_nxmx_inform", "absence": "test_an_aborted_series_opens_without_what_is_missing", "field": "test_a_centre_in_hdf5_has_its_unit", "panel": "test_panels_of_nxmx_stand_where_nxmx_says", "named": "test_two_theta_is_applied_as_the_image_says"},
+    "zarr": {"absence": "test_frames_that_were_never_written_are_no_zeros"},
+    "CBF of Dectris": {"absence": "test_gaps_that_hold_zeros_are_masked", "field": "test_a_field_that_is_no_number_is_named", "named": "test_two_theta_is_applied_as_the_image_says", "look": "test_a_stated_centre_is_only_contradicted_by_a_clear_image"},
+    "SMV": {"field": "test_adsc_centre_alone", "named": "test_pedestals_and_dummies_of_headers_are_applied", "look": "test_a_centre_in_pixels_is_not_taken_for_mm"},
+    "EDF": {"absence": "test_pedestals_and_dummies_of_headers_are_applied", "named": "test_angles_of_edf_are_those_of_pyfai"},
+    "MarCCD": {"field": "test_fields_that_contradict_each_other", "named": "test_two_theta_is_applied_as_the_image_says"},
+    "imgCIF": {"absence": "test_what_was_not_measured_is_no_lowest_value", "panel": "test_panels_stand_where_cbflib_and_the_text_of_the_header_say"},
+    ".geom": {"bits": "test_bits_of_a_geometry_are_applied_to_masks_of_each_frame", "panel": "test_values_of_panels_stay_with_them"},
+    ".expt": {"panel": "test_trusted_ranges_mask_and_gains_are_taken", "named": "test_beams_of_many_stills"},
+    "streams": {"identity": "test_a_stream_of_several_files_is_joined_by_file_and_event"},
+    ".refl": {"identity": "test_spots_of_dials_are_on_the_images_that_its_experiments_name", "field": "test_columns_of_dials_agree_with_its_model_of_the_experiment"},
+    "MTZ": {"identity": "test_batch_headers_say_the_sweeps_and_the_wavelength", "field": "test_columns_of_an_mtz_are_known_by_name", "absence": "test_parts_of_spots_are_added_up"},
+    "tables": {"identity": "test_a_table_with_files_is_joined_by_them", "field": "test_a_column_that_is_not_meant_is_refused"},
+}  # fmt: skip
+
+
+def test_the_page_says_which_reader_keeps_which_rule():
+    """The table of docs/formats.md has the cells of `TESTED`, and each of them names a test that is there."""
+    there = {name for file in HERE.glob("test_*.py") for name in re.findall(r"^def (test_\w+)", file.read_text(), re.M)}
+    assert {name for row in TESTED.values() for name in row.values()} <= there
+    lines = (HERE.parent / "docs" / "formats.md").read_text().splitlines()
+    first = next(i for i, line in enumerate(lines) if line.startswith("| format | bits |"))
+    rules = [cell.strip() for cell in lines[first].split("|")[2:-1]]
+    found = {}
+    for line in lines[first + 2 :]:
+        if not line.startswith("|"):
+            break
+        name, *cells = (cell.strip() for cell in line.split("|")[1:-1])
+        found[name] = {rule for rule, cell in zip(rules, cells, strict=True) if cell == "yes"}
+    assert found == {name: set(row) for name, row in TESTED.items()}

@@ -11,6 +11,7 @@ from conftest import measured
 from test_headers import cbf, edf, mccd, opened, smv
 from test_shadows import ABOUT, CENTER, SIZE, light
 
+from xrddiff.core.errors import BadInput
 from xrddiff.data.formats.readers import open_frames
 from xrddiff.data.frames.automask import masking_of, with_automask
 from xrddiff.data.frames.frames import make_frames
@@ -218,6 +219,12 @@ def test_gaps_that_hold_zeros_are_masked(tmp_path):
     assert any("gaps between its modules: 8,279 pixels" in line for line in ds.attrs["mask_sources"])
     other = open_frames(cbf(tmp_path / "b.cbf", image[:400], **words), automask=[])
     assert "mask" not in other or other["mask"].values.all()
+
+
+def test_a_stack_without_a_geometry_is_said_to_be_of_a_detector(tmp_path):
+    np.save(tmp_path / "a.npy", np.ones((1, 16, 512, 128), "u2"))
+    with pytest.raises(BadInput, match="those of AGIPD 1M, whose panels move"):
+        open_frames(tmp_path / "a.npy")
 
 
 def test_a_detector_at_one_resolution_is_named(tmp_path):
