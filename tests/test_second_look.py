@@ -17,7 +17,7 @@ from xrddiff.data.frames.automask import masking_of, with_automask
 from xrddiff.data.frames.frames import make_frames
 from xrddiff.data.frames.geometry import PanelGeometry, geometry_of, q_map
 from xrddiff.data.headers.imgcif import turn_about
-from xrddiff.data.headers.known_detectors import module_mask
+from xrddiff.data.headers.second_look import module_mask
 
 SHAPE, PIXEL, DISTANCE = (300, 260), 1e-3, 0.4
 

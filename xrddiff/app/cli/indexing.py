@@ -132,7 +132,7 @@ def data_index(args: argparse.Namespace) -> int:
     from xrddiff.core.plugins import load_standing
     from xrddiff.judge.views.indexing import show_indexing
     from xrddiff.judge.views.plots import png
-    from xrddiff.data.formats.peak_files import with_places
+    from xrddiff.data.formats.peak_files import with_files
     from xrddiff.data.frames.geometry import geometry_of
     from xrddiff.physics.indexing.indexer import cell_of_frames, index_frames
     from xrddiff.physics.indexing.series import index_series
@@ -167,7 +167,7 @@ def data_index(args: argparse.Namespace) -> int:
     with new_output(picture, **given) as part:
         part.write_bytes(own_png(png(show_indexing(ds, indexing, best).figure, dpi=110, palette=False)))
     with new_output(csv, **given) as part:
-        save_table(with_places(indexing.table, ds), part, index=True)
+        save_table(with_files(indexing.table, ds), part, index=True)
     with new_output(stream, **given) as part:
         write_stream(part, ds, indexing, os.path.abspath(args.file))
     say(f"picture: {picture}", f"table: {csv}", f"stream: {stream}")

@@ -163,7 +163,7 @@ def _put_modules(detector: h5py.Group, g: PanelGeometry, distance: np.ndarray, i
             size = float(np.linalg.norm(step))
             _axis(module, f"{word}_pixel_direction", size, step / size, f"{module.name}/module_offset")
 
-
+# %% ../../../nbs/data/formats/exchange.ipynb #98f98316
 def lay_out_nxmx(file: h5py.File, ds: xr.Dataset) -> None:
     """Add the groups of NXmx to a file whose `intensity` has the frames."""
     entry, now = _group(file, "entry", "NXentry"), datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

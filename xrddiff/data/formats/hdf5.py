@@ -123,7 +123,7 @@ def _signal(file: h5py.File) -> h5py.Dataset | None:
             return group
     return None
 
-
+# %% ../../../nbs/data/formats/hdf5.ipynb #b394be0e
 def find_frames(path: Path, dataset: str | None = None, complete: bool = True) -> list[str]:
     """The names of the data sets that hold the frames, in order; usually one.
 
@@ -149,7 +149,7 @@ def find_frames(path: Path, dataset: str | None = None, complete: bool = True) -
         if isinstance(found, h5py.Dataset) and _image_like(found):
             return [name]
     if numbered:
-        return _there(file, [f"/entry/data/{k}" for k in numbered], path, complete)
+        return _existing(file, [f"/entry/data/{k}" for k in numbered], path, complete)
     found = _signal(file)
     if found is not None and _image_like(found):
         return [found.name]
@@ -170,7 +170,7 @@ def find_frames(path: Path, dataset: str | None = None, complete: bool = True) -
     )
 
 
-def _there(file: h5py.File, names: Sequence[str], path: Path, complete: bool) -> list[str]:
+def _existing(file: h5py.File, names: Sequence[str], path: Path, complete: bool) -> list[str]:
     """Those of `names` that lead to a data set; unless `complete`, the others are named in a note and left out."""
     out, lost = [], []
     for name in names:
@@ -327,7 +327,7 @@ def _beam_wavelength(path: Path, beams: Sequence[h5py.Group]) -> tuple[np.ndarra
         warn(str(path), [f"{other.name} is a wavelength of {found}; using {taken} of {item.name} instead"])
     return wavelength, item
 
-
+# %% ../../../nbs/data/formats/hdf5.ipynb #71558f21
 def _detector_numbers(
     path: Path, detectors: Sequence[h5py.Group]
 ) -> tuple[dict[str, Any], dict[str, str], dict[str, str], set[str]]:

@@ -31,7 +31,7 @@ from ..headers.dials_experiments import read_images, read_refl
 from ..headers.geometry_files import HC
 
 # %% auto #0
-__all__ = ['MOST_CRYSTALS', 'MOST_PIXEL', 'SUFFIXES', 'need_stream', 'read_stream', 'read_peaks', 'frame_places', 'with_places',
+__all__ = ['MOST_CRYSTALS', 'MOST_PIXEL', 'SUFFIXES', 'need_stream', 'read_stream', 'read_peaks', 'frame_places', 'with_files',
            'check_peaks']
 
 # %% ../../../nbs/data/formats/peak_files.ipynb #db6bc318
@@ -388,14 +388,14 @@ def read_peaks(path: str | os.PathLike, frames: xr.Dataset | int, panels: bool =
         check_peaks(table, name, frames, panels)
     return found
 
-
+# %% ../../../nbs/data/formats/peak_files.ipynb #752a469e
 def frame_places(frames: xr.Dataset) -> list[FramePlace] | None:
     """The file of each frame, and its number there; None where that is not known."""
     found = [frame_origin(frames["intensity"].variable, i) for i in range(frame_count(frames))]
     return found if all(isinstance(place, FramePlace) for place in found) else None
 
 
-def with_places(table: pd.DataFrame, frames: xr.Dataset) -> pd.DataFrame:
+def with_files(table: pd.DataFrame, frames: xr.Dataset) -> pd.DataFrame:
     """A table with a row for each frame, by its number, and the `file` and the `number` there of each, if frames are of several files."""
     places = frame_places(frames)
     if places is None or len({place.file for place in places}) < 2:
@@ -435,7 +435,7 @@ def _alone(at: Mapping[tuple[str, int], int]) -> dict[str, int]:
     many = Counter(file for file, _ in at)
     return {file: i for (file, _), i in at.items() if many[file] == 1}
 
-
+# %% ../../../nbs/data/formats/peak_files.ipynb #30979925
 def _peaks_of_table(table: pd.DataFrame, places: Sequence[FramePlace] | None, name: str) -> pd.DataFrame:
     """A table of peaks whose `frame` counts the frames; where it has a column `file`, it counts those of each file."""
     if "file" not in table or "frame" not in table:

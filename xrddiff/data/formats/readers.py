@@ -51,17 +51,23 @@ from xrddiff.data.frames.rows import (
 from ..frames.selection import concat_frames, select_frames
 from ..headers.gate import allow_outside, as_bad_input, is_hdf5, open_hdf5, readable
 from ..headers.geometry_files import DetectorFile
-from ..headers.known_detectors import known_panels, module_mask, stack_name
-from ..headers.second_look import at_one_resolution, odd_choices, second_look
 from ..headers.header_rules import Choice, agree, drop_impossible, refuse_impossible, refuse_mixed, warn
 from ..headers.probe import probe_ahead, probe_file
+from xrddiff.data.headers.second_look import (
+    at_one_resolution,
+    known_panels,
+    module_mask,
+    odd_choices,
+    second_look,
+    stack_name,
+)
 from ..headers.sources import HDF5Rows, WrittenChunks, ZarrRows
 from ..headers.unpacked import inner_suffix, is_packed, named, unpacked
 from ..remote.remote_folder import RemoteFolder
 
 # %% auto #0
 __all__ = ['NEEDED', 'told_bits', 'given_mask', 'missing_words', 'in_sentences', 'look_first', 'check_words', 'open_frames',
-           'join_mask']
+           'impossible_geometry', 'join_mask']
 
 # %% ../../../nbs/data/formats/readers.ipynb #ad63d711
 def _is_plugin(reader: str | None) -> bool:
@@ -571,11 +577,10 @@ def open_frames(
     attrs["layout"] = attrs.pop("layout_name")
     left = attrs.pop("unwritten", 0)
     ds = validate_frames(make_frames(**attrs), where, geometry=complete)
-    if not missing and "wavelength" in ds.attrs and (note := at_one_resolution(_few_q(ds))):
-        warn(where, [note])
+    if not missing:
+        warn(where, impossible_geometry(ds))
     ds = select_frames(ds, slice(0, ds.sizes["frame"] - left)) if left else ds
-    places = getattr(found["intensity"], "places", None)
-    shelf = MaskShelf.of([place[0] for place in places]) if places else None
+    shelf = MaskShelf.of([p[0] for p in places]) if (places := getattr(found["intensity"], "places", None)) else None
     return with_automask(ds, RULES if automask is None else automask, shelf)
 
 # %% ../../../nbs/data/formats/readers.ipynb #b0f94a95
@@ -585,14 +590,17 @@ def _of_stack(words: Mapping[str, Any]) -> str:
     return f"; frames of this shape are those of {name}, whose panels move" if name else ""
 
 
-def _few_q(ds: xr.Dataset) -> np.ndarray:
-    """Momentum transfer of some pixels all over the detector, 1/Å."""
+def impossible_geometry(ds: xr.Dataset) -> list[str]:
+    """Notes on a geometry that cannot be, from the resolution of some pixels all over the detector."""
+    if "wavelength" not in ds.attrs:
+        return []
     g = geometry_of(ds)
     few = PanelGeometry.from_flat(g) if isinstance(g, Geometry) else g
     panels, n_ss, n_fs = few.shape
     ss, fs = (np.linspace(0.5, n - 0.5, 16) for n in (n_ss, n_fs))
     x, y, z = few.to_lab(np.arange(panels)[:, None, None], fs, ss[:, None])
-    return 4 * np.pi / ds.attrs["wavelength"] * np.sin(np.arctan2(np.hypot(x, y), z) / 2)
+    q = 4 * np.pi / ds.attrs["wavelength"] * np.sin(np.arctan2(np.hypot(x, y), z) / 2)
+    return [note] if (note := at_one_resolution(q)) else []
 
 
 def _file_of_each(path: str | Path | Sequence[str | Path]) -> list[Path]:

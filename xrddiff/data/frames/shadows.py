@@ -161,7 +161,7 @@ def even_blocks(at: Blocks, dark: np.ndarray) -> np.ndarray:
     opaque = dark & (at.share < CLEAR - 3 * at.sigma / np.sqrt(np.maximum(n, 1e-9)))
     return dark & scipy.ndimage.binary_dilation(core, RECT, 4) & ~scipy.ndimage.binary_dilation(opaque, RECT, 2)
 
-
+# %% ../../../nbs/data/frames/shadows.ipynb #1365bf31
 def shadow_blocks(at: Blocks) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(blocks of the shadow, blocks in which its edge may be, blocks that are dimmer and are kept), bool (y, x)."""
     dark = dark_blocks(at)
@@ -224,7 +224,7 @@ def _edge(x: np.ndarray, known: np.ndarray, at: Blocks, inside: np.ndarray, zone
     large[0] = False
     return large[label] & ok
 
-
+# %% ../../../nbs/data/frames/shadows.ipynb #c08d4e0c
 def shadow_of(
     x: np.ndarray,
     known: np.ndarray,

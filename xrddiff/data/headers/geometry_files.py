@@ -163,7 +163,7 @@ def read_poni(path: str | Path, shape: tuple[int, int] | None = None) -> Detecto
     out.distance, out.beam_center, out.panels = plane.distance, plane.beam_center, plane.panels
     return out
 
-
+# %% ../../../nbs/data/headers/geometry_files.ipynb #4d8a7c4f
 def tilted_plane(origin: np.ndarray, fs: np.ndarray, ss: np.ndarray, shape: Sequence[int], where: str) -> DetectorFile:
     """A plane with a corner and steps (3,) in m: distance and centre if it is across the beam to half a pixel, else one panel.
 

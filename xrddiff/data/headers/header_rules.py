@@ -248,7 +248,7 @@ class Choice(NamedTuple):
     center: tuple[float, float]
     text: str = ""
 
-
+# %% ../../../nbs/data/headers/header_rules.ipynb #87afb64a
 class Turn(NamedTuple):
     """One way to turn a detector about the sample: what the header says, the matrix (3, 3), and which way that is; None: across the beam."""
 
@@ -265,7 +265,7 @@ class Reading:
     value: Any
     text: str
 
-
+# %% ../../../nbs/data/headers/header_rules.ipynb #4b05c529
 def _centre_reading(field: Field, fields: Mapping[str, str], pixel: float | None, shape: Any) -> Any:
     """A centre as written, in px but in its own convention; None if it is not set."""
     found = [q for name in field.names for q in _numbers_of(field, fields[name]) or ()]
@@ -292,7 +292,7 @@ def _unread(family: str, fields: Mapping[str, str]) -> list[str]:
                 )
     return notes
 
-
+# %% ../../../nbs/data/headers/header_rules.ipynb #2d70e2ea
 _ANGLES = {  # of the detector about the sample, and the factor to degrees
     "dectris": (("Detector_2theta",), 1.0),
     "smv": (("TWOTHETA",), 1.0),
@@ -351,7 +351,7 @@ def _not_applied(family: str, fields: Mapping[str, str]) -> list[str]:
     found = [(n, q) for n in _NAMED.get(family, ()) for q in quantities(at.get(n.lower(), ""), "") or ()]
     return [f"the header has {n} {q[0]:g}, which is not applied" for n, q in found if q[0] != none.get(n, 0.0)]
 
-
+# %% ../../../nbs/data/headers/header_rules.ipynb #a6af59dd
 @lru_cache(4096)  # a series has the same texts in every header
 def _numbers_of(field: Field, text: str) -> list[tuple[float, str]] | None:
     """The number or numbers in a field, with units; None if it says anything else."""

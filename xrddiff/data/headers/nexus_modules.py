@@ -112,7 +112,7 @@ def read_chain(item: h5py.Dataset) -> list[Axis]:
             raise BadInput(f"{where} depends on itself, or on more than {MOST_AXES} axes")
         item = found
 
-
+# %% ../../../nbs/data/headers/nexus_modules.ipynb #e5a94a73
 def read_rotation(sample: h5py.Group, frames: int) -> dict[str, Any]:
     """How the crystal turns in an exposure: `rotation_width` and `rotation_start` in degrees, `rotation_axis`, and the angle of each frame as
     `variables`; nothing for stills.

@@ -17,15 +17,75 @@ from ...core.plugins import attempt
 from ...core.registry import Names, find, get, register
 from ...core.seeds import numpy_rng
 from ...data.frames.frames import above_pedestal, frame_count, frame_mask
-from ...data.frames.peaks import find_frame_peaks
+from ...data.frames.peaks import PeakFinder, background_bins, find_frame_peaks, radius_map
 from .diversity import wilson_interval
 from .indexing import lattice_rows
-from .photons import noise_table
 from .spots import median_shape
 from ...physics.indexing.indexer import Indexer, Indexing
 
 # %% auto #0
-__all__ = ['physics_rows', 'fano', 'zeros', 'enough', 'rate', 'summarise_physics', 'physics_numbers', 'physics_words']
+__all__ = ['noise_table', 'physics_rows', 'fano', 'zeros', 'enough', 'rate', 'summarise_physics', 'physics_numbers',
+           'physics_words']
+
+# %% ../../../nbs/judge/metrics/physics.ipynb #432cc2bf
+def noise_table(ds: xr.Dataset, frames: Any = None, bins: int = 12) -> pd.DataFrame:
+    """Mean, variance and empty pixels of the background, by mean: `mean`, `variance`,
+    `expected_variance`, `zeros`, `expected_zeros` (fractions; NaN unless single photons are counted)
+    and `pixels`.
+
+    frames: numbers; None = all. bins: as many rows at most, with equal numbers of pixels.
+    """
+    about = ds["intensity"].attrs
+    gain, noise = float(about.get("gain", 1.0)), float(ds.attrs.get("read_noise", 0.0))
+    wanted = range(frame_count(ds)) if frames is None else frames
+    radius = radius_map(ds)
+    rows = [_ring_rows(above_pedestal(ds, f), frame_mask(ds, f), radius) for f in wanted]
+    rings = np.concatenate([r for r in rows if len(r)] or [np.zeros((0, 4))])
+    if not len(rings):
+        raise BadInput("no frame has background pixels; expected frames that the mask does not hide")
+    mean, variance, zeros, pixels = rings[np.argsort(rings[:, 0], kind="stable")].T
+    row = np.minimum((np.cumsum(pixels) - pixels / 2) / pixels.sum() * bins, bins - 1e-9).astype(int)
+    weight = np.bincount(row, pixels, minlength=bins)
+    kept = weight > 0
+
+    def average(values: np.ndarray) -> np.ndarray:
+        return np.bincount(row, pixels * values, minlength=bins)[kept] / weight[kept]
+
+    counting = about.get("units") == "photon" and noise == 0
+    nothing = np.full(kept.sum(), np.nan)
+    return pd.DataFrame(
+        {
+            "mean": average(mean),
+            "variance": average(variance),
+            "expected_variance": gain * average(mean) + noise**2,
+            "zeros": average(zeros) if counting else nothing,
+            "expected_zeros": average(np.exp(-mean / gain)) if counting else nothing,
+            "pixels": weight[kept].astype(int),
+        }
+    )
+
+
+def _ring_rows(image: np.ndarray, mask: np.ndarray, radius: np.ndarray | None) -> np.ndarray:
+    """Mean, variance by neighbours, share of zeros, and pixels, of each ring: (rings, 4)."""
+    bins = background_bins(mask, radius, min_pixels=200)
+    image = np.where(np.isfinite(image), image, 0)
+    bright = PeakFinder(bins, mask, pixel_snr=4.0, snr=6.0, poisson_floor=False).background(image).above
+    use = mask.copy()
+    use.ravel()[bright] = False
+    # the flanks of a bright pixel belong to its spot
+    spot = mask & ~use
+    for axis in (-1, -2):
+        spot = spot | np.roll(spot, 1, axis) | np.roll(spot, -1, axis)
+    use &= ~spot
+    both = use[..., :-1] & use[..., 1:]
+    at, a, b = bins[..., :-1][both], image[..., :-1][both], image[..., 1:][both]
+    n = np.bincount(at).astype(float)
+    keep = n >= 50
+    sums = [
+        np.bincount(at, v)[keep] / n[keep]
+        for v in ((a + b) / 2, (a - b) ** 2 / 2, ((a == 0).astype(float) + (b == 0)) / 2)
+    ]
+    return np.stack([*sums, n[keep]], axis=1)
 
 # %% ../../../nbs/judge/metrics/physics.ipynb #58a15e15
 def physics_rows(

@@ -230,7 +230,7 @@ def read_unmerged_mtz(path: str | os.PathLike) -> Unmerged:
     wavelength = next((w for w in found if 0 < w < 100), own.get("wavelength", 0.0))
     return Unmerged(table, cell, group, wavelength, (*parts, *notes))
 
-
+# %% ../../../nbs/physics/merging/files.ipynb #5244e50e
 _PHI = 36  # words of a batch header, of real numbers: φ at the begin and the end of the batch
 
 
