@@ -319,6 +319,19 @@ def test_a_table_with_files_is_joined_by_them(folder):
     assert peaks["frame"].tolist() == [5, 0, 2] and (peaks["fs"] == 10 + peaks["frame"]).all()
 
 
+def test_labels_are_joined_by_file_and_number_and_missing_rows_are_said(folder):
+    (folder / "l.csv").write_text("file,number,digit,frame\nc.h5,1,5,9\na.h5,0,0,9\nb.h5,1,3,9\n")
+    with pytest.warns(UserWarning, match="it has no row for 3 of the 6 frames: their labels are unknown"):
+        ds = open_frames([folder / f"{name}.h5" for name in "abc"], labels=folder / "l.csv", automask=[], **KNOWN)
+    assert (
+        ds["digit"].values[[0, 3, 5]].tolist() == [0, 3, 5]
+        and np.isnan(ds["digit"].values[[1, 2, 4]].astype(float)).all()
+    )
+    (folder / "l.csv").write_text("file,number,digit\nc.h5,2,5\n")
+    with pytest.raises(BadInput, match="expected frames of c.h5 from 0 to 1"):
+        open_frames([folder / f"{name}.h5" for name in "abc"], labels=folder / "l.csv", automask=[], **KNOWN)
+
+
 def write_refl(path: Path, frame: list, fs: list, **more) -> Path:
     """Spots as DIALS writes them."""
     n = len(frame)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,14 @@ from ..frames.bounds import MOST_FRAMES, most_bytes
 from ..frames.frames import frame_count, validate_frames
 from ..frames.own_labels import are_classes, class_text, label_name
 from ..headers.gate import as_bad_input, readable
+from ..headers.header_rules import warn
 
 # %% auto #0
-__all__ = ['NUMBER_KEYS', 'FILE_KEYS', 'LARGEST_TABLE', 'read_label_table', 'table_labels', 'label_frames']
+__all__ = ['NUMBER_KEYS', 'FILE_KEYS', 'WITHIN', 'LARGEST_TABLE', 'read_label_table', 'table_labels', 'label_frames']
 
 # %% ../../../nbs/data/formats/label_tables.ipynb #5f2a2d81
 NUMBER_KEYS, FILE_KEYS = ("frame", "index"), ("file", "filename", "file_name", "path")
+WITHIN = ("number", "event", "frame", "index")  # of a frame in its file, beside one of `FILE_KEYS`
 LARGEST_TABLE = 64 << 20  # bytes: a million frames with 64 characters each
 
 
@@ -104,6 +107,7 @@ def table_labels(
     """
     columns = {str(c).strip().lower(): c for c in table}
     key = next((k for k in (*FILE_KEYS, *NUMBER_KEYS) if k in columns), None)
+    inside = next((k for k in WITHIN if k in columns), None) if key in FILE_KEYS else None
     if key is None:
         if len(table) != count:
             raise BadInput(
@@ -111,9 +115,14 @@ def table_labels(
             )
         rows = at = np.arange(count)
     else:
-        rows, at = (_by_file if key in FILE_KEYS else _by_number)(table[columns[key]], where, count, files)
+        number = None if inside is None else table[columns[inside]]
+        by = partial(_by_file, number=number) if key in FILE_KEYS else _by_number
+        rows, at = by(table[columns[key]], where, count, files)
+    if len(rows) < count:
+        warn(where, [f"it has no row for {count - len(rows)} of the {count} frames: their labels are unknown"])
+    keys = {columns[k] for k in (key, inside, *(NUMBER_KEYS if inside else ())) if k in columns}
     out: dict[str, np.ndarray] = {}
-    for name in (c for c in table if key is None or c != columns[key]):
+    for name in (c for c in table if c not in keys):
         values = _plain(table[name], f"the column {name!r} of {where}")
         if len(rows) < count and values.dtype.kind == "i" and not are_classes(values):
             values = values.astype(np.float64)
@@ -139,8 +148,10 @@ def _by_number(key: pd.Series, where: str, count: int, files: Any) -> tuple[np.n
     return _once(rows, key, where), np.arange(len(rows))
 
 
-def _by_file(key: pd.Series, where: str, count: int, files: Any) -> tuple[np.ndarray, np.ndarray]:
-    """(frames, the table row of each), by a column of file names; other files are ignored."""
+def _by_file(
+    key: pd.Series, where: str, count: int, files: Any, number: pd.Series | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """(frames, the table row of each), by a column of file names; other files are ignored. number: of each frame in its file, if the table says it."""
     of: dict[str, list[int]] = {}
     known = [Path(f) for f in (files() if files else ())]
     for i, f in enumerate(known):
@@ -149,6 +160,8 @@ def _by_file(key: pd.Series, where: str, count: int, files: Any) -> tuple[np.nda
     for k, text in enumerate(map(class_text, key.astype(object).where(key.notna(), None))):
         parts = tuple(p for p in Path(text).parts if p != ".")
         own = [i for i in of.get(Path(text).name, ()) if known[i].parts[-len(parts) :] == parts]
+        if number is not None and own:
+            own = [_numbered(own, number.iloc[k], number.name, text, where)]
         rows += own
         at += [k] * len(own)
     if not rows:
@@ -158,6 +171,16 @@ def _by_file(key: pd.Series, where: str, count: int, files: Any) -> tuple[np.nda
             f"expected names such as {known[0].name if known else 'run.h5'!r}"
         )
     return _once(np.array(rows, np.int64), key, where), np.array(at, np.int64)
+
+
+def _numbered(own: Sequence[int], number: Any, column: Any, file: str, where: str) -> int:
+    """The frame with a number in its file, of which `own` are the frames."""
+    value = pd.to_numeric(number, errors="coerce")
+    if not (value == value and 0 <= value < len(own) and int(value) == value):
+        raise BadInput(
+            f"the column {column!r} of {where} has {class_text(number)!r}; expected frames of {file} from 0 to {len(own) - 1}"
+        )
+    return own[int(value)]
 
 
 def _once(rows: np.ndarray, key: pd.Series, where: str) -> np.ndarray:

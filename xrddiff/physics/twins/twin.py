@@ -340,6 +340,9 @@ def _values_of_masked(e: IndexedExposures) -> np.ndarray:
     return np.where(marks, value, 0)
 
 # %% ../../../nbs/physics/twins/twin.ipynb #f8e60aeb
+_HEADER = ("detector", "pedestal", "read_noise", "saturation", "underload", "sensor_material", "sensor_thickness")
+
+
 def _geometry_attrs(twin: Twin) -> dict[str, Any]:
     """The refined detector, in words of `make_frames`."""
     e = twin.exposures
@@ -411,7 +414,7 @@ def twin_frames(twin: Twin, n: int, *, seed: int = 0, blank: bool = False) -> xr
         "cell": (("frame", "crystal", "cell_parameter"), cells),
         "orientation": (("frame", "crystal", "lab", "reciprocal"), U),
     }  # fmt: skip
-    kept = {k: v for k, v in e.frames.attrs.items() if k in ("detector", "pedestal", "read_noise", "saturation")}
+    kept = {k: v for k, v in e.frames.attrs.items() if k in _HEADER}
     out = make_frames(
         lazy_frames(make, (n, *valid.shape), kind), mask=valid, units=source.attrs["units"], gain=source.attrs.get("gain"),
         variables=variables, peaks=_truth(twin, made, valid, gain), unit_cell=e.indexing.cell.parameters,
