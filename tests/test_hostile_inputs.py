@@ -571,7 +571,7 @@ for word in WORDS:
 for word in (
     "geometry=3", "geometry=[1]", "geometry=none.poni", "geometry=.", "geometry=/dev/zero", "mask=3", "mask=none.npy", "mask=/dev/zero", "outside=3",
     "outside=maybe", "units=bananas", "units=3", "gain=0", "gain=high", "polarization=3", "dataset=/none", "dataset=3", "wavelenght=1", "=3",
-    "two words=3", "frame=3", "png=a.png", "progress=1", "complete=false", "variables=3", "variables=[1]", "peaks=3", "panels=3", "x: [",
+    "two words=3", "frame=3", "png=a.png", "progress=1", "complete=3", "variables=3", "variables=[1]", "peaks=3", "panels=3", "x: [",
     "wavelength=[", "wavelength=!!python/object/apply:os.system [touch pwned]", "background_sigma=-1", "beam_center=[1]", "wavelength=" + "[" * 3000,
 ):  # fmt: skip
     source = cxi if word.startswith("dataset") else npy

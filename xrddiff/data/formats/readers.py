@@ -486,10 +486,12 @@ def look_first(path: Any, outside: bool) -> h5py.File | None:
     return None
 
 # %% ../../../nbs/data/formats/readers.ipynb #4b093d11
-def check_words(words: Mapping[str, Any]) -> None:
+def check_words(words: Mapping[str, Any], complete: Any = True) -> None:
     """Raise `BadInput` for arguments of `open_frames` that are misspelt, are not numbers, or name a
     file that does not exist.
     """
+    if not isinstance(complete, bool):
+        raise BadInput(f"complete is {complete!r}; expected true or false")
     for word in words:
         near = difflib.get_close_matches(word, _WORDS, n=1, cutoff=0.8)
         if word not in _WORDS and near:
@@ -543,7 +545,7 @@ def open_frames(
         words |= {"automask": automask, "outside": outside, "complete": complete}
         ds = open_frames(path, geometry=geometry, dataset=dataset, **words)
         return label_frames(ds, labels, lambda: _file_of_each(path))
-    check_words(words)
+    check_words(words, complete)
     where = str(path)
     if is_address(path) or isinstance(path, RemoteFolder):
         path = _placed(path)
