@@ -135,7 +135,7 @@ def table_labels(
         raise BadInput(f"{where} has no column of labels; expected one or more")
     return out
 
-
+# %% ../../../nbs/data/formats/label_tables.ipynb #63d4fb19
 def _by_number(key: pd.Series, where: str, count: int, files: Any) -> tuple[np.ndarray, np.ndarray]:
     """(frames, the table row of each), by a column of frame numbers."""
     numbers = pd.to_numeric(key, errors="coerce").to_numpy(np.float64, na_value=np.nan)
