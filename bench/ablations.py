@@ -45,7 +45,7 @@ def words_of(name: str, folder: Path) -> list[str]:
     ]
     if name != "base" and not any(w.startswith("model.latent_channels") for w in words):
         base = next(folder.glob("output/*/base"))
-        words += [f"training.pretrained_vae_path={base / 'autoencoder'}", "training.train_vae_from_scratch=false"]
+        words += [f"training.pretrained_vae_path={base / 'autoencoder'}"]
     return words
 
 

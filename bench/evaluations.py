@@ -57,7 +57,7 @@ def words_of(name: str, folder: Path) -> list[str]:
     words = [*DEMO, *words]
     if not name.startswith("pixels"):
         codec = next(folder.glob("output/*/base")) / "autoencoder"
-        words += [f"training.pretrained_vae_path={codec}", "training.train_vae_from_scratch=false"]
+        words += [f"training.pretrained_vae_path={codec}"]
     return words + ([f"training.init={next(folder.glob(f'output/*/{before}'))}"] if before else [])
 
 

@@ -37,7 +37,7 @@ MODELS = {
         *COMMON,
         "model.downsampling=8",
         "model.latent_channels=4",
-        "model.unet_patch=1",
+        "model.network_options={patch: 1}",
         "model.diff_epochs=24",
     ],
 }

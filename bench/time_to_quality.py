@@ -59,7 +59,7 @@ COMMON = [
 ]  # fmt: skip
 CODEC = ["training.num_epochs=4"]
 STEADY = ["training.lr_schedule=constant", "model.diff_epochs=1000", "training.checkpoint_every=100000"]
-RECIPE = ["training.recons_loss=mse", "training.beta_recons=1", "training.kl_weight=1e-6", "training.use_annealing=false"]  # fmt: skip
+RECIPE = ["training.recons_loss=mse", "training.beta_recons=1", "training.kl_weight=1e-6", "training.annealing_shape=null"]  # fmt: skip
 DDPM = ["model.parameterisation=eps", "model.weighting=simple", "model.training_noise=discrete", "model.noise_schedule=linear", "network=unet2d", "inference.steps=20"]  # fmt: skip
 PEER = "diffusers latent, rate "
 OURS = {
@@ -272,7 +272,7 @@ def contest(name: str, folder: Path, looks: list[int], steps: dict[int, float]) 
     training = build_generative(cfg, prepared, accelerator, space)
     if name.endswith("noise of the spectrum"):
         mean, spread = spectrum_noise(training)
-        words += [f"model.diffusion_kwargs.P_mean={mean:.3f}", f"model.diffusion_kwargs.P_std={spread:.3f}"]
+        words += [f"model.training_noise_options={{P_mean: {mean:.3f}, P_std: {spread:.3f}}}"]
         cfg = compose_config(words)
         training = build_generative(cfg, prepared, accelerator, space)
     if isinstance(training.objective, AlignedFeatures):

@@ -122,8 +122,8 @@ def test_dry_run_prints_the_configuration(capsys, tmp_path, monkeypatch):
 
 
 def test_a_note_is_one_line(capsys):
-    assert main(["run", "data.batch_size=9", "training.batch_size=2", "--dry-run"]) == 0
-    assert said(capsys)[1] == ["xrddiff: note: no effect in this run: data.batch_size (training.batch_size=2)"]
+    assert main(["run", "model=vae_kl", "inference.seed=3", "--dry-run"]) == 0
+    assert said(capsys)[1] == ["xrddiff: note: no effect in this run: inference.seed (the model has no denoiser)"]
 
 
 @pytest.fixture

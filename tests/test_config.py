@@ -428,15 +428,6 @@ def test_later_words_win_and_plus_sets():
         (["engine=jupyter"], "expected one of inprocess, kernel"),
         (["training.train_vae_from_checkpoint=true"], "needs training.pretrained_vae_path"),
         (
-            [
-                "training.train_vae_from_checkpoint=true",
-                "training.train_vae_from_scratch=true",
-                "training.pretrained_vae_path=/",
-            ],
-            "are both true",
-        ),
-        (["training.train_vae_from_scratch=false"], "are both false"),
-        (
             ["training.train_vae_from_checkpoint=true", "training.pretrained_vae_path=/no/such"],
             "/no/such does not exist",
         ),
@@ -518,19 +509,6 @@ def test_frames_that_do_not_fit():
         check_frames(compose_config(["data=pooling", "data.patch=256"]), (9, 512, 512))
 
 
-def test_batch_size_of_the_data_holds_unless_training_has_its_own():
-    batches = {
-        "data.batch_size=8": (8, None),
-        "data.batch_size=8 training.batch_size=4": (4, None),
-        "data.batch_size=8 experiment_type=full_train": (8, None),
-        "data.batch_size=8 model=latent_diff experiment_type=demo": (8, None),
-        "model=latent_diff experiment_type=demo": (8, 16),
-    }
-    for words, expected in batches.items():
-        cfg = compose_config(words.split())
-        assert (cfg.training.batch_size, cfg.model.diff_batch_size) == expected, words
-
-
 @pytest.mark.parametrize("model", ["diff", "latent_diff"])
 def test_epochs_that_are_given_hold_for_every_phase(model):
     epochs = {
@@ -570,12 +548,9 @@ def test_a_broken_config_is_refused(tmp_path, content):
     assert str(path) in str(refused.value) and "\n" not in str(refused.value)
 
 
-def test_an_older_config_takes_defaults(tmp_path):
+def test_words_that_are_missing_take_their_defaults(tmp_path):
     (tmp_path / "config.yaml").write_text("training: {lr: 1.0}\n")
-    own = dict(training=replace(Config().training, lr=1.0), data=replace(Config().data, split="shot_groups"))
-    assert load_config(tmp_path / "config.yaml") == replace(Config(), **own)  # and it keeps its split
-    assert compose_config(["model=ddpm"]).model.network_options == {"scale_shift": True}
-    assert load_config(tmp_path / "config.yaml").model.network_options == {}  # a run from before it keeps its network
+    assert load_config(tmp_path / "config.yaml") == replace(Config(), training=replace(Config().training, lr=1.0))
 
 
 @pytest.fixture
@@ -681,25 +656,3 @@ def test_import_is_light():
     assert (
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
     )
-
-
-def test_a_run_saved_with_old_words_means_the_same(tmp_path):
-    """What older versions wrote into every config.yaml: defaults say nothing, and words of what is not chosen neither."""
-    old = dict(
-        model=dict(
-            model_name="ddpm", shift=1.0, unet_widths=[32, 64], unet_scale_shift=True, codebook_decay=0.9,
-            diffusion_kwargs=dict(sigma_max=300.0, rho=7.0, P_mean=0.8, P_std=0.8, S_churn=9.0, S_noise=1.003),
-        ),
-        training=dict(alpha_mse=2.0, use_annealing=False, train_vae_from_scratch=True),
-        inference=dict(sampler="heun", eta=0.5, order=2, sigma_min=0.1, sigma_max=None, rho=5.0),
-        data=dict(batch_size=7),
-    )  # fmt: skip
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(old))
-    cfg = load_config(tmp_path / "config.yaml")
-    assert cfg.model.network_options == {"widths": [32, 64], "scale_shift": True} and cfg.model.quantizer_options == {
-        "decay": 0.9
-    }
-    assert cfg.model.training_noise_options == {"P_mean": 0.8} and cfg.model.diffusion_kwargs.sigma_max == 300
-    assert cfg.inference.sampler_options == {"S_churn": 9.0}
-    assert cfg.inference.schedule_options == {"sigma_min": 0.1, "rho": 5.0}
-    assert cfg.training.annealing_shape is None and cfg.training.batch_size == Config().training.batch_size

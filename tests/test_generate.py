@@ -291,7 +291,7 @@ def test_autoregression_in_the_latent_of_a_quantised_autoencoder(runs, tmp_path)
     ("words", "sentence"),
     [
         (["inference.steps=0"], "inference.steps: found 0, expected at least 1"),
-        (["inference.sigma_min=5", "inference.sigma_max=2"], "found 5, expected less than sigma_max, 2"),
+        (["inference.schedule_options={sigma_min: 5, sigma_max: 2}"], "found 5, expected less than sigma_max, 2"),
         (["inference.sampler=unipk"], "did you mean 'unipc'"),
         (["inference.condition={hit_class: 1}"], "the model has no conditions"),
         (["training.lr=1"], "sampling changes the words of inference only"),
@@ -389,7 +389,7 @@ def test_the_order_of_the_notebooks_is_enforced(tmp_path):
     here = os.getcwd()
     os.chdir(tmp_path)
     try:
-        for name in ("train_denoiser", "latent_statistics"):  # the first: its former name
+        for name in ("train_generative", "latent_statistics"):
             with pytest.raises(Exception, match="autoencoder"):
                 run_notebook(run_notebook_path(name), tmp_path / f"{name}.ipynb", parameters, terminal=False)
     finally:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 import pkgutil
 import re
 import subprocess
@@ -60,41 +59,11 @@ def test_exported_modules_match_their_notebooks():
             assert (path.parent / source).resolve().exists(), f"{path} names {source}"
 
 
-def test_a_module_is_found_where_it_was_before_the_wings():
-    """`xrddiff.frames.peaks` is the module `xrddiff.data.frames.peaks`, once, with a note; so are packages and ground."""
-    old = {name: ".".join(("xrddiff", *name.split(".")[2:])) for name in MODULES if "composition" not in name}
-    code = """import importlib, json, sys, warnings
-for new, name in json.loads(sys.argv[1]).items():
-    with warnings.catch_warnings(record=True) as notes:
-        warnings.simplefilter("always")
-        there, here = importlib.import_module(new), importlib.import_module(name)
-    assert here is there and there.__name__ == there.__spec__.name == new, name
-    assert f"{name} is {new} now" in [str(n.message) for n in notes], name
-    print(name)
-"""
-    sample = {n: o for i, (n, o) in enumerate(old.items()) if i % 7 == 0 or o.count(".") == 1}
-    done = subprocess.run([sys.executable, "-c", code, json.dumps(sample)], capture_output=True, text=True)
-    assert done.stdout.split() == list(sample.values()), done.stderr
-
-
-def test_old_names_that_people_and_scripts_have():
-    code = "from xrddiff.config import compose_config; from xrddiff.errors import BadInput; import xrddiff.frames.peaks as a; "
-    code += "from xrddiff import seeds; import xrddiff.data.frames.peaks as b, xrddiff.core.errors as e; "
-    code += "import xrddiff.core.seeds; assert seeds is xrddiff.core.seeds; "
-    code += "assert a is b and BadInput is e.BadInput and compose_config.__module__ == 'xrddiff.config.composition'"
-    subprocess.run([sys.executable, "-c", code], check=True)
-    asked = subprocess.run([sys.executable, "-m", "xrddiff.slurm.job", "what"], capture_output=True, text=True)
-    assert asked.returncode == 2 and "expected: python -m xrddiff.run.slurm.job prepare" in asked.stderr, asked.stderr
-    for name in ("xrddiff.nothing", "xrddiff.frames.nothing"):
-        with pytest.raises(ModuleNotFoundError, match=f"No module named '{name}'"):
-            importlib.import_module(name)
-
-
 def test_what_stands_beside_each_other_are_eight_wings():
     """Nothing else in `ls xrddiff`, and each says in a sentence what it is."""
     package = Path(xrddiff.__file__).parent
     names = {p.name for p in package.iterdir() if not p.name.startswith(("__", "."))}
-    wings = set(xrddiff._OldPaths.WINGS)
+    wings = {"core", "config", "data", "physics", "learn", "judge", "run", "app"}
     assert names - wings <= {"_modidx.py", "py.typed", "_notebooks", "_tutorials", "_slurm"} and len(wings) == 8
     for wing in wings:
         about = importlib.import_module(f"xrddiff.{wing}").__doc__

@@ -167,7 +167,7 @@ def test_a_world_size_that_is_no_number(monkeypatch, capsys):
 
 BEYOND = {
     "digits": (["run", f"training.lr={'9' * 200_000}"], "too many digits"),
-    "brackets": (["run", "model=vq", f"model.fsq_levels={'[' * 3000}{']' * 3000}"], "nested too deep"),
+    "brackets": (["run", "model=vq", f"model.network_options={'[' * 3000}{']' * 3000}"], "nested too deep"),
     "run name": (["run", f"run_name={'a' * 300}"], "has 300 bytes; expected at most 250"),
     "folder": (["run", f"output_dir='here/{'ä' * 130}'"], "has 260 bytes; expected at most 250"),
     "suffix": (["run", f"training.test_suffix={'s' * 250}"], "expected at most 250"),

@@ -19,7 +19,6 @@ from xrddiff.app.cli.arguments import parse_words
 from xrddiff.app.cli.batch import cut_command
 from xrddiff.app.cli.main import build_parser
 from xrddiff.config.composition import compose_config
-from xrddiff.config.old_words import old_words
 from xrddiff.config.overrides import expand_multirun, presets
 from xrddiff.config.used_words import model_parts, sampling_steps
 from xrddiff.config.words.vocabulary import GROUPS, get_word, vocabulary
@@ -68,9 +67,6 @@ def word(item: str, row) -> None:
     """`training.lr` or `training.lr=1e-4`, with the words of the section."""
     name, given, value = item.partition("=")
     wanted = value if given else row.value
-    if name in old_words():
-        all_compose((*row.words, f"{name}={wanted}"))
-        return
     assert name in vocabulary(), f"{item} begins like none of {', '.join(SAID)}, and is no word"
     cfg = composed(row.words)
     found = sampling_steps(cfg) if name == "inference.steps" else get_word(cfg, name)

@@ -147,11 +147,11 @@ def test_what_is_said_before_a_training(tmp_path, monkeypatch):
         (["model=vae_kl", "data.window=42"], "data.window: found 42, expected a multiple of 4"),
         (["model=ddpm", "inference.detector=sim128"], "use this word with `xrddiff sample`"),
         (
-            ["model=ddpm", "model.unet_widths=[64, 64]"],
+            ["model=ddpm", "model.network_options={widths: [64, 64]}"],
             "model.network_options: the U-Net has 2 widths and 3 entries of",
         ),
         (
-            ["model=latent_diff", "model.unet_widths=[64, 50, 96]"],
+            ["model=latent_diff", "model.network_options={widths: [64, 50, 96]}"],
             "model.network_options: 50 channels do not divide into",
         ),
         (["model=ddpm", "model.network=dit", "model.network_options={head_dim: 7}"], "model.network_options: "),
@@ -166,7 +166,7 @@ def test_what_is_said_before_a_training(tmp_path, monkeypatch):
             "size.widths: the U-Net has 2 widths and 3 entries of attention",
         ),
         (
-            ["model=vq", "model.quantizer=fsq", "model.fsq_levels=[8, 8]"],
+            ["model=vq", "model.quantizer=fsq", "model.quantizer_options={levels: [8, 8]}"],
             "model.quantizer_options: fsq has 2 levels for 4",
         ),
     ):
@@ -174,7 +174,7 @@ def test_what_is_said_before_a_training(tmp_path, monkeypatch):
             check_run(compose_config([*SMALL, *words]))
     monkeypatch.chdir(tmp_path)
     with pytest.raises(BadInput, match="model.network_options: "):
-        execute_run([*SMALL, "model=ddpm", "model.unet_widths=[64, 50, 96]"], terminal=False)
+        execute_run([*SMALL, "model=ddpm", "model.network_options={widths: [64, 50, 96]}"], terminal=False)
     assert not [*tmp_path.iterdir()]  # no run folder was made
 
 

@@ -85,8 +85,7 @@ OF_SAMPLES = {"inference.cell", "inference.index_frames", "inference.limit", "in
 # functions of the modules below whose reading counts, since a run acts on what they return
 ASKED = {"data_name", "check_frames", "model_parts", "used_maps", "noise_name", "sampling_steps", "chosen_options"}
 CHECKS = {
-    f"xrddiff.config.{name}"
-    for name in ("composition", "contradictions", "old_words", "overrides", "saved_config", "used_words")
+    f"xrddiff.config.{name}" for name in ("composition", "contradictions", "overrides", "saved_config", "used_words")
 }
 PASSED = CHECKS | {"dataclasses", "copy", "xrddiff.config.words.vocabulary"}
 COMPOSERS = ("omegaconf", "hydra")  # packages that read every word
@@ -180,7 +179,7 @@ def test_words_of_a_model(model, tmp_path, read):
 @pytest.mark.parametrize(
     ("given", "note"),
     [
-        (["model=ddpm", "inference.eta=0.5"], "inference.eta (inference.sampler=unipc)"),
+        (["model=ddpm", "inference.match_radius=3"], "inference.match_radius (no autoencoder is trained)"),
         (["model=ddpm", "inference=ddim50", "inference.sampler_options={eta: 0.5}"], None),
         (["model=ddpm", "inference=ddim50"], None),
         (["model=diff", "network=dit"], "model.network (the denoiser is autoregressive)"),
@@ -192,28 +191,20 @@ def test_only_given_words_are_named(given, note, recwarn):
     assert [str(w.message) for w in recwarn] == ([] if note is None else [f"no effect in this run: {note}"])
 
 
-def test_old_words_say_how_they_are_said_today(recwarn):
-    given = ["model=ddpm", "inference=ddim50", "inference.eta=0.5"]
-    note_unused(compose_config(given), given)
-    assert [str(w.message) for w in recwarn] == [
-        "written differently today: inference.eta (now inference.sampler_options={eta: …})"
-    ]
-
-
 @pytest.mark.slow
 def test_commands_name_words_without_effect_once(runs, tmp_path):
     """In the terminal, and not again in a cell of the notebook that is executed."""
     from test_run import xrddiff
 
-    run, eta = shutil.copytree(runs("ddpm"), tmp_path / "run"), "inference.eta=0.5"
+    run, radius = shutil.copytree(runs("ddpm"), tmp_path / "run"), "inference.match_radius=3"
     commands = [
-        ["sample", str(run), "-n", "2", "inference.steps=2", "inference.limit=2", eta],
-        ["evaluate", str(run), "inference.limit=2", eta],
+        ["sample", str(run), "-n", "2", "inference.steps=2", "inference.limit=2", radius],
+        ["evaluate", str(run), "inference.limit=2", radius],
         ["run", f"resume={run}", "--dry-run", "model.patch_size=16"],  # a resumed run may repeat its words
     ]
     for command in commands:
         done = xrddiff(*command, folder=tmp_path)
-        why = "the denoiser is unet" if command[0] == "run" else "inference.sampler=unipc"
+        why = "the denoiser is unet" if command[0] == "run" else "no autoencoder is trained"
         noted = [line for line in (done.stdout + done.stderr).splitlines() if "no effect" in line]
         word = command[-1].partition("=")[0]
         assert noted == [f"xrddiff: note: no effect in this run: {word} ({why})"], command

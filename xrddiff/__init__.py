@@ -4,8 +4,6 @@
 Each is loaded when it is first used; the import itself loads nothing.
 """
 
-import sys
-
 __version__ = "0.1.0"
 
 TYPE_CHECKING = False  # as in `typing`, which need not be loaded for it
@@ -138,53 +136,3 @@ def __getattr__(name: str):
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
-
-
-class _OldPaths:
-    """Finds a module where it was before the rooms moved into wings: `xrddiff.frames` is `xrddiff.data.frames`."""
-
-    WINGS = ("core", "config", "data", "physics", "learn", "judge", "run", "app")
-
-    @classmethod
-    def find_spec(cls, name: str, path=None, target=None):
-        """The spec of an old name, which stands for the module itself; None for any other name."""
-        first, _, rest = name.partition(".")
-        if first != __name__ or rest.partition(".")[0] in ("", "_modidx", *cls.WINGS):
-            return None
-        import warnings
-        from importlib.machinery import ModuleSpec
-        from importlib.util import find_spec
-
-        for wing in cls.WINGS:
-            if (real := find_spec(f"{first}.{wing}.{rest.partition('.')[0]}")) is None:
-                continue
-            if (real := find_spec(new := f"{first}.{wing}.{rest}")) is None:
-                return None
-            warnings.warn(f"{name} is {new} now", DeprecationWarning, stacklevel=2)
-            return ModuleSpec(name, _OldName(real), origin=real.origin, is_package=real.submodule_search_locations is not None)
-        return None
-
-
-class _OldName:
-    """Loads the module that an old name stands for."""
-
-    def __init__(self, real):
-        self.real = real
-
-    def create_module(self, spec):
-        """The module itself, under its own name."""
-        from importlib import import_module
-
-        return import_module(self.real.name)
-
-    def exec_module(self, module):
-        """Nothing is executed again; the module keeps its own spec."""
-        module.__spec__ = self.real
-
-    def get_code(self, name: str):
-        """What `python -m OLD.NAME` executes, such as a batch script of before."""
-        code = f"import runpy; runpy.run_module({self.real.name!r}, run_name='__main__', alter_sys=True)"
-        return compile(code, self.real.origin, "exec")
-
-
-sys.meta_path.insert(0, _OldPaths)

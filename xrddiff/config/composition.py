@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from .contradictions import check_config
-from .old_words import all_words, as_schema, old_schema, old_words, say_now, take_apart, why_no_effect
 from xrddiff.config.overrides import (
     PATH_WORDS,
     USUAL_OVERFITS,
@@ -54,7 +53,7 @@ def compose_config(overrides: Iterable[str] = ()) -> Config:
     Raises `BadInput`, in one sentence, for unknown words and presets, wrong types, values out
     of range and contradictions.
     """
-    parsed, words = [parse_override(o) for o in overrides], all_words()
+    parsed, words = [parse_override(o) for o in overrides], vocabulary()
     resume = resumed_run(parsed)
     _load_plugins(parsed, words, resume)
     searchpath = any(o.key == "hydra.searchpath" for o in parsed)
@@ -104,7 +103,6 @@ def _implied(parsed: list[Override]) -> list[str]:
     return [
         *_autoencoder_of_init(given),
         *_objective_and_parameterisation(given),
-        *_batch_of_data(given),
         *_batch_of_windows(given),
         *_followers(given),
     ]
@@ -132,13 +130,6 @@ def _objective_and_parameterisation(given: dict[str, Any]) -> list[str]:
     return out
 
 
-def _batch_of_data(given: dict[str, Any]) -> list[str]:
-    if "data.batch_size" not in given or "training.batch_size" in given:
-        return []
-    given["training.batch_size"] = given["data.batch_size"]
-    return [f"training.batch_size={given['data.batch_size']}"]
-
-
 def _batch_of_windows(given: dict[str, Any]) -> list[str]:
     """As many windows or patches in a batch as have the pixels of sixteen of 128², 2 to 32, unless it is said."""
     side = given.get("data.window") or given.get("data.patch")
@@ -163,7 +154,7 @@ def _compose(overrides: list[str]) -> Config:
 
     store = ConfigStore.instance()
     if "xrddiff_schema.yaml" not in store.repo:  # it takes a fifth of the whole
-        store.store(name="xrddiff_schema", node=old_schema())
+        store.store(name="xrddiff_schema", node=Config)
     parsed = [parse_override(o) for o in overrides]
     asked = [o.value for o in parsed if o.key == "experiment_type"]
     for name in {*map(str, asked), *(f"overfit_{k}" for k in USUAL_OVERFITS)}:
@@ -186,20 +177,12 @@ def _compose(overrides: list[str]) -> Config:
         raise BadInput("cannot compose the configuration: " + " ".join(str(cause).split())) from None
     finally:
         GlobalHydra.instance().hydra = outer
-    return _with_steps(_absolute(_current_config(told, {o.key for o in parsed})))
+    return _with_steps(_absolute(_fitting(told, {o.key for o in parsed})))
 
 
 def _was_interrupted(error: BaseException) -> bool:
     """Whether an error followed from Ctrl-C: OmegaConf, interrupted at some places, raises another error on its way out."""
     return any(isinstance(e, KeyboardInterrupt) for e in causes(error))
-
-
-def _current_config(told: Any, given: Collection[str]) -> Config:
-    """The composed configuration as a `Config`, with old words replaced by the current ones.
-    `given`: the words that were typed.
-    """
-    cfg, old = take_apart(told)
-    return say_now(_fitting(cfg, given), old, given=given)
 
 
 def _fitting(cfg: Config, given: Collection[str]) -> Config:
@@ -260,15 +243,8 @@ def note_unused(cfg: Config, overrides: Iterable[str]) -> None:
     given, unused = {o.key: o.value for o in map(parse_override, overrides)}, unused_words(cfg)
     found = [f"{name} ({why})" for name, why in unused.items() if name in given and get_word(cfg, name) is not None]
     found += [f"{name} of {preset} ({why})" for name, preset, why in unused_of_presets(cfg, given, unused)]
-    old = {name: old_words()[name] for name in given if name in old_words() and given[name] is not None}
-    if "data.batch_size" in old and "training.batch_size" in given:
-        found.append(f"{old.pop('data.batch_size').name} (training.batch_size={given['training.batch_size']})")
-    why = {name: why_no_effect(name, cfg) for name in old}
-    found += [f"{name} ({why[name]})" for name in old if why[name] is not None]
     if found:
         warnings.warn(f"no effect in this run: {', '.join(found)}", stacklevel=2)
-    if said := [f"{name} ({w.metadata['help'].rpartition('; ')[2]})" for name, w in old.items() if why[name] is None]:
-        warnings.warn(f"written differently today: {', '.join(said)}", stacklevel=2)
 
 # %% ../../nbs/config/composition.ipynb #1884ff07
 def known_presets(cfg: Config) -> list[str]:
@@ -331,10 +307,10 @@ def _resume_config(run: Path, parsed: list[Override]) -> Config:
 
     run = run.expanduser()
     need_run(run, f"resume={run}")
-    saved, words = load_config(run / "config.yaml"), all_words()
+    saved, words = load_config(run / "config.yaml"), vocabulary()
     need_addresses(addresses_in(saved.data.data_path))
     need_addresses(addresses_in(saved.training.tracker_options), "training.tracker_options")
-    cfg = OmegaConf.structured(as_schema(saved))
+    cfg = OmegaConf.structured(saved)
     for o in parsed:
         if o.key in GROUPS:
             if saved.presets.get(o.key, o.value) != o.value:
@@ -346,8 +322,7 @@ def _resume_config(run: Path, parsed: list[Override]) -> Config:
             OmegaConf.update(cfg, o.key, o.value)
     for name in _preset_followers(saved, {o.key: o.value for o in parsed}):
         OmegaConf.update(cfg, name, None)
-    cfg, old = take_apart(OmegaConf.to_object(cfg))
-    cfg = _absolute(say_now(cfg, old, given=_places(parsed)))
+    cfg = _absolute(OmegaConf.to_object(cfg))
     for name in vocabulary():
         old, new = get_word(saved, name), get_word(cfg, name)
         if old != new and name not in RESUMABLE:
@@ -420,7 +395,7 @@ def inference_config(run: str | os.PathLike, overrides: Iterable[str] = (), *, g
     parsed = [o for o in parsed if o.key != "plugins" and o not in again]
     if generative and model_parts(saved).denoiser is None:
         raise no_generator(run)
-    words = all_words()
+    words = vocabulary()
     for o in parsed:
         check_known(o, words)
         if o.key.partition(".")[0] != "inference" and o.key not in ("threads", "engine"):
@@ -431,10 +406,10 @@ def inference_config(run: str | os.PathLike, overrides: Iterable[str] = (), *, g
     for o in (o for o in parsed if o.key == "inference"):
         own, chosen = compose_config([*_own_model(saved), o.text]).inference, saved.presets | {"inference": o.value}
         saved = replace(saved, inference=own, presets=chosen)
-    told = OmegaConf.structured(as_schema(saved))
+    told = OmegaConf.structured(saved)
     for o in (o for o in parsed if o.key != "inference"):
         OmegaConf.update(told, o.key, o.value, merge=False, force_add=True)
-    cfg = _current_config(OmegaConf.to_object(told), _places(parsed))
+    cfg = _fitting(OmegaConf.to_object(told), _places(parsed))
     if cfg.inference.keep_steps and not any(
         o.key == "inference.keep_steps" for o in parsed
     ):  # those of the run, if there are so many now

@@ -19,13 +19,13 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from .old_words import old_schema, old_words
 from ..core.gate import missing
 from .words.model import SIZE_NAMES
-from .words.vocabulary import GROUPS, Word
+from .words.vocabulary import GROUPS, Config, Word
 from ..core.errors import BadInput, nearest
 from ..core.files import anywhere, is_path
 from ..core.plugins import is_file
+from ..core.registry import entries
 
 # %% ../../nbs/config/overrides.ipynb #37438341
 def conf_dir() -> Path:
@@ -160,10 +160,16 @@ def check_known(override: Override, words: dict[str, Word]) -> None:
         return _search_path(override)
     if override.parsed.package is not None:
         raise BadInput(f"'{text}': the @package form is not used here; a group is chosen as in data=pooling")
-    if key in GROUPS or key in words or key in old_words():
+    if key in GROUPS or key in words:
         return
-    words = {name: w for name, w in words.items() if name not in old_words()}  # these are never suggested
     section, _, last = key.rpartition(".")
+    of = [
+        w
+        for w in words.values()
+        if (kind := w.metadata["options_for"]) and any(last in e.options for e in entries(kind[0]).values())
+    ]
+    if own := [w.name for w in of if w.name.startswith(section.partition(".")[0] + ".")]:
+        raise BadInput(f"there is no word '{key}'; did you mean {' or '.join(f'{w}={{{last}: …}}' for w in own)}?")
     if key in {w.split(".")[0] for w in words if "." in w} or any(w.startswith(key + ".") for w in words):
         inside = next(w for w in words if w.startswith(key + "."))
         raise BadInput(f"'{key}' is a section, not a word: set one of its words, for instance {inside}=…")
@@ -228,7 +234,7 @@ def _schema() -> Any:
     """
     from omegaconf import OmegaConf
 
-    return OmegaConf.structured(old_schema())
+    return OmegaConf.structured(Config)
 
 # %% ../../nbs/config/overrides.ipynb #0cfa0f06
 def check_preset(override: Override) -> None:

@@ -10,10 +10,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...config.old_words import all_words
 from ...config.overrides import as_override, presets
 from ...config.words.data_sets import CATALOG
-from ...config.words.vocabulary import GROUPS
+from ...config.words.vocabulary import GROUPS, vocabulary
 from ...core.errors import BadInput, nearest
 from ...core.files import is_address, is_path
 
@@ -30,7 +29,7 @@ def full_name(name: str, section: str | None = None) -> str:
     `name`: a full name, or the last part of one; a name with a dot is returned unchanged.
     `section`: searched first. Raises `BadInput` if no word, or more than one, ends with `name`.
     """
-    words = all_words()
+    words = vocabulary()
     own = f"{section}.{name}"
     if own in words:
         return own
@@ -72,7 +71,7 @@ def as_overrides(*given: str | Mapping[str, Any], section: str | None = None, **
 
 def _flat(words: Mapping[str, Any], section: str | None) -> Iterator[tuple[str, Any]]:
     """The words of a mapping whose keys may be sections."""
-    sections = {w.rpartition(".")[0] for w in all_words()} - {""}
+    sections = {w.rpartition(".")[0] for w in vocabulary()} - {""}
     for name, value in words.items():
         if str(name) in sections and isinstance(value, Mapping):
             yield from ((f"{name}.{inner}", v) for inner, v in value.items())

@@ -26,10 +26,9 @@ from xrddiff.app.front_door.run_frames import (
 )
 from .run_numbers import F, Page, RunNumbers, plain_errors, read_summary
 from ...config.composition import compose_config, note_unused
-from ...config.old_words import all_words
 from ...config.saved_config import load_config, need_run, no_generator
 from ...config.used_words import model_parts
-from ...config.words.vocabulary import GROUPS
+from ...config.words.vocabulary import GROUPS, vocabulary
 from ...core import plugins
 from ...core.errors import BadInput, XrddiffError, nearest
 from ...core.mediums import say
@@ -104,12 +103,12 @@ def sampling_overrides(run: Run, given: tuple[Any, ...], words: Mapping[str, Any
     `given`: texts and mappings. `words`: keywords; those named like a condition of the run become
     `inference.condition`. Raises `BadInput` for an unknown name.
     """
-    known = {w.rpartition(".")[2] for w in all_words() if w.partition(".")[0] == "inference"}
+    known = {w.rpartition(".")[2] for w in vocabulary() if w.partition(".")[0] == "inference"}
     conditions = [name for name in run.cfg.model.condition or [] if name not in known]
     asked = {name: value for name, value in words.items() if name in conditions}
     own = {name: value for name, value in words.items() if name not in conditions}
     for name in own:
-        if "." not in name and name not in {*GROUPS, *(w.rpartition(".")[2] for w in all_words())}:
+        if "." not in name and name not in {*GROUPS, *(w.rpartition(".")[2] for w in vocabulary())}:
             raise BadInput(
                 f"there is no word {name!r} of inference, and no condition{nearest(name, [*known, *conditions])}"
             )

@@ -19,7 +19,6 @@ from .refreshing import Refreshed
 from .shown import Panel, draw_lines, source
 from .training_monitor import open_monitor
 from ...config.composition import compose_config
-from ...config.old_words import all_words
 from ...config.overrides import as_override, parse_override, presets
 from ...config.saved_config import to_yaml
 from ...config.settings import differences, preset_about, setting_rows, setting_text
@@ -69,10 +68,10 @@ def typed_override(name: str, text: str) -> str:
     """
     if name in GROUPS:
         return f"{name}={text}"
-    if name not in all_words():
+    if name not in vocabulary():
         parse_override(f"{name}=0")
         compose_config([f"{name}=0"])  # says what is near
-    word = all_words()[name]
+    word = vocabulary()[name]
     plain = str in (word.type, *get_args(word.type)) and not word.metadata["choices"]
     return as_override(name, text) if plain and text != "null" else f"{name}={text}"
 

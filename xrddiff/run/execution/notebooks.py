@@ -58,13 +58,8 @@ from .live import CellStream, LiveOutput, Screen
 from .run_folder import keep_former, keep_memory
 
 # %% ../../../nbs/run/execution/notebooks.ipynb #86636eeb
-# names from earlier versions, which jobs and scripts may still use
-_RENAMED = {"train_denoiser": "train_generative", "train_autoregressive": "train_generative"}
-
-
 def run_notebook_path(name: str) -> Path:
     """The run notebook of this name, in the checkout or in the installed package."""
-    name = _RENAMED.get(name, name)
     folder = shipped_folder("nbs/runs", "_notebooks")
     if (path := folder / f"{name}.ipynb").is_file():
         return path

@@ -536,7 +536,7 @@ def reopen_run(cfg: Config) -> Path:
         saved = read_text(path / "config.yaml")
         text = to_yaml(replace(cfg, resume=None))
         new = sealed_yaml(text)
-        if saved not in (new, text):  # earlier versions wrote no checksum
+        if saved != new:
             write_text(path / f"config.{n}.yaml", saved)
             write_text(path / "config.yaml", new)
         for name in names:

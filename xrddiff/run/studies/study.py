@@ -381,10 +381,7 @@ def _claimant(study: Study, number: int, attempt: int) -> str:
     """The agent that claims an attempt; nothing if it was killed before it could say so, or the claim is damaged."""
     file = study.folder / "claims" / f"{number:04d}-{attempt}"
     try:
-        text = read_text(file, 4096)
-        if text and not text.startswith("{"):  # of an earlier version: the name alone
-            return checked(text, _Name, plain_text(file))
-        return read_json(file, _Claim, 4096).agent if text else ""
+        return read_json(file, _Claim, 4096).agent if read_text(file, 4096) else ""
     except OSError:
         return ""
     except BadInput as error:

@@ -14,9 +14,8 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 from ...config.composition import compose_config
-from ...config.old_words import all_words
 from ...config.overrides import as_override, check_known, parse_override
-from ...config.words.vocabulary import GROUPS
+from ...config.words.vocabulary import GROUPS, vocabulary
 from ...core.errors import BadInput, nearest
 from ...core.gate import checked, missing, read_yaml
 from ...core.mediums import plain_text
@@ -117,7 +116,7 @@ def _keys(found: Any, known: tuple[str, ...], where: str) -> dict[str, Any]:
 
 def _parameter(name: str, spec: Any) -> Parameter:
     """A parameter of the file, checked."""
-    where, words = f"parameters.{name}", all_words()
+    where, words = f"parameters.{name}", vocabulary()
     check_known(parse_override(f"{name}=null"), words)
     found = _keys(spec, _SPEC, where)
     kinds = "" if name in GROUPS else str(words[name].type)
@@ -428,7 +427,7 @@ def _flat_parameters(specs: Any, where: str, prefix: str = "") -> Iterator[tuple
 
 def _word_of(name: str, spec: Mapping[str, Any], where: str) -> tuple[str, Mapping[str, Any]]:
     """Our setting for a name of a script, and the specification of its values."""
-    words, last = all_words(), name.rpartition(".")[2]
+    words, last = vocabulary(), name.rpartition(".")[2]
     if last == "overfit_k":  # 16 -> experiment_type=overfit_16; 0: all frames
         kind = lambda k: "full_train" if k in (0, None) else f"overfit_{k}"  # noqa: E731
         values = spec["values"] if "values" in spec else [spec.get("value")]
