@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import zipfile
-from pathlib import Path
 
 import h5py
 import numpy as np
@@ -102,15 +100,6 @@ def test_attributes_and_labels_are_verified(tmp_path):
     (path / "zarr.json").write_text(json.dumps(about))
     with pytest.raises(BadInput, match="was never finished"):
         read_store(path)
-
-
-def test_stores_of_version_1_still_open(tmp_path):
-    with zipfile.ZipFile(Path(__file__).parent / "store_v1.zip") as archive:
-        archive.extractall(tmp_path)
-    for name in ("store_v1.h5", "store_v1.zarr"):
-        ds = read_store(tmp_path / name).load()
-        assert ds["intensity"].shape == (3, 8, 8) and ds["intensity"].values.sum() == 278
-        assert not ds["intensity"].values[1].any() and ds.attrs["config"] == {"a": [1, 2]} and ds.sizes["peak"] == 2
 
 
 def test_parts_have_checksums_too(tmp_path):

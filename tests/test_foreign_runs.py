@@ -14,7 +14,6 @@ import shutil
 import signal
 import socket
 import warnings
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -35,17 +34,13 @@ SECRET = "secret-7f3a-of-the-environment"
 HANGS = 300  # s after which an answer is taken for one that never comes
 
 
-def make_good_run(folder: Path) -> Path:
-    """A finished run of an autoencoder, with every file that one has, without training it."""
-    with zipfile.ZipFile(Path(__file__).parent / "written_before.zip") as archive:
-        archive.extractall(folder)
-    old, run = folder / "run", folder / "good"
-    shutil.move(old / "autoencoder", run)
+def make_good_run(folder: Path, made: Path) -> Path:
+    """A finished run of an autoencoder, with every file that one has: a copy of `made`."""
+    run = shutil.copytree(made, folder / "good")
     for name in ("plots", "samples", "metrics", "ranks"):
         (run / name).mkdir(exist_ok=True)
-    cfg = compose_config(["model=vae_kl", "data=sim128", "experiment_type=test", "size.widths=[8,8,32]", "threads=1"])
+    cfg = compose_config(["model=vae_kl", "data=sim128", "experiment_type=test", "size=tiny", "threads=1"])
     (run / "config.yaml").write_text(to_yaml(cfg))
-    shutil.copy(old / "environment.json", run)
     epochs = dict(epoch=[1, 2], step=[1, 2], loss_mean=[0.5, 0.4], batches_per_second=[1.0, 1.0])
     pd.DataFrame(epochs).to_csv(run / "metrics" / "epochs.csv", index=False)
     (run / "metrics" / "summary.json").write_text(json.dumps({"peak F1": {"VAE": 0.5}}))
@@ -53,7 +48,6 @@ def make_good_run(folder: Path) -> Path:
     (run / "log.txt").write_text("epoch 1\n")
     (run / ".lock").write_text("process 1 on nowhere")
     Report("A run").write(run)
-    shutil.rmtree(folder / "run")
     return run
 
 
@@ -74,8 +68,8 @@ def ends(seconds: int = HANGS) -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def good(tmp_path_factory):
-    return make_good_run(tmp_path_factory.mktemp("good"))
+def good(tmp_path_factory, runs):
+    return make_good_run(tmp_path_factory.mktemp("good"), runs("vae_kl"))
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,6 @@ import os
 import socket
 import threading
 import time
-import zipfile
 from pathlib import Path
 
 import h5py
@@ -400,14 +399,3 @@ def test_damage_names_the_rows(answered):
             read_answers(root / "out")
     finally:
         chunk.write_bytes(kept)
-
-
-def test_answers_without_checksums_still_open(tmp_path):
-    with zipfile.ZipFile(Path(__file__).parent / "answers_v1.zip") as old:
-        old.extractall(tmp_path)
-    assert read_answers(tmp_path)["name"].tolist() == ["run_1.npy", "run_2.npy"]
-    answers = Answers(tmp_path)
-    assert answers.names == {"run_1.npy", "run_2.npy"}
-    answers.append(read_answers(tmp_path).assign(name=["c", "d"]))
-    assert read_answers(tmp_path)["name"].tolist() == ["run_1.npy", "run_2.npy", "c", "d"]
-    assert len(read_answers(tmp_path, "peaks")) == 3

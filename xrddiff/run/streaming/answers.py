@@ -40,7 +40,7 @@ class _SealedStore(LocalStore):
         if found is not None and key.endswith(".json"):
             where = plain_text(self.root / key)
             about = from_json(found.to_bytes(), where)
-            if isinstance(about, dict) and take_checksum(about, about.get("attributes")) is False:
+            if isinstance(about, dict) and not take_checksum(about, about.get("attributes")):
                 raise BadInput(f"{where} is damaged: its checksum is wrong")
             found = type(found).from_bytes(json.dumps(about).encode())
         return found
