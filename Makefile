@@ -64,12 +64,20 @@ test-quick: lint  ## for the daily loop: lint, the notebooks that changed since 
 	for notebook in $$notebooks; do echo "$$notebook"; OMP_NUM_THREADS=1 $(BIN)/nbdev_test --path $$notebook --n_workers 0 || exit 1; done
 	$(PYTEST) -m 'not slow' $(PYTEST_ARGS)
 
-export: $(VENV)/.dev  ## notebooks -> xrddiff/*.py, cleaned and formatted
+export: $(VENV)/.dev  ## notebooks -> xrddiff/*.py, cleaned and formatted; FILE=nbs/….ipynb: that one, and its cells are run
+ifeq ($(FILE),)
 	$(BIN)/ruff format -q nbs index.ipynb
 	$(BIN)/nbdev_clean
 	$(BIN)/nbdev_clean --fname index.ipynb
 	$(BIN)/nbdev_export --skip_folder_re '^([_.]|tutorials)'
 	$(BIN)/python -c 'from xrddiff.core.registry import write_index; write_index()'
+else
+	$(BIN)/ruff format -q $(FILE)
+	$(BIN)/nbdev_clean --fname $(FILE)
+	$(BIN)/nbdev_export --path $(FILE)
+	@if grep -q 'register(' $(FILE); then $(BIN)/python -c 'from xrddiff.core.registry import write_index; write_index()'; fi
+	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --path $(FILE) --n_workers 0
+endif
 
 outputs: $(VENV)/.dev  ## run the notebooks in place, so that the outputs they carry are current
 	OMP_NUM_THREADS=1 $(BIN)/python docs/execute.py
