@@ -174,6 +174,24 @@ def test_angles_of_edf_are_those_of_pyfai(tmp_path):
     assert "applied, Rot_2 reversed" in opened(edf(tmp_path / "b.edf", image, **words, **turn), automask=[])[1][0]
 
 
+def test_an_angle_belongs_to_all_files_and_a_geometry_file_says_it_all(tmp_path):
+    words = {"PIXEL_SIZE": 1.0, "DISTANCE": 400, "BEAM_CENTER_X": 170, "BEAM_CENTER_Y": 100}
+    a, b = (smv(tmp_path / f"{n}.img", rings(), TWOTHETA=angle, **words) for n, angle in (("a", 0.0), ("b", 20.0)))
+    with pytest.raises(BadInput, match="differ in how the detector stands: a.img has no angle, b.img has TWOTHETA 20"):
+        open_frames([a, b])
+    poni = "poni_version: 2.1\nDetector: Detector\n"
+    poni += 'Detector_config: {"pixel1": 0.001, "pixel2": 0.001, "max_shape": [300, 260], "orientation": 3}\n'
+    poni += "Distance: 0.4\nPoni1: 0.17\nPoni2: 0.1\nRot1: 0\nRot2: 0\nRot3: 0\nWavelength: 1e-10\n"
+    (tmp_path / "g.poni").write_text(poni)
+    ds, notes = opened(b, geometry=tmp_path / "g.poni", automask=[])
+    assert (
+        ds.attrs["beam_center"] == pytest.approx((100, 170)) and not {"choices", "turns"} & set(ds.attrs) and not notes
+    )
+    assert open_frames([a, b], geometry=tmp_path / "g.poni", automask=[]).sizes["frame"] == 2
+    none = smv(tmp_path / "c.img", rings(), TWOTHETA=20.0)
+    assert "TWOTHETA 20, which is not applied without a beam centre" in opened(none, complete=False)[1][0]
+
+
 # ---------------------------------------------------------------- values that change the numbers
 
 

@@ -344,8 +344,7 @@ def _in_photons(out: dict[str, Any], words: dict[str, Any], where: str) -> dict[
 # %% ../../../nbs/data/formats/readers.ipynb #4d2015fb
 def _trust(out: dict[str, Any], source: Path, geometry: str | Path | None, words: dict[str, Any]) -> dict[str, Any]:
     """Apply the geometry file, drop or refuse impossible values, and mark assumed ones."""
-    if geometry is None:
-        _look_again(out, source, words)
+    _look_again(out, source, geometry, words)
     shape = tuple(out["intensity"].shape[-2:])
     whole = shape if len(out["intensity"].shape) == 3 else None  # a beam centre in px belongs to a single plane
     drop_impossible(out, whole, str(source), out.pop("names", {}))
@@ -359,7 +358,7 @@ def _trust(out: dict[str, Any], source: Path, geometry: str | Path | None, words
         out = apply_geometry(out, read_geometry(geometry, shape), source)
         told = {k: out[k] for k in NEEDED if out.get(k) is not None and out[k] is not before[k]}
         refuse_impossible(told, None, str(geometry))
-        mixed = {k: v for k, v in mixed.items() if k not in told}
+        mixed = {k: v for k, v in mixed.items() if k not in {*told, "geometry"}}
         assumed -= told.keys()
     refuse_mixed(mixed, words)
     refuse_impossible({k: words[k] for k in NEEDED if _is_number(words.get(k), k)}, whole, str(source))
@@ -367,11 +366,13 @@ def _trust(out: dict[str, Any], source: Path, geometry: str | Path | None, words
     return out | {"assumed": ", ".join(sorted(assumed)) or None}
 
 # %% ../../../nbs/data/formats/readers.ipynb #852066ce
-def _look_again(out: dict[str, Any], source: Path, words: dict[str, Any]) -> None:
-    """Try the ways in which a header can be read on the first frame, and fill in panels and gaps of detectors that are known."""
+def _look_again(out: dict[str, Any], source: Path, geometry: Any, words: dict[str, Any]) -> None:
+    """Try the ways in which a header can be read on the first frame, and fill in panels and gaps of detectors that are known; a geometry file
+    says it all.
+    """
     choices, turns = list(out.pop("choices", ())), out.pop("turns", ())
     rows, center = out["intensity"], out.get("beam_center")
-    if len(rows.shape) != 3 or out.get("panels") is not None or out.get("plane") is not None:
+    if geometry is not None or len(rows.shape) != 3 or out.get("panels") is not None or out.get("plane") is not None:
         return
     if (known := known_panels(str(out.get("detector", "")), rows.shape[1:])) is not None:
         warn(
@@ -391,6 +392,10 @@ def _look_again(out: dict[str, Any], source: Path, words: dict[str, Any]) -> Non
     if "beam_center" in given:
         choices = [Choice("", tuple(map(float, given["beam_center"])))]
     elif center is None:
+        warn(
+            str(source),
+            [f"the header has {turns[0].said}, which is not applied without a beam centre"] if turns else [],
+        )
         return
     elif not choices:
         choices = odd_choices(center, about["pixel_size"], rows.shape[1:])

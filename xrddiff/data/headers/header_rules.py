@@ -571,6 +571,14 @@ def agree(found: Sequence[tuple[str, int, Mapping[str, Any]]]) -> tuple[dict[str
             mixed[word] = (
                 f"the files differ in {word}: {both[0]}, {both[1]}; expected one geometry: open them apart, or give {word}="
             )
+    turned = [
+        (name, " ".join(sorted({t.said for t in words.get("turns", ())})) or "no angle") for name, _, words in found
+    ]
+    if other := next((one for one in turned if one[1] != turned[0][1]), None):
+        both = ", ".join(f"{name} has {said}" for name, said in (turned[0], other))
+        mixed["geometry"] = (
+            f"the files differ in how the detector stands: {both}; expected one geometry: open them apart"
+        )
     named = [(name, str(words["detector"])) for name, _, words in found if words.get("detector")]
     if other := next((one for one in named if one[1] != named[0][1]), None):
         both = ", ".join(f"{name} has {text!r}" for name, text in (named[0], other))
