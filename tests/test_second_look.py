@@ -51,6 +51,9 @@ def test_a_centre_in_pixels_is_not_taken_for_mm(tmp_path, x, y):
     words = {"PIXEL_SIZE": 0.055, "DISTANCE": 22}
     ds, notes = opened(smv(tmp_path / "a.img", rings(), BEAM_CENTER_X=x, BEAM_CENTER_Y=y, **words))
     assert ds.attrs["beam_center"] == pytest.approx((100, 170)) and "in px" in notes[0]
+    middle = smv(tmp_path / "b.img", rings((130, 130), shape=(260, 260)), BEAM_CENTER_X=130, BEAM_CENTER_Y=130, **words)
+    ds, notes = opened(middle)
+    assert ds.attrs["beam_center"] == (130, 130) and "130, 130 mm would be far outside: taken as px" in notes[0]
 
 
 def test_a_stated_centre_is_only_contradicted_by_a_clear_image(tmp_path):

@@ -374,7 +374,15 @@ def _readings(family: str, fields: Mapping[str, str], word: str, pixel: float | 
             found = [_in_word(word, n, u) for own_text in own.values() for n, u in _numbers_of(field, own_text) or ()]
             value = found if any(found) else None
         if value is not None:
-            out.append(Reading(field, value, f"{text} {field.unit}" if field.unit in ("mm",) else text))
+            out.append(
+                Reading(
+                    field,
+                    value,
+                    f"{text} mm"
+                    if field.unit == "mm" and not any(c.isalpha() for v in own.values() for c in v)
+                    else text,
+                )
+            )
     return out
 
 # %% ../../../nbs/data/headers/header_rules.ipynb #071538b1
@@ -445,6 +453,8 @@ def _choose_centre(
                 continue
             choices = tuple(c._replace(text=r.text) for c in _unsaid_choices(r, fields, shape, pixel))
             value = choices[0].center
+            if len(choices) == 1 and choices[0].said.startswith("in px"):
+                notes.append(f"{r.text} would be far outside: taken as px, {shown('beam_center', value)}")
         else:
             value = centre(r.field.way, *r.value, shape)
         reason = problem("beam_center", value, shape)
