@@ -60,7 +60,7 @@ MATHEMATICS = {
         "judge/posteriors: counts crystals crystal_densities crystal_sampling crystal_stills …",
     ),
     "Judgement": (
-        "judge/metrics: peak_scores radial_profiles photons spots indexing merging diversity distribution encoder feature_distances judgement …",
+        "judge/metrics: peak_scores radial_profiles physics spots indexing merging diversity distribution encoder feature_distances judgement …",
     ),
 }
 # Guides in reading order: NAME of docs/guides/NAME.md, or another page of the repository.

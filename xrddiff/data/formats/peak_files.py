@@ -27,6 +27,7 @@ from .readers import open_frames
 from ..frames.bounds import MOST_VALUE
 from ..frames.frames import frame_count, peaks_table
 from ..frames.rows import FramePlace, frame_origin
+from ..headers.crystal_gate import read_xds_file
 from ..headers.dials_experiments import read_images, read_refl
 from ..headers.geometry_files import HC
 
@@ -354,13 +355,13 @@ def _stream_tables(
     return out
 
 # %% ../../../nbs/data/formats/peak_files.ipynb #9ae4ab72
-SUFFIXES = (".csv", ".stream", ".refl", ".h5", ".hdf5", ".cxi", ".nxs")
+SUFFIXES = (".csv", ".stream", ".refl", ".hkl", ".h5", ".hdf5", ".cxi", ".nxs")
 
 
 def read_peaks(path: str | os.PathLike, frames: xr.Dataset | int, panels: bool = False) -> dict[str, pd.DataFrame]:
     """The tables `peaks`, and perhaps `integrated`, of a program's file: `frame`, `fs`, `ss` (px), `intensity`; `panel` for stacks.
 
-    path: a CSV table, a CrystFEL stream, a reflection table of DIALS, or HDF5 with peaks beside its frames. frames: which they are of, or how many
+    path: a CSV table, a CrystFEL stream, a reflection table of DIALS, XDS_ASCII.HKL or INTEGRATE.HKL, or HDF5 with peaks beside its frames. frames: which they are of, or how many
     there are, and whether they are stacks of `panels`. A stream that names the files of the frames is joined by file and event, else by number.
     Raises `BadInput` for a file that has no such table, or other frames.
     """
@@ -378,6 +379,8 @@ def read_peaks(path: str | os.PathLike, frames: xr.Dataset | int, panels: bool =
         found = {"peaks": _peaks_of_table(read_table(path, text=("file", "split", "note")), places, name)}
     elif suffix == ".refl":
         found = {"peaks": _peaks_of_dials(path, places)}
+    elif suffix == ".hkl":
+        found = {"peaks": _peaks_of_xds(path)}
     else:
         table = peaks_table(open_frames(path))
         if not len(table):
@@ -443,6 +446,19 @@ def _peaks_of_table(table: pd.DataFrame, places: Sequence[FramePlace] | None, na
     keys = list(zip(table["file"].astype(str), pd.to_numeric(table["frame"], errors="coerce"), strict=True))
     numbers = _numbers_in(keys, places, name)
     return table if numbers is None else table.assign(frame=[numbers[key] for key in keys])
+
+
+def _peaks_of_xds(path: str | os.PathLike) -> pd.DataFrame:
+    """The places of the reflections of XDS, which counts pixels from 1 at their centres."""
+    found = read_xds_file(path)
+    z, fs, ss = (np.array(v, float) for v in (found.zd_array, found.xd_array, found.yd_array))
+    about = dict(
+        frame=np.floor(z).clip(0).astype(np.int64),
+        fs=fs - 0.5,
+        ss=ss - 0.5,
+        intensity=np.array(found.iobs_array, float),
+    )
+    return pd.DataFrame(about).sort_values("frame", kind="stable", ignore_index=True)
 
 
 def _peaks_of_dials(path: str | os.PathLike, places: Sequence[FramePlace] | None = None) -> pd.DataFrame:

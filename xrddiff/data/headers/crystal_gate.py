@@ -19,8 +19,8 @@ from .gate import as_bad_input
 from .unpacked import unpacked
 
 # %% auto #0
-__all__ = ['MOST_STRUCTURE', 'MOST_LINES', 'MOST_ATOMS', 'MOST_COLUMNS', 'MOST_SYMMETRY', 'MOST_HEADER', 'structure_bytes',
-           'check_copies', 'first_line', 'is_pdb', 'read_mtz']
+__all__ = ['MOST_STRUCTURE', 'MOST_LINES', 'MOST_ATOMS', 'MOST_COLUMNS', 'MOST_SYMMETRY', 'MOST_HEADER', 'MOST_XDS',
+           'structure_bytes', 'check_copies', 'first_line', 'is_pdb', 'read_mtz', 'read_xds_file']
 
 # %% ../../../nbs/data/headers/crystal_gate.ipynb #e11ae88f
 MOST_STRUCTURE = 128 << 20  # bytes of a structure or of structure factors, unpacked
@@ -131,3 +131,23 @@ def _whole_numbers(records: list[bytes], name: bytes, least: int, wrong: str) ->
     if len(found) < least:
         raise BadInput(f"{wrong}: its header has no {name.decode()} with {least} whole numbers")
     return found[:least]
+
+# %% ../../../nbs/data/headers/crystal_gate.ipynb #86efd63c
+MOST_XDS = 4 << 30  # bytes
+
+
+def read_xds_file(path: str | os.PathLike) -> gemmi.XdsAscii:
+    """XDS_ASCII.HKL or INTEGRATE.HKL, as gemmi reads it. Raises `BadInput` for any other file, or if its reflections are merged."""
+    name = plain_text(path)
+    with open_file(path, "XDS_ASCII.HKL or INTEGRATE.HKL") as file:
+        head = file.read(1000)
+        if os.fstat(file.fileno()).st_size > MOST_XDS:
+            raise BadInput(f"{name} has more than {MOST_XDS >> 30} GiB; expected the observations of XDS")
+    if head.startswith(b"CrystFEL reflection list") or b"MERGE=TRUE" in head:
+        raise BadInput(
+            f"{name} has merged reflections; expected observations, such as an XDS_ASCII.HKL with MERGE=FALSE"
+        )
+    if not head.startswith(b"!"):
+        raise BadInput(f"{name} is not a file of XDS; expected XDS_ASCII.HKL or INTEGRATE.HKL")
+    with as_bad_input(f"{name} cannot be read"):
+        return gemmi.read_xds_ascii(os.fspath(path))

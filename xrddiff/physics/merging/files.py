@@ -15,20 +15,19 @@ import numpy as np
 import pandas as pd
 
 from ...core.errors import BadInput
-from ...data.headers.crystal_gate import read_mtz
+from ...data.headers.crystal_gate import read_mtz, read_xds_file
 from ...data.headers.dials_experiments import read_crystal, read_refl
 from ...core.files import package_version, writing
-from ...core.gate import need_path, open_file, read_text
+from ...core.gate import need_path, read_text
 from ...core.mediums import plain_text
-from ...data.headers.gate import as_bad_input
 from .merged import Merged
 from .observations import LEVERS, check_indices
 from .symmetry import AsuIndices, asymmetric_unit, original_indices
 from ..simulation.crystal import point_rotations
 
 # %% auto #0
-__all__ = ['MOST_HKL', 'MOST_XDS', 'write_merged_mtz', 'write_unmerged_mtz', 'write_hkl', 'group_of_symmetry', 'read_hkl',
-           'Unmerged', 'read_unmerged_mtz', 'read_xds', 'read_dials']
+__all__ = ['MOST_HKL', 'write_merged_mtz', 'write_unmerged_mtz', 'write_hkl', 'group_of_symmetry', 'read_hkl', 'Unmerged',
+           'read_unmerged_mtz', 'read_xds', 'read_dials']
 
 # %% ../../../nbs/physics/merging/files.ipynb #b54841d5
 def _write_mtz(mtz: gemmi.Mtz, path: str | os.PathLike) -> Path:
@@ -324,27 +323,12 @@ def _in_our_unit(
     return table.assign(h=asu.hkl[:, 0], k=asu.hkl[:, 1], l=asu.hkl[:, 2], isym=asu.isym, d=d)
 
 # %% ../../../nbs/physics/merging/files.ipynb #1e788ca1
-MOST_XDS = 4 << 30  # bytes
-
-
 def read_xds(path: str | os.PathLike) -> Unmerged:
     """The observations of XDS_ASCII.HKL or INTEGRATE.HKL. `frame` is the image, `crystal` the data set.
 
     Raises `BadInput` for any other file, or if its reflections are merged.
     """
-    name = plain_text(path)
-    with open_file(path, "XDS_ASCII.HKL or INTEGRATE.HKL") as file:
-        head = file.read(1000)
-        if os.fstat(file.fileno()).st_size > MOST_XDS:
-            raise BadInput(f"{name} has more than {MOST_XDS >> 30} GiB; expected the observations of XDS")
-    if head.startswith(b"CrystFEL reflection list") or b"MERGE=TRUE" in head:
-        raise BadInput(
-            f"{name} has merged reflections; expected observations, such as an XDS_ASCII.HKL with MERGE=FALSE"
-        )
-    if not head.startswith(b"!"):
-        raise BadInput(f"{name} is not a file of XDS; expected XDS_ASCII.HKL or INTEGRATE.HKL")
-    with as_bad_input(f"{name} cannot be read"):
-        found = gemmi.read_xds_ascii(os.fspath(path))
+    name, found = plain_text(path), read_xds_file(path)
     group = gemmi.find_spacegroup_by_number(found.spacegroup_number)
     cell = tuple(map(float, found.cell_constants))
     if group is None or not gemmi.UnitCell(*cell).is_crystal() or not found.data_size:
