@@ -339,6 +339,7 @@ def whole_chunks(array: Any) -> Any:
 # %% ../../../nbs/data/formats/store.ipynb #aacd8496
 def seal_zarr(path: str | Path, without: Collection[str] = ()) -> None:
     """Write the digest of a complete store, and the list of its variables (consolidated metadata).
+    A store of version 1 stays as it is.
 
     path: the store.
     without: variables that are about to be moved out of it.
@@ -347,15 +348,16 @@ def seal_zarr(path: str | Path, without: Collection[str] = ()) -> None:
 
     path, group = Path(path), zarr.open_group(str(path), mode="r", use_consolidated=False)
     attrs = {k: _from_json(v) for k, v in group.attrs.asdict().items()}
-    own = {k: v for k, v in attrs.items() if k not in ("xrddiff_format", "xrddiff_version", "xrddiff_digest")}
-    about = _json(path, "zarr.json")
-    about.pop("consolidated_metadata", None)
-    stored = {k: v for k, v in _stored_zarr(path, group).items() if k not in without}
-    about["attributes"]["xrddiff_digest"] = _digest(own, stored)
-    listed = {k: v.about for k, v in stored.items()}
-    about["consolidated_metadata"] = {"kind": "inline", "must_understand": False, "metadata": listed}
-    with writing(path / "zarr.json") as part:
-        part.write_text(json.dumps(about, indent=2), encoding="utf-8")
+    if attrs.pop("xrddiff_version") > 1:
+        own = {k: v for k, v in attrs.items() if k not in ("xrddiff_format", "xrddiff_digest")}
+        about = _json(path, "zarr.json")
+        about.pop("consolidated_metadata", None)
+        stored = {k: v for k, v in _stored_zarr(path, group).items() if k not in without}
+        about["attributes"]["xrddiff_digest"] = _digest(own, stored)
+        listed = {k: v.about for k, v in stored.items()}
+        about["consolidated_metadata"] = {"kind": "inline", "must_understand": False, "metadata": listed}
+        with writing(path / "zarr.json") as part:
+            part.write_text(json.dumps(about, indent=2), encoding="utf-8")
 
 # %% ../../../nbs/data/formats/store.ipynb #f48f5db6
 def check_target(path: str | Path) -> Path:
@@ -489,26 +491,33 @@ def _frames_of(attrs: dict[str, Any], stored: Mapping[str, _Stored], rows: Calla
     return xr.Dataset(variables, attrs=attrs).set_coords([k for k, v in stored.items() if v.coordinate])
 
 # %% ../../../nbs/data/formats/store.ipynb #d96daae2
-def _check_version(attrs: dict[str, Any], path: Path | RemoteFolder, stored: Mapping[str, _Stored]) -> None:
-    """Remove the store's own entries from `attrs` and verify the digest."""
+def _check_version(attrs: dict[str, Any], path: Path | RemoteFolder, stored: Mapping[str, _Stored]) -> bool:
+    """Remove the store's own entries from `attrs` and verify the digest.
+
+    Returns whether chunks have checksums, which is the case from version 2 on.
+    """
     del attrs["xrddiff_format"]
     version, digest = attrs.pop("xrddiff_version", None), attrs.pop("xrddiff_digest", None)
-    if version != VERSION:
+    if version not in (1, VERSION):
         raise BadInput(
-            f"{path} has version {version} of the format {FORMAT}; expected {VERSION}, a newer xrddiff may read it"
+            f"{path} has version {version} of the format {FORMAT}; expected 1 to {VERSION}, a newer xrddiff may read it"
         )
-    if digest != _digest(attrs, stored):
+    if version > 1 and digest != _digest(attrs, stored):
         what = "was changed or damaged" if digest else "was never finished"
         raise BadInput(f"{path} {what}: its attributes and small variables do not have the digest that was saved")
+    return version > 1
 
 
 def _read_hdf5(path: Path, source: Callable[..., Rows] = HDF5Rows) -> xr.Dataset:
     file = open_hdf5(path)
     attrs, stored = _read_attrs(file.attrs), _stored_hdf5(file)
-    _check_version(attrs, path, stored)
-    for name, v in stored.items():
-        if v.values is None and (there := file[name].id.get_num_chunks()) != v.shape[0]:
-            raise BadInput(f"variable {name!r} of {path} has {there} of its {v.shape[0]} frames; the others are lost")
+    if _check_version(attrs, path, stored):
+        for name, v in stored.items():
+            if v.values is None and file[name].id.get_num_chunks() != v.shape[0]:
+                there = file[name].id.get_num_chunks()
+                raise BadInput(
+                    f"variable {name!r} of {path} has {there} of its {v.shape[0]} frames; the others are lost"
+                )
     return _frames_of(attrs, stored, lambda name: lazy_array(source(path, name, exact=True)))
 
 
@@ -528,8 +537,8 @@ def _read_zarr(path: Path | RemoteFolder) -> xr.Dataset:
         stored = _stored_zarr(path, group, listed if far else None)
     if not far and listed is not None and listed != {k: v.about for k, v in stored.items()}:
         raise BadInput(f"{path} was changed or damaged: the list in its zarr.json does not match its variables")
-    _check_version(attrs, path, stored)
-    return _frames_of(attrs, stored, lambda name: lazy_array(ZarrRows(path, name, exact=True, whole=True)))
+    whole = _check_version(attrs, path, stored)
+    return _frames_of(attrs, stored, lambda name: lazy_array(ZarrRows(path, name, exact=True, whole=whole)))
 
 
 def read_store(path: str | Path | RemoteFolder, *, source: Callable[..., Rows] = HDF5Rows) -> xr.Dataset:
