@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 import shutil
 import sys
@@ -191,33 +190,6 @@ def test_flipped_bits_of_a_study_are_never_silent(tmp_path):
                 found["refused"] += 1
         file.write_bytes(whole)
     assert found["same"] < 15 and found["refused"] > 150 and found["noted"] > 150, found
-
-
-def test_a_study_of_an_earlier_version_goes_on(tmp_path):
-    """Without checksums: it opens, an agent takes a trial, and what it writes has them."""
-    made = make_study(make_plan(SWEEP), tmp_path / "study")
-    with Agent(made.folder, "one-1-aaaa") as agent:
-        complete_trial(made, take_trial(made, agent).number, 0.25)
-        second = take_trial(made, agent)
-    rows = trial_rows(made)
-    for file in (*made.folder.glob("claims/*"), *made.folder.glob("agents/*"), made.folder / "sweep.json"):
-        value = {k: v for k, v in json.loads(file.read_text()).items() if k not in ("journal", "done", "checksum")}
-        file.write_text(value["agent"] if "agent" in value else json.dumps(value))
-    log = made.folder / "journal.log"
-    rows_of_log = [json.loads(line) for line in log.read_text().splitlines()]
-    log.write_text("".join(json.dumps({k: v for k, v in row.items() if k != "checksum"}) + "\n" for row in rows_of_log))
-    old = open_study(made.folder)
-    assert trial_rows(old) == rows
-    with Agent(old.folder) as agent:
-        again = take_trial(old, agent)
-        assert (again.number, again.attempt, again.params) == (second.number, 2, second.params)
-        complete_trial(old, again.number, 0.5)
-    lines = log.read_bytes().splitlines()
-    assert "checksum" in json.loads(lines[-1]) and "checksum" not in json.loads(lines[0])
-    assert [row["value"] for row in trial_rows(open_study(made.folder))] == [0.25, 0.5, None]
-    log.write_bytes(b"\n".join([*lines, lines[0]]) + b"\n")
-    with pytest.raises(BadInput, match="it has no checksum"):
-        open_study(made.folder)
 
 
 def test_jobs_execute_no_file_of_the_study(tmp_path):

@@ -9,7 +9,6 @@ from fabio.cbfimage import CbfImage
 from test_run import xrddiff
 
 from xrddiff.config.composition import compose_config
-from xrddiff.config.saved_config import load_config, to_yaml
 from xrddiff.core.errors import BadInput
 from xrddiff.core.files import cache_dir
 from xrddiff.data.formats.tiled import TiledRows, keep_in_tiles
@@ -107,16 +106,6 @@ def test_small_frames_are_drawn_whole():
         compose_config(["model=vae_kl", "data=sim128", "data.limit=12", "data.window=64", "data.windows=90"])
     )
     assert asked.frames["intensity"].shape == (90, 64, 64)
-
-
-def test_a_run_of_before_draws_whole_frames(folder, tmp_path):
-    cfg = configured(folder, "data.window=64")
-    file = tmp_path / "config.yaml"
-    file.write_text(to_yaml(cfg))
-    assert load_config(file).data.windows is None
-    file.write_text("\n".join(line for line in to_yaml(cfg).split("\n") if line.strip() != "windows: null"))
-    assert load_config(file).data.windows == 0
-    assert prepare_words(load_config(file)).frames["intensity"].shape == (COUNT, *SHAPE)
 
 
 @pytest.mark.parametrize(

@@ -10,11 +10,9 @@ import h5py
 import numpy as np
 import pandas as pd
 import pytest
-import yaml
 from fabio.cbfimage import CbfImage
 
 from xrddiff.config.composition import compose_config
-from xrddiff.config.saved_config import load_config, to_yaml
 from xrddiff.core.errors import BadInput
 from xrddiff.data.formats.images import series_numbers
 from xrddiff.data.formats.readers import open_frames
@@ -23,7 +21,7 @@ from xrddiff.data.frames import exposures
 from xrddiff.data.frames.exposures import find_exposures
 from xrddiff.data.frames.frames import make_frames
 from xrddiff.data.frames.rows import EachRow
-from xrddiff.data.frames.selection import concat_frames, select_frames
+from xrddiff.data.frames.selection import concat_frames
 from xrddiff.data.transforms.spatial import Patches
 from xrddiff.judge.metrics.judgement import judged_rows
 from xrddiff.judge.metrics.reconstruction import missing_scores
@@ -293,25 +291,6 @@ def test_two_parts_of_what_was_trained_on_are_compared():
     rows = judged_rows(np.arange(10), np.array([2, 3]))
     assert rows["train"].tolist() == [0, 1, 4, 5, 6, 7, 8, 9] and rows["held out"].tolist() == [2, 3]
     assert judged_rows([0], [0])["train"].tolist() == [0]
-
-
-def test_runs_of_before_keep_their_split(tmp_path):
-    """A config.yaml without the word is from before it, and copies and single exposures were split then."""
-    place = nexus(tmp_path / "many.h5", np.repeat(counts(10), 2, axis=0))
-    now = cfg(place)
-    saved = yaml.safe_load(to_yaml(now))
-    assert saved["data"].pop("split") == "exposures"
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(saved))
-    before = load_config(tmp_path / "config.yaml")
-    assert before.data.split == "shot_groups"
-    (tmp_path / "config.yaml").write_text(to_yaml(now))
-    assert load_config(tmp_path / "config.yaml").data.split == "exposures"
-    old, stack = prepare_words(before), open_frames(place)
-    plain = prepare_frames(select_frames(stack, slice(None)), split="shot_groups")
-    assert old.held_out.tolist() == plain.held_out.tolist() and old.apart == "series" and old.copies == 0
-    one = prepare_frames(select_frames(stack, [0]), split="shot_groups", patch=4)
-    assert len(one.train) + len(one.held_out) == 16 and one.sizes().endswith("of the same exposure")
-    assert not set(one.train) & set(one.held_out)
 
 
 @pytest.mark.parametrize(
