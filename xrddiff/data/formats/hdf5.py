@@ -26,7 +26,7 @@ from ..headers.cxi_planes import cxi_geometry, join_plane
 from ..headers.gate import as_bad_input, check_chunks, check_dataset, open_hdf5, read_whole
 from ..headers.geometry_files import EV, HC
 from ..headers.header_rules import Turn, same, shown, turns_of, warn
-from ..headers.nexus_modules import LENGTHS, module_geometry, read_rotation, text_of, unit_of
+from ..headers.nexus_modules import DEGREES, LENGTHS, module_geometry, read_rotation, text_of, unit_of
 from ..headers.sources import HDF5Rows
 
 # %% auto #0
@@ -390,7 +390,7 @@ def _swung(detectors: Sequence[h5py.Group]) -> tuple[Turn, ...]:
     for item in _find(arms, ("two_theta", "two_theta_start")):
         angle = _finite(item)
         if angle is not None and abs(angle[0]) > 1e-3:
-            degrees = float(angle[0]) * (180 / np.pi if unit_of(item).lower().startswith("rad") else 1)
+            degrees = float(angle[0]) * DEGREES.get(unit_of(item), 1.0)
             return turns_of(f"{item.name} {degrees:g}", degrees)
     return ()
 
@@ -399,9 +399,15 @@ _CRYSTAL = ("crystal_id", "sample_id", "identifier", "serial_number")
 _SCAN = ("collection_identifier", "scan_id", "scan_number", "entry_identifier")
 
 
+def _samples(entry: Any) -> list[h5py.Group]:
+    """The samples of an entry."""
+    inside = entry.items() if isinstance(entry, h5py.Group) else ()
+    return [g for k, g in inside if k.startswith("sample") and isinstance(g, h5py.Group)]
+
+
 def _identifiers(entry: h5py.Group) -> dict[str, str]:
     """`crystal_id` and `scan_id`, where an entry names its one crystal or scan."""
-    samples = [g for k, g in entry.items() if k.startswith("sample") and isinstance(g, h5py.Group)]
+    samples = _samples(entry)
     out = {}
     for word, groups, fields in (("crystal_id", samples, _CRYSTAL), ("scan_id", [entry], _SCAN)):
         items = [i for i in _find(groups, fields) if i.size == 1]
@@ -481,12 +487,7 @@ def instrument(path: Path, name: str, frames: int) -> dict[str, Any]:
         if text:
             out[word] = text
     entry = file.get("/" + name.strip("/").split("/")[0])
-    samples = (
-        [g for k, g in entry.items() if k.startswith("sample") and isinstance(g, h5py.Group)]
-        if isinstance(entry, h5py.Group)
-        else []
-    )
-    for sample in samples[:1]:
+    for sample in _samples(entry)[:1]:
         turning = read_rotation(sample, frames)
         out["variables"] |= turning.pop("variables", {})
         out |= turning

@@ -26,7 +26,7 @@ from ...core.mediums import plain_text
 from .readers import open_frames
 from ..frames.bounds import MOST_VALUE
 from ..frames.frames import frame_count, peaks_table
-from ..frames.rows import FramePlace, frame_origin
+from ..frames.rows import FramePlace, frame_origins
 from ..headers.crystal_gate import read_xds_file
 from ..headers.dials_experiments import read_images, read_refl
 from ..headers.geometry_files import HC
@@ -394,7 +394,7 @@ def read_peaks(path: str | os.PathLike, frames: xr.Dataset | int, panels: bool =
 # %% ../../../nbs/data/formats/peak_files.ipynb #752a469e
 def frame_places(frames: xr.Dataset) -> list[FramePlace] | None:
     """The file of each frame, and its number there; None where that is not known."""
-    found = [frame_origin(frames["intensity"].variable, i) for i in range(frame_count(frames))]
+    found = list(frame_origins(frames["intensity"].variable, range(frame_count(frames))))
     return found if all(isinstance(place, FramePlace) for place in found) else None
 
 
@@ -417,10 +417,10 @@ def _numbers_in(
     files = list(dict.fromkeys(file for file, _ in keys))
     own = list(dict.fromkeys(place.file for place in places or ()))
     same = {os.path.abspath(f): f for f in own}
-    for base in {os.path.basename(f) for f in own}:
-        alike = [f for f in own if os.path.basename(f) == base]
-        if len(alike) == 1 and sum(os.path.basename(f) == base for f in files) == 1:
-            same.setdefault(base, alike[0])
+    ours, theirs = (Counter(map(os.path.basename, names)) for names in (own, files))
+    for base, f in ((os.path.basename(f), f) for f in own):
+        if ours[base] == theirs[base] == 1:
+            same.setdefault(base, f)
     meant = {f: same.get(os.path.abspath(f)) or same.get(os.path.basename(f)) for f in files}
     if not any(meant.values()) or len(own) == len(files) == 1:
         if len(files) > 1 and places is not None:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -110,22 +111,23 @@ IDENTIFIERS = {
 }
 
 
-def rotates(frames: xr.Dataset) -> bool:
-    """Whether a label says that the sample was turned steadily from frame to frame."""
+def _angles(frames: xr.Dataset) -> Iterator[np.ndarray]:
+    """The labels that are angles of the sample, (n,) degrees."""
     for name in ANGLES:
         if name in frames.variables and frames[name].dims == ("frame",) and frames[name].dtype.kind in "iuf":
-            steps = np.diff(frames[name].values.astype(float))
-            if len(steps) and (np.all(steps > 0) or np.all(steps < 0)):
-                return True
-    return False
+            yield frames[name].values.astype(float)
+
+
+def rotates(frames: xr.Dataset) -> bool:
+    """Whether a label says that the sample was turned steadily from frame to frame."""
+    every = (np.diff(angle) for angle in _angles(frames))
+    return any(len(steps) and (np.all(steps > 0) or np.all(steps < 0)) for steps in every)
 
 
 def turned_to(frames: xr.Dataset) -> np.ndarray:
     """The angle (n,) of the sample at the begin of each exposure, degrees: a label of it, else `rotation_start` for all."""
-    for name in ANGLES:
-        if name in frames.variables and frames[name].dims == ("frame",) and frames[name].dtype.kind in "iuf":
-            return frames[name].values.astype(float)
-    return np.full(frames.sizes["frame"], float(frames.attrs.get("rotation_start", 0.0)))
+    start = float(frames.attrs.get("rotation_start", 0.0))
+    return next(_angles(frames), np.full(frames.sizes["frame"], start))
 
 
 def _identifiers(frames: xr.Dataset, name: str) -> np.ndarray | None:

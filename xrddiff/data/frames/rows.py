@@ -11,7 +11,7 @@ import weakref
 import zlib
 from abc import ABC, abstractmethod
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
@@ -27,8 +27,8 @@ spare_imports()  # of what no frame is an array of
 # %% auto #0
 __all__ = ['FramePlace', 'LazyRows', 'Stored', 'StoredRows', 'lazy_array', 'is_lazy', 'rows_behind', 'Rows', 'frame_dtype',
            'ArrayRows', 'EachRow', 'ChainRows', 'RecentRows', 'LimitMask', 'JoinedMask', 'MaskParts', 'PhotonRows',
-           'SqueezedRows', 'SameRows', 'JoinedRows', 'ComputedRows', 'lazy_frames', 'frame_origin', 'whole_frames',
-           'part_reader', 'frame_reader', 'peek_frame']
+           'SqueezedRows', 'SameRows', 'JoinedRows', 'ComputedRows', 'lazy_frames', 'frame_origin', 'frame_origins',
+           'whole_frames', 'part_reader', 'frame_reader', 'peek_frame']
 
 # %% ../../../nbs/data/frames/rows.ipynb #3cf2d139
 class FramePlace(str):
@@ -523,10 +523,15 @@ def frame_origin(variable: xr.Variable, i: int) -> str | None:
     """Frame `i` of a lazy variable in words, as "frame 12 of data set '/data' of run17.h5"; None
     where that is not known.
     """
+    return next(frame_origins(variable, [i]))
+
+
+def frame_origins(variable: xr.Variable, numbers: Iterable[int]) -> Iterator[str | None]:
+    """`frame_origin` of many frames."""
     rows = rows_behind(variable)
-    if rows is None:
-        return None
-    return rows.origin(int(np.arange(rows.shape[0])[variable._data.key.tuple[0]][int(i)]))
+    at = None if rows is None else np.arange(rows.shape[0])[variable._data.key.tuple[0]]
+    for i in numbers:
+        yield None if rows is None else rows.origin(int(at[int(i)]))
 
 # %% ../../../nbs/data/frames/rows.ipynb #2a94c252
 def whole_frames(variable: xr.Variable) -> tuple[LazyRows, Sequence[int]] | None:

@@ -584,18 +584,21 @@ def agree(found: Sequence[tuple[str, int, Mapping[str, Any]]]) -> tuple[dict[str
     turned = [
         (name, " ".join(sorted({t.said for t in words.get("turns", ())})) or "no angle") for name, _, words in found
     ]
-    if other := next((one for one in turned if one[1] != turned[0][1]), None):
-        both = ", ".join(f"{name} has {said}" for name, said in (turned[0], other))
+    if both := _unlike(turned):
         mixed["geometry"] = (
             f"the files differ in how the detector stands: {both}; expected one geometry: open them apart"
         )
-    named = [(name, str(words["detector"])) for name, _, words in found if words.get("detector")]
-    if other := next((one for one in named if one[1] != named[0][1]), None):
-        both = ", ".join(f"{name} has {text!r}" for name, text in (named[0], other))
+    if both := _unlike([(name, repr(str(words["detector"]))) for name, _, words in found if words.get("detector")]):
         mixed["detector"] = (
             f"the files differ in detector: {both}; expected frames of one: open them apart, or give detector="
         )
     return first, mixed
+
+
+def _unlike(said: Sequence[tuple[str, str]]) -> str:
+    """The first file, by its name, and the first one that says something else, as "a has X, b has Y"; "" if all say the same."""
+    other = next((one for one in said if one[1] != said[0][1]), None)
+    return "" if other is None else ", ".join(f"{name} has {text}" for name, text in (said[0], other))
 
 
 def refuse_mixed(mixed: Mapping[str, str], given: Mapping[str, Any]) -> None:

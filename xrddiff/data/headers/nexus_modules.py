@@ -25,12 +25,12 @@ from .header_rules import same, warn
 from .imgcif import Axis
 
 # %% auto #0
-__all__ = ['LENGTHS', 'MOST_AXES', 'text_of', 'unit_of', 'read_axis', 'read_chain', 'read_rotation', 'place', 'read_module',
-           'find_modules', 'module_geometry']
+__all__ = ['LENGTHS', 'DEGREES', 'MOST_AXES', 'text_of', 'unit_of', 'read_axis', 'read_chain', 'read_rotation', 'place',
+           'read_module', 'find_modules', 'module_geometry']
 
 # %% ../../../nbs/data/headers/nexus_modules.ipynb #1f4dd19f
 LENGTHS = {"m": 1.0, "meter": 1.0, "metre": 1.0, "meters": 1.0, "cm": 1e-2, "mm": 1e-3, "millimeter": 1e-3, "millimeters": 1e-3, "um": 1e-6, "µm": 1e-6, "micron": 1e-6, "microns": 1e-6, "nm": 1e-9, "a": 1e-10, "å": 1e-10, "angstrom": 1e-10, "angstroms": 1e-10}  # fmt: skip
-_ANGLES = dict.fromkeys(("deg", "degree", "degrees"), 1.0) | dict.fromkeys(("rad", "radian", "radians"), 180 / np.pi)
+DEGREES = dict.fromkeys(("deg", "degree", "degrees"), 1.0) | dict.fromkeys(("rad", "radian", "radians"), 180 / np.pi)
 MOST_AXES = 64  # of one chain
 _STILL = {True: 1e-2, False: 1e-3}  # degrees, mm: an axis that moves less stands still
 
@@ -68,7 +68,7 @@ def read_axis(item: h5py.Dataset) -> Axis:
     if not values.size or not np.isfinite(values).all():
         raise BadInput(f"{where} has no value; expected finite numbers")
     turns, unit = text_of(item, "transformation_type").lower() == "rotation", unit_of(item)
-    factor = (_ANGLES if turns else LENGTHS).get(unit, 1.0 if turns and not unit else None)
+    factor = (DEGREES if turns else LENGTHS).get(unit, 1.0 if turns and not unit else None)
     if factor is None and not values.any():
         factor = 0.0  # nothing to convert
     if factor is None:
@@ -139,7 +139,7 @@ def read_rotation(sample: h5py.Group, frames: int) -> dict[str, Any]:
 
 def _turning(item: h5py.Dataset, frames: int) -> dict[str, Any]:
     """`read_rotation` of one axis; nothing if it stands still."""
-    factor, parts = _ANGLES.get(unit_of(item), 1.0), {}
+    factor, parts = DEGREES.get(unit_of(item), 1.0), {}
     for key, other in (
         ("at", item),
         *((s, item.parent.get(item.name.rsplit("/", 1)[-1] + s)) for s in ("_increment_set", "_end")),
