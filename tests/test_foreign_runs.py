@@ -158,7 +158,7 @@ def test_a_comparison_leaves_out_what_cannot_be_read(hostile, good, server):
 
 @pytest.mark.parametrize("name", [*KINDS, *NAMES])
 def test_a_run_is_looked_at(name, hostile, server, monkeypatch):
-    monkeypatch.setattr("xrddiff.run.execution.standing.devices", lambda s, interval=None: ("this machine", []))
+    monkeypatch.setattr("xrddiff.run.execution.status.devices", lambda s, interval=None: ("this machine", []))
     folder, runs = hostile
     code, said = command("watch", runs[name], "--once")
     assert code in (0, 1, 2) and SECRET not in said, said

@@ -21,7 +21,7 @@ from xrddiff.config.saved_config import load_config
 from xrddiff.core.errors import BadInput
 from xrddiff.core.mediums import plain_text
 from xrddiff.core.registry import forget, register
-from xrddiff.run.execution.run_folder import read_failures, stopped_by
+from xrddiff.run.execution.status import read_failures, stopped_by
 from xrddiff.run.slurm.job import REQUEUE, Job, RankCommand, prepare, read_job, run_task, run_words
 from xrddiff.run.slurm.profiles import load_profile
 from xrddiff.run.slurm.scripts import render_script

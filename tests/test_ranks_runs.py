@@ -139,7 +139,7 @@ def script_resume(folder, model):
 
     from xrddiff.learn.diffusion.objectives import DenoisingObjective
     from xrddiff.learn.losses import VAEObjective
-    from xrddiff.run.execution.run_folder import stopped_by
+    from xrddiff.run.execution.status import stopped_by
 
     objective = {"vae_kl": VAEObjective, "ddpm": DenoisingObjective}[model]
     words = new(folder, f"model={model}", *MODELS[model])
@@ -191,7 +191,7 @@ def script_samples(folder):
 
     from xrddiff.data.formats.store import read_store
     from xrddiff.run.execution import sharing
-    from xrddiff.run.execution.run_folder import stopped_by
+    from xrddiff.run.execution.status import stopped_by
 
     few = ["training.max_steps=2", "inference.num_samples=9", "inference.batch_size=2", "network=Plain"]
     few += ["inference.sampler=damped", "inference.sampler_options={strength: 0.5}", f"plugins=[{folder}/mine.ipynb]"]
@@ -293,7 +293,7 @@ def toy(folder, name, n, *acts, resume=False, engine="inprocess"):
 
 def state(found):
     """Exit codes, what stopped the run, the report, the ranks that failed in the order in which that is told."""
-    from xrddiff.run.execution.run_folder import read_failures, stopped_by
+    from xrddiff.run.execution.status import read_failures, stopped_by
 
     path = found["path"]
     report = (path / "report.html").read_text() if (path / "report.html").exists() else None

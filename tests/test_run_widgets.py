@@ -18,7 +18,8 @@ from xrddiff.data.formats.store import save_frames
 from xrddiff.learn.telemetry.history import SAMPLES
 from xrddiff.learn.telemetry.rules import Finding, write_findings
 from xrddiff.physics.simulation.simulate import simulate
-from xrddiff.run.execution.run_folder import hold_run, stopped_by
+from xrddiff.run.execution.run_folder import hold_run
+from xrddiff.run.execution.status import stopped_by
 
 pytestmark = pytest.mark.slow
 
@@ -79,7 +80,7 @@ def test_the_monitor_follows_what_another_process_writes(notebooks):
 
     # a process that was killed, and a folder that was removed
     held.close()
-    (run / "attempt.json").unlink()
+    (run / "status.json").unlink()
     (run / ".lock").write_text(f"process 4711 on {socket.gethostname()}")
     w.get_by_text("is gone, without having said why").wait_for()
     assert badge.inner_text() == "killed"

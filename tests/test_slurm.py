@@ -27,7 +27,7 @@ from xrddiff.app.cli.main import main
 from xrddiff.config.overrides import as_override
 from xrddiff.config.saved_config import load_config
 from xrddiff.core.ranks.environment import job_port
-from xrddiff.run.execution.standing import read_progress, run_state
+from xrddiff.run.execution.status import read_progress, run_state
 from xrddiff.run.slurm.ledger import submissions
 from xrddiff.run.slurm.profiles import list_profiles
 

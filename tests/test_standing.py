@@ -27,10 +27,17 @@ from xrddiff.core.files import sha256, write_json
 from xrddiff.data.formats.store import save_frames
 from xrddiff.judge.views import charts, model_card
 from xrddiff.physics.simulation.simulate import simulate
-from xrddiff.run.execution import standing
-from xrddiff.run.execution.attempts import HEARTBEAT, PHASES, TRAINING, USE, Here
-from xrddiff.run.execution.run_folder import mark_stopped, write_failure
-from xrddiff.run.execution.standing import STATES, run_state
+from xrddiff.run.execution import status as standing
+from xrddiff.run.execution.status import (
+    PHASES,
+    STATES,
+    TRAINING,
+    USE,
+    Here,
+    mark_stopped,
+    run_state,
+    write_failure,
+)
 from xrddiff.run.slurm import known_jobs, status
 from xrddiff.run.slurm.commands import QueuedJob
 from xrddiff.run.slurm.ledger import Submission, record_submission
@@ -56,9 +63,8 @@ class World:
     def attempt(self, name: str = TRAINING, *, beat: float = 10.0, wrote: float = 10.0, **changes: Any) -> None:
         """Write the record of an attempt that began long ago, on this machine unless `changes` say otherwise."""
         known = dict(phase="denoiser", number=1, pid=4711, start="77", inode=self.run.stat().st_ino, began=NOW - 5000)
-        record = HERE | known | dict(locked=True, job="", ended=None, before="", how="") | changes
-        write_json(self.run / name, record)
-        write_json(self.run / HEARTBEAT, dict(began=record["began"], time=NOW - beat, wrote=NOW - wrote))
+        record = HERE | known | dict(locked=True, job="", ended=None, before="", how="", part="") | changes
+        write_json(self.run / name, record | dict(time=NOW - beat, wrote=NOW - wrote))
 
     def forget(self, *names: str) -> None:
         """Remove files of the run, and everything that it made after them."""
@@ -202,7 +208,7 @@ def finished_and_killed_before_the_record_was_written(w):
 
 
 @case("finished", "evaluate")
-def finished_by_an_earlier_version(w):
+def finished_without_a_status(w):
     w.forget(TRAINING)
 
 
@@ -304,13 +310,6 @@ def on_another_host_without_a_heartbeat_for_long(w):
 
 
 @case("unknown", "denoiser")
-def on_another_host_with_the_heartbeat_of_an_earlier_attempt(w):
-    w.job = False
-    w.unfinished(number=2, **FAR)
-    write_json(w.run / HEARTBEAT, dict(began=NOW - 9000, time=NOW - 1, wrote=NOW - 1))
-
-
-@case("unknown", "denoiser")
 def on_another_host_whose_clock_is_far_ahead(w):
     w.job = False
     w.unfinished(beat=-4000, **FAR)
@@ -328,15 +327,15 @@ def stopped_on_another_host(w):
     mark_stopped(w.run, "SIGUSR2")
 
 
-@case("unknown", "denoiser")
-def on_another_host_by_an_earlier_version(w):
+@case("unknown", "")
+def locked_on_another_host_without_a_status(w):
     w.job = False
     w.forget("report.html", TRAINING)
     (w.run / ".lock").write_text("process 5 on n7")
 
 
-@case("killed", "denoiser")
-def killed_on_this_host_by_an_earlier_version(w):
+@case("killed", "")
+def killed_on_this_host_without_a_status(w):
     w.job = False
     w.forget("report.html", TRAINING)
     (w.run / ".lock").write_text("process 5 on here")
@@ -455,7 +454,7 @@ def a_copy_of_a_failed_run(w):
 
 
 @case("finished", "evaluate")
-def a_copy_of_a_run_of_an_earlier_version(w):
+def a_copy_of_a_run_without_a_status(w):
     w.forget(TRAINING)
     copied(w)
 
@@ -498,32 +497,24 @@ def a_configuration_that_cannot_be_read(w):
     (w.run / "config.yaml").write_text("model: [")
 
 
-@case("unknown", "denoiser")
+@case("unknown", "")
 def without_records(w):
-    """As after `cp run/*`, or a notebook of an earlier version that was executed by hand."""
+    """As after `cp run/*`, or on a disk that was full."""
     w.job = False
     w.forget("report.html", TRAINING)
 
 
 for text in ("", '{"pid": 4711, "phase": "den', '{"pid": "x"}', "[" * 5000, '{"pid": 1, "phase": "coffee"}'):
-    case("unknown", "denoiser", f"a half-written record {text[:20]!r}")(
+    case("unknown", "", f"a half-written record {text[:20]!r}")(
         lambda w, text=text: (w.unfinished(), setattr(w, "job", False), (w.run / TRAINING).write_text(text))
     )
 
 
-@case("unknown", "denoiser")
+@case("unknown", "")
 def a_pipe_in_place_of_its_record(w):
     w.job = False
     w.forget("report.html", TRAINING)
     os.mkfifo(w.run / TRAINING)
-
-
-@case("running", "denoiser")
-def a_pipe_in_place_of_its_heartbeat(w):
-    w.unfinished()
-    w.locked = True
-    w.forget(HEARTBEAT)
-    os.mkfifo(w.run / HEARTBEAT)
 
 
 @case("unknown", "denoiser")
@@ -687,7 +678,7 @@ def test_what_a_real_run_has_written(runs):
     run = runs("latent_diff")
     record = json.loads((run / TRAINING).read_text())
     assert stands(run) == ("finished", "evaluate") and record["number"] == 1 and record["ended"] >= record["began"]
-    assert (run / HEARTBEAT).is_file() and not (run / ".lock").read_text()
+    assert not (run / ".lock").read_text()
     xrddiff("sample", str(run), "-n", "2", "--name", "two", folder=run.parent)
     assert stands(run) == ("finished", "evaluate")
     used = json.loads((run / USE).read_text())

@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -14,9 +15,21 @@ from types import SimpleNamespace
 import pytest
 
 from xrddiff.app.cli.main import main
+from xrddiff.core.progress import Bar, report
 from xrddiff.run.execution.dashboard import dashboard
 from xrddiff.run.execution.run_folder import hold_run
-from xrddiff.run.execution.standing import Device, devices, last_rows, read_log, read_standing, severity
+from xrddiff.run.execution.status import (
+    Device,
+    Keeper,
+    devices,
+    keeper,
+    last_rows,
+    new_status,
+    read_log,
+    read_progress,
+    read_standing,
+    severity,
+)
 
 CONFIG = """\
 model: {model_name: latent_diff, latent_diff: true, autoencoder: vae_kl, diff_epochs: 4}
@@ -54,11 +67,29 @@ def held(tmp_path):
         yield tmp_path
 
 
+def say_how_far(**numbers) -> None:
+    """Report, and write it at once."""
+    report(**numbers)
+    keeper().status.rate = numbers.get("rate")
+    keeper().write()
+
+
 def test_how_far_a_run_is(held, tmp_path, capsys):
-    s = read_standing(write(tmp_path))
-    assert (s.state, s.phase, s.step, s.total, s.epoch, s.num_epochs) == ("running", "denoiser", 24, 40, 2, 4)
-    assert (s.within, s.per_epoch, s.rate, s.seconds_left, s.epoch_seconds_left) == (4, 10, 4.0, 4.0, 1.5)
-    assert (s.best, s.loss, s.lr) == (1, 1.5, 0.1)  # the best on held-out frames
+    write(tmp_path)
+    numbers = dict(step=24, total=40, per_epoch=10, num_epochs=4, loss=1.5, lr=0.1, epoch=3)
+    say_how_far(folder=tmp_path, rate=4.0, **numbers)
+    s = read_standing(tmp_path)
+    at = s.at
+    assert (s.state, s.phase, at.step, at.total, at.epochs_done, at.num_epochs) == ("running", "denoiser", 24, 40, 2, 4)
+    assert (at.within, at.per_epoch, at.rate, at.eta, at.epoch_eta) == (4, 10, 4.0, 4.0, 1.5)
+    assert (s.best, at.loss, at.lr) == (1, 1.5, 0.1)  # the best on held-out frames
+    kept = json.loads((tmp_path / "status.json").read_text())
+    assert numbers.items() <= kept.items() and (kept["phase"], kept["eta"], kept["pid"]) == (
+        "denoiser",
+        4.0,
+        os.getpid(),
+    )
+    assert kept["host"] == socket.gethostname()
     said = drawn(tmp_path, capsys)
     for part in (
         "log",
@@ -80,16 +111,22 @@ def test_how_far_a_run_is(held, tmp_path, capsys):
 
 
 def test_the_part_that_is_trained(tmp_path):
-    """The denoiser has a table as soon as the autoencoder is done; the dates of the tables say nothing."""
-    write(tmp_path, "autoencoder", epochs="epoch,step,loss_mean\n", log=LOG.replace("24/40", "21/24"))
-    s = read_standing(tmp_path)
-    assert (s.phase, s.part) == ("autoencoder", "autoencoder")
-    assert (s.step, s.total, s.num_epochs, s.per_epoch, s.epochs) == (21, 24, 2, 12, [])
-    write(tmp_path)
-    for part, when in (("", 1e9), ("autoencoder", 2e9)):
-        os.utime(tmp_path / part / "metrics" / "training_metrics.csv", (when, when))
-    s = read_standing(tmp_path)
-    assert (s.phase, s.part, s.step, s.total, s.num_epochs) == ("denoiser", "", 24, 40, 4)
+    """The charts are those of the part that trains; what its bar counts is not taken for steps of a training."""
+    write(tmp_path, "autoencoder", epochs="epoch,step,loss_mean\n")
+    with hold_run(tmp_path, "autoencoder"):
+        say_how_far(folder=tmp_path / "autoencoder", step=21, total=24, per_epoch=12, num_epochs=2)
+        s = read_standing(tmp_path)
+        assert (s.phase, s.how.part, s.at.step, s.at.num_epochs, s.epochs) == ("autoencoder", "autoencoder", 21, 2, [])
+        report(phase="denoiser")
+        say_how_far(folder=tmp_path, step=24, total=40, per_epoch=10, num_epochs=4)
+        s = read_standing(write(tmp_path))
+        assert (s.phase, s.how.part, s.at.step, s.at.total, len(s.epochs)) == ("denoiser", "", 24, 40, 2)
+        report(phase="sample")
+        with Bar(total=8, unit="sample", disable=True) as bar:
+            bar.update(2)
+            keeper().write()
+            s = read_standing(tmp_path)
+            assert (s.at.step, s.at.total, s.at.unit) == (2, 8, "sample") and read_progress(tmp_path).step == 24
 
 
 @pytest.mark.parametrize("damage", ["", "x", "step", "step,epoch\n1", "\x00\x00", "step,split\nnan,train\n"])
@@ -100,7 +137,7 @@ def test_files_that_are_half_written(tmp_path, damage):
         (run / name).write_text(damage)
         dashboard(read_standing(run), "", [])
     assert read_standing(tmp_path / "nothing").state == "half-written"
-    assert last_rows(tmp_path / "nothing") == [] and read_log(tmp_path) == ([], None)
+    assert last_rows(tmp_path / "nothing") == [] == read_log(tmp_path)
 
 
 def test_severities():
@@ -116,7 +153,9 @@ def test_severities():
 
 
 def test_another_node_says_what_it_wrote(tmp_path):
-    (write(tmp_path) / "environment.json").write_text(json.dumps({"host": "far-away"}))
+    status = new_status(write(tmp_path), "denoiser")
+    status.host = "far-away"
+    Keeper(tmp_path, status).end()
     assert devices(read_standing(tmp_path)) == (
         "far-away, after epoch 2",
         [Device("memory of rank 0", None, 600.0, None)],

@@ -23,13 +23,14 @@ def trial(parent: int) -> int:
     run, words = Path(job["run_dirs"][0]), dict(w.split("=", 1) for w in job["overrides"][0])
     for part in ("checkpoints", "metrics", "plots", "samples"):
         (run / part).mkdir(parents=True, exist_ok=True)
+    from xrddiff.core.files import write_json
+
     lock = open(run / ".lock", "w")  # until the process ends
     fcntl.flock(lock, fcntl.LOCK_EX)  # as a run does: whoever was told to end has ended then
     kept = sorted(int(p.name) for p in (run / "checkpoints").iterdir())
     table = run / "metrics" / "epochs.csv"
     if not kept:
         table.write_text("epoch,loss_mean\n")
-    steps = run / "metrics" / "training_metrics.csv"
     stopped = []
     signal.signal(signal.SIGTERM, lambda *_: stopped.append(1))
     lr, seed = float(words["training.lr"]), int(words["training.seed"])
@@ -50,7 +51,7 @@ def trial(parent: int) -> int:
             os.kill(os.getpid(), signal.SIGKILL)
         with open(table, "a") as f:
             f.write(f"{epoch},{(lr - 1e-3) ** 2 + 1 / epoch!r}\n")
-        steps.write_text(f"split,step,epoch,loss\ntrain,{epoch},{epoch},0.5\n")
+        write_json(run / "status.json", dict(pid=os.getpid(), phase="denoiser", step=epoch, epoch=epoch, loss=0.5))
         (run / "checkpoints" / str(epoch)).write_text(str(os.getpid()))
         if seed == 9:
             os.kill(os.getpid(), signal.SIGKILL)

@@ -256,7 +256,7 @@ def real(at: Place) -> str:
 
 def gpu(at: Place) -> str:
     said = at.xrddiff("watch", at.run, "--once")
-    found = at.python("import pynvml; from xrddiff.run.execution.standing import gpus; print('gpus', len(gpus()))")
+    found = at.python("import pynvml; from xrddiff.run.execution.status import gpus; print('gpus', len(gpus()))")
     assert "gpus" in found, found
     return f"`xrddiff watch RUN --once`; {found.split()[-1]} GPUs here" if said else ""
 

@@ -36,7 +36,8 @@ def posterior_crystal(args: argparse.Namespace) -> int:
     --cell lysozyme.pdb --frame 3`.
     """
     from xrddiff.run.execution.crystal_posteriors import execute_crystal_posterior
-    from xrddiff.run.execution.run_folder import stopped_by, world_rank
+    from xrddiff.run.execution.status import stopped_by
+    from xrddiff.run.execution.run_folder import world_rank
     from xrddiff.run.slurm.job import REQUEUE
 
     tell = lambda path: say(f"posterior: {path}", flush=True)  # noqa: E731

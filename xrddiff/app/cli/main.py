@@ -54,7 +54,8 @@ def _run_one(overrides: Sequence[str], cfg: Any, done: list[Path], *, plain: boo
     stopped cleanly. plain: False = show the dashboard instead of the output of the cells.
     """
     from xrddiff.run.execution.phases import execute_run
-    from xrddiff.run.execution.run_folder import stopped_by, world_rank
+    from xrddiff.run.execution.status import stopped_by
+    from xrddiff.run.execution.run_folder import world_rank
     from xrddiff.run.slurm.job import REQUEUE
 
     started: list[Path] = []

@@ -28,7 +28,7 @@ def pixels(args: argparse.Namespace) -> int:
     pixels RUN --frames run_17.h5 --mask valid.npy --hold-out 0.1`.
     """
     from xrddiff.run.execution.finished import execute_on_frames
-    from xrddiff.run.execution.run_folder import stopped_by
+    from xrddiff.run.execution.status import stopped_by
     from xrddiff.run.slurm.job import REQUEUE
 
     options = {o.key: o.value for o in map(parse_override, args.option or ())}

@@ -22,7 +22,7 @@ from ...core.errors import BadInput
 from ...core.mediums import console, plain_text
 
 if TYPE_CHECKING:
-    from xrddiff.run.execution.standing import Standing
+    from xrddiff.run.execution.status import Standing
     from xrddiff.run.slurm.watched import Watched
 
 # %% auto #0
@@ -36,7 +36,7 @@ def draw_once(
     import io
 
     from xrddiff.run.execution.dashboard import dashboard
-    from xrddiff.run.execution.standing import devices
+    from xrddiff.run.execution.status import devices
 
     where, seen = devices(s, interval=0.2)
     size = dict(width=width, height=height)
@@ -59,7 +59,7 @@ def follow(watched: Watched, every: float, stay: Callable[[], bool] = lambda: Tr
     from rich.live import Live
 
     from xrddiff.run.execution.dashboard import dashboard
-    from xrddiff.run.execution.standing import devices
+    from xrddiff.run.execution.status import devices
 
     shown, s = console(), watched.standing()
     with Live(console=shown, screen=True, auto_refresh=False) as live, suppress(KeyboardInterrupt):
@@ -67,7 +67,7 @@ def follow(watched: Watched, every: float, stay: Callable[[], bool] = lambda: Tr
             where, seen = devices(s)
             width, height = shown.size
             live.update(dashboard(s, where, seen, width=width, height=height), refresh=True)
-            if s.over:
+            if s.how.over:
                 break
             time.sleep(every)
             s = watched.standing()

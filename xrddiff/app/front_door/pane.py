@@ -17,7 +17,7 @@ from typing import Any
 from ...core.errors import XrddiffError
 from ...core.templates import render
 from ...run.execution.live import Screen, without_colours
-from ...run.execution.standing import trained_part
+from ...run.execution.status import read_progress
 
 # %% auto #0
 __all__ = ['LINES', 'Pane', 'live_pane']
@@ -60,7 +60,7 @@ def _curve(path: Path) -> bytes:
     from xrddiff.judge.views.plots import png
     from xrddiff.learn.telemetry.history import read_history
 
-    table = path / trained_part(path) / "metrics" / "training_metrics.csv"
+    table = path / read_progress(path).part / "metrics" / "training_metrics.csv"
     history = read_history(table) if table.is_file() else []
     if len(history) < 2:
         return b""

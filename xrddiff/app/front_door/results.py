@@ -162,7 +162,7 @@ def posterior_of_crystal(
 
 def refuse_stopped(path: Path) -> None:
     """Raise an error that says how to go on, if what was executed in `path` was stopped by a signal."""
-    from xrddiff.run.execution.run_folder import stopped_by
+    from xrddiff.run.execution.status import stopped_by
 
     if why := stopped_by(path):
         raise XrddiffError(f"{path} was stopped ({why}); the same call goes on with it")

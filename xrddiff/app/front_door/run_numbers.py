@@ -21,7 +21,7 @@ from ...core.extras import collected_later, not_installed
 from ...core.gate import or_default, read_json
 from ...core.templates import render
 from ...run.execution.run_folder import Run
-from ...run.execution.standing import RunState
+from ...run.execution.status import RunState
 from ...run.slurm.status import current_state
 from ...run.studies.kept_rows import FOLDERS, PICTURES, SETS, files_mark, keep_row, read_row
 
@@ -85,7 +85,7 @@ class RunNumbers(Run):
 
     @property
     def state(self) -> str:
-        """How the run stands, one of `run.execution.standing.STATES`: finished, running, stopped, failed, killed, …"""
+        """How the run stands, one of `run.execution.status.STATES`: finished, running, stopped, failed, killed, …"""
         return self.stands.state
 
     @property

@@ -22,7 +22,7 @@ from .training_monitor import open_monitor
 from ...core.errors import BadInput, XrddiffError
 from ...core.mediums import for_log
 from ...judge.views.plots import png
-from ...run.execution.standing import severity
+from ...run.execution.status import severity
 from ...run.slurm.commands import ACTIVE, WAITING
 from ...run.slurm.known_jobs import cancel_targets
 from ...run.slurm.logs import failure_text, tail

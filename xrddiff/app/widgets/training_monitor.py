@@ -25,14 +25,14 @@ from ...judge.views.themes import png_pair
 from ...judge.views.training_figures import chart_title, drawable, training_dashboard
 from ...learn.telemetry.history import SAMPLES, read_epochs, read_history
 from ...learn.telemetry.rules import read_findings
-from ...run.execution.attempts import PHASES
-from ...run.execution.dashboard import clock_text
-from ...run.execution.standing import Standing, devices, run_state, severity
+from ...run.execution.status import PHASES, TRAINING, USE, Progress
+from ...run.execution.dashboard import clock_text, progress_rows, progress_text
+from ...run.execution.status import Standing, devices, run_state, severity
 from ...run.slurm.watched import Watched, find_watched
 
 # %% auto #0
 __all__ = ['STEPS', 'EVERY', 'DRAWN', 'training_charts', 'usual_chart', 'drawn_epochs', 'draw_training', 'TrainingSeen',
-           'TrainingFiles', 'chart_pictures', 'finding_rows', 'device_lines', 'standing_sentence', 'progress_rows',
+           'TrainingFiles', 'chart_pictures', 'finding_rows', 'device_lines', 'standing_sentence', 'shown_bars',
            'number_line', 'TrainingView', 'TrainingMonitor', 'open_monitor']
 
 # %% ../../../nbs/app/widgets/training_monitor.ipynb #28000737
@@ -84,8 +84,7 @@ def draw_training(folder: str | os.PathLike, chart: str, epoch: int | None = Non
     return get("chart", chart)(read_epochs(folder)).figure
 
 # %% ../../../nbs/app/widgets/training_monitor.ipynb #be8f56e1
-_READ = ("config.yaml", "environment.json", "log.txt")
-_READ += ("metrics/training_metrics.csv", "autoencoder/metrics/training_metrics.csv")
+_READ = ("config.yaml", TRAINING, USE, "log.txt")
 _OF_PART = ("metrics/epochs.csv", "metrics/training_metrics.csv", "metrics/health.json", SAMPLES)
 
 
@@ -128,7 +127,7 @@ class TrainingFiles:
         mark = (signature(files), run_state(run, self.watched.said))
         if new := mark != self._whole:
             self.standing, self._whole = self.watched.standing(), mark
-        part = self._parts(run / self.standing.part)
+        part = self._parts(run / self.standing.how.part)
         if part and not new:  # written since: what is said must not be older than the pictures
             self.standing = self.watched.standing()
         s = self.standing
@@ -136,14 +135,14 @@ class TrainingFiles:
             return None
         seen = TrainingSeen(s, devices=device_lines(s))
         if "metrics/epochs.csv" in part or SAMPLES in part or len(self.charts) < 2 and part:
-            self.charts = seen.charts = training_charts(run / s.part)
+            self.charts = seen.charts = training_charts(run / s.how.part)
         if SAMPLES in part:
-            seen.epochs = drawn_epochs(run / s.part)
+            seen.epochs = drawn_epochs(run / s.how.part)
         if "metrics/health.json" in part:
-            seen.findings = finding_rows(run / s.part)
+            seen.findings = finding_rows(run / s.how.part)
         shown = chart if chart in self.charts else usual_chart(self.charts)
         if shown in self.charts and part & _files_of(shown):
-            seen.chart, (seen.light, seen.dark) = shown, chart_pictures(run / s.part, shown)
+            seen.chart, (seen.light, seen.dark) = shown, chart_pictures(run / s.how.part, shown)
         return seen if new or part or seen.devices else None
 
     def _parts(self, folder: Path) -> set[str]:
@@ -200,37 +199,20 @@ def device_lines(s: Standing) -> list[str]:
 # %% ../../../nbs/app/widgets/training_monitor.ipynb #384458d8
 def standing_sentence(s: Standing) -> str:
     """The state of a run, in a sentence."""
-    said = [f"epoch {s.epoch} of {s.num_epochs}" if s.num_epochs else f"epoch {s.epoch}"]
-    said += [f"step {s.step} of {s.total}" if s.total else f"step {s.step}"]
-    said += [f"loss {s.loss:.4g}"] if isinstance(s.loss, float) else []
-    said += [f"{left} left"] if (left := clock_text(s.seconds_left)) else []
-    return f"{s.run}: {s.how.sentence}; " + ", ".join(said)
+    said = [f"{row['name']} {row['said']}" for row in progress_rows(s.at)[:1]] + progress_text(s.at)
+    said += [f"{left} left"] if (left := clock_text(s.at.eta)) else []
+    return f"{s.run}: {s.how.sentence}" + "; " * bool(said) + ", ".join(said)
 
 
-def progress_rows(s: Standing) -> list[dict[str, Any]]:
-    """The bars of the training and of its epoch: name, value and maximum of each, and the text
-    beside it.
-    """
-    whole, left = s.total or 0, clock_text(s.seconds_left)
-    epochs = f"{s.epoch} of {s.num_epochs}" if s.num_epochs else f"{s.epoch}"
-    within, soon = f"{s.within} of {s.per_epoch}" if s.per_epoch else f"{s.within}", clock_text(s.epoch_seconds_left)
-    return [
-        dict(name="epochs", value=min(s.step, whole), whole=whole, said=epochs + (f" · {left} left" if left else "")),
-        dict(
-            name="batches of this epoch",
-            value=s.within,
-            whole=s.per_epoch or 0,
-            said=within + (f" · {soon} left" if soon else ""),
-        ),
-    ]
+def shown_bars(at: Progress) -> list[dict[str, Any]]:
+    """The bars of `progress_rows`, each with the time left in its text."""
+    rows = progress_rows(at)
+    return [row | dict(said=row["said"] + (f" · {row['left']} left" if row["left"] else "")) for row in rows]
 
 
 def number_line(s: Standing) -> str:
     """Step, loss, learning rate and speed."""
-    said = [PHASES.get(s.phase, ""), f"step {s.step}" + (f" of {s.total}" if s.total else "")]
-    said += [f"loss {s.loss:.4g}"] if isinstance(s.loss, float) else []
-    said += [f"learning rate {s.lr:.3g}"] if isinstance(s.lr, float) else []
-    said += [f"{s.rate:.3g} steps/s"] if s.rate and s.state == "running" else []
+    said = [PHASES.get(s.phase, ""), *progress_text(s.at)]
     said += [f"best epoch {s.best}"] if s.best else []
     return " · ".join(filter(None, said))
 
@@ -288,7 +270,7 @@ class TrainingMonitor(Refreshed, Panel):
         s, view = seen.standing, self.view
         with view.hold_sync():
             view.title, view.state, view.why, view.numbers = s.title, s.state, s.why, number_line(s)
-            view.progress, view.devices = progress_rows(s), seen.devices
+            view.progress, view.devices = shown_bars(s.at), seen.devices
             view.log = [[severity(line), line] for line in s.log]
             if seen.findings is not None:
                 view.findings = seen.findings
@@ -314,7 +296,7 @@ class TrainingMonitor(Refreshed, Panel):
         self.view.chart = change.new
         if self._chosen is not None:
             self._chosen = True
-            self._show(*chart_pictures(self.run / self.standing.part, change.new))
+            self._show(*chart_pictures(self.run / self.standing.how.part, change.new))
 
     def _show(self, light: bytes, dark: bytes) -> None:
         self.view.light, self.view.dark = light, dark
@@ -333,7 +315,7 @@ class TrainingMonitor(Refreshed, Panel):
             self._show_epoch()
 
     def _show_epoch(self) -> None:
-        figure = draw_training(self.run / self.standing.part, DRAWN, self.epoch or self.view.epochs[-1])
+        figure = draw_training(self.run / self.standing.how.part, DRAWN, self.epoch or self.view.epochs[-1])
         self.view.drawn, self.view.drawn_told = png(figure, palette=False), f"samples after epoch {self.epoch}"
 
     def _on_message(self, _: Any, message: Any, __: Any) -> None:
@@ -351,7 +333,7 @@ class TrainingMonitor(Refreshed, Panel):
     def still(self) -> bytes:
         """All charts of the training as a PNG."""
         names = self.files.charts
-        return png(draw_training(self.run / self.standing.part, EVERY if EVERY in names else usual_chart(names)))
+        return png(draw_training(self.run / self.standing.how.part, EVERY if EVERY in names else usual_chart(names)))
 
 # %% ../../../nbs/app/widgets/training_monitor.ipynb #8d993eb7
 def open_monitor(path: str | os.PathLike) -> TrainingMonitor:

@@ -5,6 +5,7 @@
 # %% ../../../nbs/learn/training/reporting.ipynb #86e3a7c1
 from __future__ import annotations
 
+import math
 import socket
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -15,6 +16,8 @@ from typing import Any
 import torch
 from torch import nn
 from tqdm import tqdm
+
+from ...core.progress import Bar, report
 
 from ..telemetry.epochs import EpochMeter, epoch_row
 from ..telemetry.health import Diverged, StepRecord, Watch
@@ -148,13 +151,14 @@ class ProgressBar:
         """Within `with`, the bar for this number of steps."""
         terminal = sys.stderr.isatty()
         pace = dict(mininterval=0.2 if terminal else 10, maxinterval=10 if terminal else 60, dynamic_ncols=terminal)
-        with tqdm(file=sys.stderr, disable=not self.shown, total=total, initial=done, unit="step", **pace) as self.bar:
+        with Bar(file=sys.stderr, disable=not self.shown, total=total, initial=done, **pace) as self.bar:
             yield
 
     def show(self, row: Mapping[str, Any]) -> None:
         """Show the loss of a row, and print its notes."""
         if row.get("note"):
             self.say(f"step {row['step']}: {row['note']}")
+        report(epoch=row["epoch"], loss=row["loss"], lr=row["lr"])
         self.bar.set_postfix(epoch=row["epoch"], loss=f"{row['loss']:.4g}", refresh=False)
 
 # %% ../../../nbs/learn/training/reporting.ipynb #f25e9d01
@@ -179,6 +183,8 @@ class Checkup:
             self.monitor.resume(-1 if found is None else found)
         hosts = dict(enumerate(self.ranks.gather(socket.gethostname())))
         total = plan.total(place)[0]
+        per_epoch = math.ceil(plan.num_frames / plan.global_batch)
+        report(folder=self.folder, per_epoch=per_epoch, num_epochs=math.ceil(total / per_epoch))
         self.facts = {"ranks": self.ranks.size, "nodes": len(set(hosts.values())), "batch_size": plan.micro}
         self.facts |= {"total_steps": total, "start_share": averages.start_share(total)}
         self.facts |= {"hosts": {str(rank): host for rank, host in hosts.items()}, "weight_rms": self.watch.weight_rms}

@@ -12,7 +12,7 @@ from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tqdm.auto import tqdm
+from ...core.progress import Bar
 
 from .notebooks import execute_anew
 from ...core.safe_write import check_output, is_free
@@ -53,7 +53,7 @@ def compare_together(plan: ComparisonPlan, workers: Workers | None = None) -> Co
     for name, n in comparison.sizes.items():
         tasks += [(plan, name, (a, min(a + BLOCK, n)), shared[name]) for a in range(0, n, BLOCK)]
     sizes = {(name, a): b - a for _, name, (a, b), _ in tasks}
-    with tqdm(total=sum(sizes.values()), unit="frame", mininterval=1) as bar, open_workers(workers) as pool:
+    with Bar(total=sum(sizes.values()), unit="frame", mininterval=1) as bar, open_workers(workers) as pool:
 
         def keep(found: tuple) -> None:
             name, first, part = found

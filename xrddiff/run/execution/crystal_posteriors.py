@@ -21,8 +21,8 @@ from ...core.gate import read_json
 from ...core.ranks.stopping import StopRequest
 from .notebooks import run_notebook, run_notebook_path
 from .phases import meet_ranks, notebook_target
+from .status import clear_marks
 from xrddiff.run.execution.run_folder import (
-    clear_marks,
     environment,
     hold_run,
     keep_former,
@@ -30,7 +30,7 @@ from xrddiff.run.execution.run_folder import (
     make_free_folder,
     world_rank,
 )
-from .standing import run_state
+from .status import run_state
 
 if TYPE_CHECKING:
     from xrddiff.judge.posteriors.crystal_stills import CrystalPlan

@@ -10,14 +10,15 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ...core.mediums import for_terminal, plain_text
-from .attempts import PHASES
-from .standing import Device, Standing, severity
+from .status import PHASES
+from .status import Device, Progress, Standing, severity
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
 # %% auto #0
-__all__ = ['clock_text', 'log_panel', 'device_panel', 'progress_panel', 'epochs_panel', 'dashboard']
+__all__ = ['clock_text', 'log_panel', 'device_panel', 'progress_rows', 'progress_text', 'progress_panel', 'epochs_panel',
+           'dashboard']
 
 # %% ../../../nbs/run/execution/dashboard.ipynb #534e06ec
 _STATES = dict(running="green", finished="green", failed="red", killed="red", damaged="red")
@@ -100,23 +101,46 @@ def device_panel(where: str, devices: Sequence[Device], width: int) -> Renderabl
     return _panel(table if devices else Text("not known", style="dim"), f"device ({where})")
 
 
+def progress_rows(at: Progress) -> list[dict[str, Any]]:
+    """The bars of some work: of all of it, and of the present epoch of a training. Each has name, value and maximum
+    (`whole`), both said in words, and the time left.
+    """
+    if at.step is None:
+        return []
+    step, whole = at.step, at.total or 0
+    if not at.per_epoch:
+        said = f"{step} of {whole}" if whole else f"{step}"
+        return [dict(name=f"{plain_text(at.unit, 20)}s", value=step, whole=whole, said=said, left=clock_text(at.eta))]
+    epochs = f"{at.epochs_done} of {at.num_epochs}" if at.num_epochs else f"{at.epochs_done}"
+    batches = f"{at.within} of {at.per_epoch}"
+    return [
+        dict(name="epochs", value=step, whole=whole, said=epochs, left=clock_text(at.eta)),
+        dict(name="batches", value=at.within, whole=at.per_epoch, said=batches, left=clock_text(at.epoch_eta)),
+    ]
+
+
+def progress_text(at: Progress) -> list[str]:
+    """Step, loss, learning rate and speed, in words."""
+    if at.step is None:
+        return []
+    unit = plain_text(at.unit, 20)
+    said = [f"{unit} {at.step}" + (f" of {at.total}" if at.total else "")]
+    said += [f"loss {at.loss:.4g}"] if at.loss is not None else []
+    said += [f"learning rate {at.lr:.3g}"] if at.lr is not None else []
+    return said + ([f"{at.rate:.3g} {unit}s/s"] if at.rate else [])
+
+
 def progress_panel(s: Standing, width: int) -> RenderableType:
     """Bars for the epochs and for the batches of this epoch, with the time left."""
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
 
-    whole = s.total or 0
     table = Table.grid(padding=(0, 1))
-    epochs = f"{s.epoch} of {s.num_epochs}" if s.num_epochs else f"{s.epoch}"
-    table.add_row("epochs", _bar(s.step / whole if whole else 0, width), epochs, clock_text(s.seconds_left))
-    batches = f"{s.within} of {s.per_epoch}" if s.per_epoch else f"{s.within}"
-    share = s.within / s.per_epoch if s.per_epoch else 0
-    table.add_row("batches", _bar(share, width, "magenta"), batches, clock_text(s.epoch_seconds_left))
-    said = [f"step {s.step}" + (f" of {whole}" if whole else "")]
-    said += [f"loss {s.loss:.4g}"] if isinstance(s.loss, float) else []
-    said += [f"lr {s.lr:.3g}"] if isinstance(s.lr, float) else []
-    said += [f"{s.rate:.3g} steps/s"] if s.rate else []
+    for row, style in zip(progress_rows(s.at), ("cyan", "magenta"), strict=False):
+        share = row["value"] / row["whole"] if row["whole"] else 0
+        table.add_row(row["name"], _bar(share, width, style), row["said"], row["left"])
+    said = progress_text(s.at)
     return _panel(Group(table, Text(" · ".join(said))), PHASES.get(s.phase, "progress"))
 
 

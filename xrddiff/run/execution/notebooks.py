@@ -56,6 +56,7 @@ from ...core.mediums import say
 from ...core.ranks.stopping import StopRequest
 from .live import CellStream, LiveOutput, Screen
 from .run_folder import keep_former, keep_memory
+from .status import keeper
 
 # %% ../../../nbs/run/execution/notebooks.ipynb #86636eeb
 def run_notebook_path(name: str) -> Path:
@@ -387,6 +388,8 @@ class _KernelClient(PapermillNotebookClient):
         self.km = AsyncKernelManager(transport="ipc", connection_file=f"{folder}/kernel.json")
         # this interpreter, regardless of the kernels installed on the machine
         argv = launcher.python_words("-f", "{connection_file}", module="ipykernel_launcher")
+        if (keeping := keeper()) is not None:  # the kernel says how far it is
+            argv += [f"--IPKernelApp.exec_lines={line}" for line in self.scratch.enter_context(keeping.lending())]
         self.km._kernel_spec = KernelSpec(argv=argv, display_name="xrddiff", language="python")
         return self.km
 

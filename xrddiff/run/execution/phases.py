@@ -26,22 +26,18 @@ from ...core.errors import BadInput, RankFailed, XrddiffError
 from ...core.mediums import say
 from ...core.plugins import plugin_scope
 from ...core.ranks.stopping import StopRequest
-from .attempts import enter_phase
+from ...core.progress import report
 from .notebooks import run_notebook, run_notebook_path
 from xrddiff.run.execution.run_folder import (
     create_run,
-    first_phase,
     hold_run,
     keep_former,
-    mark_stopped,
-    read_failures,
     reopen_run,
     set_threads,
-    stopped_by,
     world_rank,
     world_size,
-    write_failure,
 )
+from .status import first_phase, mark_stopped, read_failures, stopped_by, write_failure
 
 if TYPE_CHECKING:
     from xrddiff.core.ranks.agreement import Ranks
@@ -260,7 +256,7 @@ def execute_run(
                         say(f"{phase.notebook}: done before, its result is {result}", flush=True)
                     continue
                 if world_rank() == 0:
-                    enter_phase(path, phase.name)
+                    report(phase=phase.name)
                 stop.alone = ranks is None
                 before = _stamp(result)
                 _execute_notebook(source, target, parameters, path, engine=cfg.engine, terminal=terminal)

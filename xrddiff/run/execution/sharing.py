@@ -14,7 +14,6 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from tqdm import tqdm
 
 from ...config.overrides import parse_override
 from ...core.files import remove
@@ -22,6 +21,7 @@ from ...core.errors import BadInput, XrddiffError
 from ...core.gate import read_array, read_json
 from ...core.mediums import say
 from ...core.plugins import kept_plugins, load_standing
+from ...core.progress import Bar
 from ...core.ranks.stopping import StopRequest
 from ...core.registry import entries
 from .workers import Workers, open_workers, run_tasks
@@ -113,9 +113,9 @@ def _count(store: Any, parts: Iterable[int]) -> int:
     return sum(store.rows[part].stop - store.rows[part].start for part in parts)
 
 
-def _progress(store: Any, left: Sequence[int], **words: Any) -> tqdm:
+def _progress(store: Any, left: Sequence[int], **words: Any) -> Bar:
     total = _count(store, range(len(store.rows)))
-    return tqdm(total=total, initial=total - _count(store, left), unit="sample", mininterval=1, **words)
+    return Bar(total=total, initial=total - _count(store, left), unit="sample", mininterval=1, **words)
 
 
 def _finish(store: Any, folder: Path) -> None:
@@ -299,7 +299,7 @@ def evaluate_run(
     for name, n in sets.items():
         tasks += [(run, words, samples, name, (rows.start, rows.stop)) for rows in blocks_of(n, i.batch_size)]
     total = sum(sets.values())
-    with tqdm(total=total, unit="frame", mininterval=1) as bar, open_workers(workers, evaluation.cfg.threads) as pool:
+    with Bar(total=total, unit="frame", mininterval=1) as bar, open_workers(workers, evaluation.cfg.threads) as pool:
 
         def keep(found: tuple) -> None:
             name, first, what = found

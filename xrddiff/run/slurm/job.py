@@ -28,16 +28,9 @@ from ...core.mediums import complain, say
 from ...core.plugins import load_standing, plugin_scope
 from ...core.ranks.stopping import StopRequest
 from ...core.registry import entries, get
-from ..execution.standing import run_state
-from xrddiff.run.execution.run_folder import (
-    clear_marks,
-    complete_run,
-    hold_run,
-    set_threads,
-    stopped_by,
-    world_rank,
-    world_size,
-)
+from ..execution.status import run_state
+from ..execution.status import clear_marks, stopped_by
+from ..execution.run_folder import complete_run, hold_run, set_threads, world_rank, world_size
 
 # %% ../../../nbs/run/slurm/job.ipynb #8f4d6a0e
 KINDS = ("run", "script", "command")

@@ -13,7 +13,8 @@ from typing import Any
 from ...config.composition import compose_config, note_unused
 from ...core.errors import BadInput, XrddiffError
 from ...core.plugins import plugin_scope
-from ..execution.run_folder import create_run, read_failures, set_threads
+from ..execution.run_folder import create_run, set_threads
+from ..execution.status import read_failures
 from .job import Job, run_words
 from .profiles import Profile
 

@@ -5,6 +5,7 @@
 # %% ../../../nbs/run/slurm/logs.ipynb #81e2cb0d
 from __future__ import annotations
 
+import math
 import os
 import re
 import sys
@@ -16,15 +17,58 @@ from typing import Any
 from ...core.errors import BadInput
 from ...core.gate import open_file, read_json
 from ...core.mediums import for_log, plain_text, say
-from ..execution.attempts import read_attempt
-from ..execution.run_folder import read_failures
-from ..execution.standing import last_states
+from ..execution.status import read_status
+from ..execution.status import read_failures
 from .commands import SlurmAway, queue
 from .ledger import Submission, Target
 
 # %% auto #0
-__all__ = ['MOST_AT_ONCE', 'tail', 'attempts_in', 'slurm_cause', 'earlier_causes', 'went_on', 'first_to_end', 'failure_text',
-           'follow_log', 'show_logs']
+__all__ = ['MOST_AT_ONCE', 'last_states', 'tail', 'attempts_in', 'slurm_cause', 'earlier_causes', 'went_on', 'first_to_end',
+           'failure_text', 'follow_log', 'show_logs']
+
+# %% ../../../nbs/run/slurm/logs.ipynb #ee7a67af
+_STATE = re.compile(r"(\d[\d.,]{0,30})([kKMGT]?)/(\d\S{0,30})")
+_MOVES = re.compile(r"\x1b\[\d*[AK]")
+
+
+def _bar_of(line: str) -> tuple[tuple[str, str], float] | None:
+    """((title, total), steps done) of the progress bar in a line, such as `train:  45%|███  | 45/100 [00:10<00:12]`."""
+    title, mark, rest = line.partition("%|")
+    name = title.rstrip("0123456789")
+    found = _STATE.match(rest.partition("|")[2].lstrip(" ")) if mark and name != title else None
+    return None if found is None else ((name.strip(), found[3]), _amount(found[1], found[2]))
+
+
+def last_states(text: str) -> list[str]:
+    """The lines of a log as a terminal would show them, with only the last state of each progress
+    bar.
+    """
+    lines: list[str | None] = []
+    bars: dict[tuple[str, str], tuple[float, int]] = {}  # (name, total) -> steps done, its line
+    rows = _MOVES.sub("", text).split("\n")
+    for line in rows if rows[-1] else rows[:-1]:
+        pieces = [piece.rstrip() for piece in line.split("\r") if piece.strip()] if "\r" in line else [line]
+        for i, piece in enumerate(pieces):
+            if found := _bar_of(piece):
+                bar, done = found
+                before, at = bars.get(bar, (math.inf, 0))
+                if done >= before:
+                    lines[at] = None
+                bars[bar] = done, len(lines)
+                lines.append(piece)
+            elif i == len(pieces) - 1:  # the earlier text there was overwritten
+                lines.append(piece)
+            if piece.startswith("--- "):
+                bars.clear()  # another notebook begins
+    return [line for line in lines if line is not None]
+
+
+def _amount(number: str, unit: str) -> float:
+    """12.5k -> 12500; 0 for anything that is not a number."""
+    try:
+        return float(number.replace(",", "").rstrip(".")) * 1000.0 ** " kMGT".index(unit.replace("K", "k") or " ")
+    except ValueError:
+        return 0.0
 
 # %% ../../../nbs/run/slurm/logs.ipynb #f8b15dae
 def tail(path: Path, lines: int) -> tuple[str, int]:
@@ -167,7 +211,7 @@ def failure_text(run: str | os.PathLike, log: Path | None = None, *, colour: boo
 
 def _lost_first(run: str | os.PathLike, others: list[dict[str, Any]]) -> str:
     """A sentence if all ranks but the first say that they lost the others: its node has the log, and is gone."""
-    record = read_attempt(Path(run))
+    record = read_status(Path(run))
     if not others or record is None or 0 in [f["rank"] for f in others]:
         return ""
     return f"node {record.host}, where rank 0 was, failed, or SLURM took it away: nothing there left a word"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from ...config.saved_config import load_config
 from ...core.errors import BadInput
 from ...core.ranks.scaling import read_speed
-from ..execution.standing import read_progress
+from ..execution.status import read_progress
 from .profiles import Profile
 
 if TYPE_CHECKING:

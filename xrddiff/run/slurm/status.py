@@ -14,8 +14,8 @@ from typing import Any
 from ...config.words.vocabulary import Config
 from ...core.errors import XrddiffError
 from ...core.mediums import plain_text
-from ..execution.attempts import read_attempt
-from ..execution.standing import JobState, Progress, RunState, read_progress, run_state
+from ..execution.status import read_status
+from ..execution.status import JobState, Progress, RunState, read_progress, run_state
 from xrddiff.run.slurm.commands import (
     ACTIVE,
     WAITING,
@@ -99,7 +99,7 @@ class Jobs:
         """
         run = Path(run).absolute()
         s, task = self._of_runs.get(str(run), (None, None))
-        record = read_attempt(run)
+        record = read_status(run)
         number = (f"{s.id}" if task is None else f"{s.id}_{task}") if s else record.job if record else ""
         if not number or (alone := run_state(run, cfg=cfg)).finished or self._queue is None:
             return None
@@ -194,13 +194,13 @@ def _row(
     s = submission
     run = _present_run(s, task) if s else None
     how = current_state(run, jobs) if run else RunState("")
-    progress = read_progress(run, how.part) if run else Progress()
+    progress = read_progress(run) if run else Progress()
     about = dict(
         run=run, log=str(s.log_file(task)), profile=s.profile.get("name"), commit=s.job.get("commit"), submitted=s.submitted or s.job.get("submitted"),
         overrides=next(iter((s.job.get("overrides") or [])[task or 0 :]), None),
     ) if s else {}  # fmt: skip
     numbers = dict(epoch=progress.epoch, step=progress.step, loss=progress.loss)
-    own = s is not None and (s.job.get("kind", "run") == "run" or read_attempt(Path(run or "")) is not None)
+    own = s is not None and (s.job.get("kind", "run") == "run" or read_status(Path(run or "")) is not None)
     said = (
         dict(run_state=how.state, phase=how.phase, why=how.why, finished=how.finished)
         if own

@@ -27,7 +27,7 @@ from ...core.files import errors_said, scratch_folder
 from ...core.plugins import load_standing, plugin_scope
 from ...core.registry import entries, get
 from ..execution.run_folder import cpu_count, environment, make_free_folder
-from ..execution.standing import run_state
+from ..execution.status import run_state
 from .commands import cluster_name, queue, submit_script
 from .job import Job, pass_signals
 from .known_jobs import find_job, known_jobs

@@ -13,7 +13,7 @@ from pathlib import Path
 from ...config.saved_config import need_run
 from ...core.errors import BadInput
 from ...core.files import is_path
-from ..execution.standing import JobState, Standing, read_standing
+from ..execution.status import JobState, Standing, read_standing
 from .known_jobs import find_job
 from .ledger import Submission, find_target, submissions
 from .status import Jobs

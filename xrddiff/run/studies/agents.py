@@ -26,8 +26,9 @@ from ...core.plugins import plugin_scope
 from ...core.ranks.stopping import StopRequest
 from ...core.registry import entries, register
 from ...learn.telemetry.rules import of_samples, read_findings, times_of
-from ..execution.run_folder import cpu_count, read_failures
-from ..execution.standing import run_state
+from ..execution.run_folder import cpu_count
+from ..execution.status import read_failures
+from ..execution.status import run_state
 from ..slurm.job import INTERRUPTED, REQUEUE, Job, RankCommand, pass_signals
 from .consent import allow_plan, trial_words
 from ...core.files import append_to

@@ -17,9 +17,9 @@ from ...config.words.vocabulary import Config
 from ...core.gate import need_path, or_default, read_json
 from ...core.mediums import for_csv, for_terminal, plain_text
 from ...learn.telemetry.rules import verdict_words
-from ..execution.attempts import TRAINING, USE, is_locked, locks_held, read_attempt
+from ..execution.status import TRAINING, USE, is_locked, locks_held, read_status
 from ..execution.run_folder import PARTS
-from ..execution.standing import read_config, read_progress
+from ..execution.status import read_config, read_progress
 from ..slurm.status import Jobs, current_state
 from .kept_rows import files_mark, keep_row, read_row
 
@@ -62,7 +62,7 @@ class RunRow:
     """A run as `xrddiff runs` lists it.
 
     - `run`: its folder. `model`, `data`: presets, or the path of the frames.
-    - `state`: how it stands, one of `standing.STATES`. `phase`: what is done with it, or was last.
+    - `state`: how it stands, one of `status.STATES`. `phase`: what is done with it, or was last.
     - `epoch`, `step`, `loss`: of the last training row.
     - `metric`, `value`: the metric that judges it best, see `key_metric`.
     - `seconds`: of training. `began`: when it was begun.
@@ -148,7 +148,7 @@ def _read_run(run: Path, jobs: Jobs) -> RunRow:
     row |= dict(state=how.state, phase=how.phase, note=how.why, verdict=_line(verdict_words(run), 1000))
     if not isinstance(cfg, Config):
         return RunRow(**row)
-    p, data = read_progress(run, how.part), str(data_name(cfg) or cfg.data.data_path)
+    p, data = read_progress(run), str(data_name(cfg) or cfg.data.data_path)
     name, value = key_metric(run)
     row |= dict(model=_line(cfg.presets.get("model", cfg.model.model_name)), data=_line(data, 500))
     numbers = dict(epoch=p.epoch, step=p.step, loss=p.loss, metric=name, value=value, seconds=_duration(run))
@@ -173,8 +173,8 @@ SETTLED = (
 def _settled(run: Path, state: str) -> bool:
     """Whether the state of a run follows from its files alone, for anybody at any time."""
     if state == "finished":
-        return (use := read_attempt(run, USE)) is None or use.ended is not None
-    return state in SETTLED and ((record := read_attempt(run, TRAINING)) is None or not record.job)
+        return (use := read_status(run, USE)) is None or use.ended is not None
+    return state in SETTLED and ((record := read_status(run, TRAINING)) is None or not record.job)
 
 
 def _kept_row(run: Path, mark: str, jobs: Jobs) -> RunRow | None:

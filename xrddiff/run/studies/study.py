@@ -34,7 +34,7 @@ from ...core.gate import checked, or_default, read_json, read_text
 from ...core.mediums import plain_text
 from ...core.registry import Range, get, register
 from ...core.seeds import seed_from
-from ..execution.standing import Progress, read_progress
+from ..execution.status import Progress, read_progress
 from .consent import PLAN, SavedPlan, keep_plan, read_plan, write_plan
 from .journal import JOURNAL, open_journal
 from .sweep_file import SweepPlan
