@@ -14,12 +14,13 @@ import pandas as pd
 import pytest
 from axe import faults
 
+from xrddiff.core.progress import report_progress
 from xrddiff.data.formats.store import save_frames
 from xrddiff.learn.telemetry.history import SAMPLES
 from xrddiff.learn.telemetry.rules import Finding, write_findings
 from xrddiff.physics.simulation.simulate import simulate
 from xrddiff.run.execution.run_folder import hold_run
-from xrddiff.run.execution.status import stopped_by
+from xrddiff.run.execution.status import keeper, stopped_by
 
 pytestmark = pytest.mark.slow
 
@@ -35,12 +36,16 @@ def trained(run: Path, epochs: int) -> Path:
     steps.to_csv(run / "metrics" / "training_metrics.csv", index=False)
     (run / "config.yaml").write_text("model: {model_name: vae_kl}\ntraining: {num_epochs: 20}\n")
     (run / "log.txt").write_text(f"== Training\nepoch {epochs} is done\n")
+    report_progress(step=10 * epochs, total=200, per_epoch=10, num_epochs=20, loss=loss[-1])
+    if (keeping := keeper()) is not None:
+        keeping.write()
     return run
 
 
 def test_the_monitor_follows_what_another_process_writes(notebooks):
     run, held = trained(notebooks.folder / "run", epochs=5), ExitStack()
     held.enter_context(hold_run(run, "autoencoder"))  # as the process that trains does
+    trained(run, epochs=5)
     page = notebooks.open(["import xrddiff as xd", f"w = xd.monitor({str(run)!r})\nw.every = 0.2\nw"])
     w = page.locator(".xrddiff[aria-label='training monitor']")
     curve, badge = w.locator(".xrddiff-light"), w.locator(".xrddiff-badge")

@@ -15,7 +15,7 @@ from types import SimpleNamespace
 import pytest
 
 from xrddiff.app.cli.main import main
-from xrddiff.core.progress import Bar, report
+from xrddiff.core.progress import Bar, report_progress
 from xrddiff.run.execution.dashboard import dashboard
 from xrddiff.run.execution.run_folder import hold_run
 from xrddiff.run.execution.status import (
@@ -69,7 +69,7 @@ def held(tmp_path):
 
 def say_how_far(**numbers) -> None:
     """Report, and write it at once."""
-    report(**numbers)
+    report_progress(**numbers)
     keeper().status.rate = numbers.get("rate")
     keeper().write()
 
@@ -117,11 +117,11 @@ def test_the_part_that_is_trained(tmp_path):
         say_how_far(folder=tmp_path / "autoencoder", step=21, total=24, per_epoch=12, num_epochs=2)
         s = read_standing(tmp_path)
         assert (s.phase, s.how.part, s.at.step, s.at.num_epochs, s.epochs) == ("autoencoder", "autoencoder", 21, 2, [])
-        report(phase="denoiser")
+        report_progress(phase="denoiser")
         say_how_far(folder=tmp_path, step=24, total=40, per_epoch=10, num_epochs=4)
         s = read_standing(write(tmp_path))
         assert (s.phase, s.how.part, s.at.step, s.at.total, len(s.epochs)) == ("denoiser", "", 24, 40, 2)
-        report(phase="sample")
+        report_progress(phase="sample")
         with Bar(total=8, unit="sample", disable=True) as bar:
             bar.update(2)
             keeper().write()

@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-LONG = 80  # lines of a cell: what a screen shows
 # Private names that say nothing about what they stand for.
 VAGUE = set(
     "_told _there _here _asked _kept _said _held _heard _given _done _got _look _some _at _of _go _put _left _lives _may _hand "
@@ -37,14 +36,6 @@ class Cell:
     @property
     def exported(self) -> bool:
         return re.match(r"#\|\s*export", self.text) is not None
-
-    @property
-    def lines(self) -> int:
-        return len(self.text.rstrip().splitlines()) - 1  # without `#| export`
-
-    def __str__(self) -> str:
-        names = re.findall(r"^(?:async def|def|class) (\w+)", self.text, re.MULTILINE)
-        return f"{self.module}: {', '.join(names[:4])} ({self.lines} lines)"
 
 
 def _statements_below(node: ast.AST) -> Iterator[ast.AST]:
@@ -127,16 +118,43 @@ def tests_of(cells: list[Cell]) -> list[str]:
     return [t for t in texts if imports.sub("", t).strip()]
 
 
-def long_cells(source: Source) -> list[str]:
-    """Exported cells above 80 lines, the longest first."""
-    cells = [c for cells in source.cells.values() for c in cells if c.exported and c.lines > LONG]
-    return [str(c) for c in sorted(cells, key=lambda c: -c.lines)]
+def _lines(node: ast.AST) -> int:
+    return node.end_lineno - node.lineno + 1
 
 
-def longest_cell(source: Source) -> list[str]:
-    """The lines of the longest exported cell: as many places."""
-    longest = max((c for cells in source.cells.values() for c in cells if c.exported), key=lambda c: c.lines)
-    return [str(longest)] * longest.lines
+def _longer(source: Source, kinds: type | tuple, most: int) -> list[str]:
+    places = [
+        (_lines(node), f"{module}.{node.name} ({_lines(node)} lines)")
+        for module, tree in source.trees.items()
+        for node in _all_statements(tree)
+        if isinstance(node, kinds) and _lines(node) > most
+    ]
+    return [place for _, place in sorted(places, reverse=True)]
+
+
+def long_functions(source: Source) -> list[str]:
+    """Functions and methods above 60 lines, the longest first."""
+    return _longer(source, ast.FunctionDef | ast.AsyncFunctionDef, 60)
+
+
+def long_classes(source: Source) -> list[str]:
+    """Classes above 300 lines, the longest first."""
+    return _longer(source, ast.ClassDef, 300)
+
+
+def hung_methods(source: Source) -> list[str]:
+    """Methods that are put into a class from outside: `Class.method = function`, `setattr(Class, …)`."""
+    places = []
+    for module, tree in source.trees.items():
+        functions = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+        for node in tree.body:
+            if isinstance(node, ast.Assign) and any(isinstance(t, ast.Attribute | ast.Tuple) for t in node.targets):
+                hung = any(isinstance(t, ast.Attribute) for target in node.targets for t in ast.walk(target))
+                values = {n.id for n in ast.walk(node.value) if isinstance(n, ast.Name)} & functions
+                places += [f"{module}: {ast.unparse(node)[:80]}"] if hung and values else []
+            elif isinstance(node, ast.For | ast.Expr) and "setattr(" in ast.unparse(node):
+                places.append(f"{module}: {ast.unparse(node)[:80]}")
+    return places
 
 
 def without_assert(source: Source) -> list[str]:
@@ -175,12 +193,10 @@ def without_example(source: Source) -> list[str]:
 
 
 def _definitions(source: Source) -> Iterator[tuple[str, str]]:
-    """(name, module) of every function and class at the top of a module; a function of `self` is a method that is
-    put into its class further down."""
+    """(name, module) of every function and class at the top of a module."""
     for module, tree in source.trees.items():
         for node in tree.body:
-            method = isinstance(node, ast.FunctionDef) and node.args.args and node.args.args[0].arg == "self"
-            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and not method:
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
                 yield node.name, module
 
 
@@ -392,8 +408,9 @@ def writes_elsewhere(source: Source) -> list[str]:
 
 
 MEASURES = {
-    "export cells above 80 lines": long_cells,
-    "lines of the longest export cell": longest_cell,
+    "functions above 60 lines": long_functions,
+    "classes above 300 lines": long_classes,
+    "methods hung onto classes": hung_methods,
     "modules whose notebook asserts nothing": without_assert,
     "examples of errors that need not occur": errors_not_required,
     "imported modules without show_doc or example": without_example,

@@ -11,19 +11,19 @@ from typing import Any
 from tqdm import tqdm
 
 # %% auto #0
-__all__ = ['Listener', 'listen', 'leave', 'listener', 'report', 'Bar']
+__all__ = ['Listener', 'add_listener', 'remove_listener', 'listener', 'report_progress', 'Bar']
 
 # %% ../../nbs/core/progress.ipynb #90268095
 Listener = Callable[[Mapping[str, Any]], None]
 _listeners: list[Listener] = []
 
 
-def listen(listener: Listener) -> None:
-    """Call `listener` with the numbers of every `report` until `leave`, or until another listens."""
+def add_listener(listener: Listener) -> None:
+    """Call `listener` with the numbers of every `report_progress` until `remove_listener`, or until another listens."""
     _listeners.append(listener)
 
 
-def leave(listener: Listener) -> None:
+def remove_listener(listener: Listener) -> None:
     """Listen no more."""
     if listener in _listeners:
         _listeners.remove(listener)
@@ -34,7 +34,7 @@ def listener() -> Listener | None:
     return _listeners[-1] if _listeners else None
 
 
-def report(**numbers: Any) -> None:
+def report_progress(**numbers: Any) -> None:
     """Say how far this process is with its work: `phase`, `step`, `total`, `unit`, `loss`, … as in `run.execution.status`."""
     if _listeners:
         _listeners[-1](numbers)
@@ -46,10 +46,10 @@ class Bar(tqdm):
     def __init__(self, *args: Any, unit: str = "step", initial: int = 0, **words: Any):
         super().__init__(*args, unit=unit, initial=initial, **words)
         self.done, self.counted = initial, unit
-        report(step=initial, total=self.total, unit=unit)
+        report_progress(step=initial, total=self.total, unit=unit)
 
     def update(self, n: int = 1) -> bool | None:
         """Count `n` more."""
         self.done += n
-        report(step=self.done, total=self.total, unit=self.counted)
+        report_progress(step=self.done, total=self.total, unit=self.counted)
         return super().update(n)

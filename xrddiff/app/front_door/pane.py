@@ -53,6 +53,25 @@ class Pane(io.TextIOBase):
         """True, so that progress bars move."""
         return True
 
+    def draw(self, curve: bool = True) -> None:
+        """Show the last lines, and update the curves of `path` if they are due."""
+        now = time.monotonic()
+        if curve and self.path is not None and now >= self._next_curve:
+            with suppress(XrddiffError, OSError, ValueError):  # a table that is being written
+                self.curve = _curve(self.path)
+            self._next_curve = time.monotonic() + max(3.0, 20 * (time.monotonic() - now))
+        self.curve = self.curve if curve else b""
+        self._publish(update=True)
+        self._next = time.monotonic() + max(self.every, 5 * (time.monotonic() - now))
+
+    def _publish(self, update: bool) -> None:
+        lines = "\n".join(self.screen.text().rstrip("\n").split("\n")[-LINES:])
+        data = {
+            "text/plain": lines,
+            "text/html": render("app/front_door/pane.html.j2", curve=self.curve, lines=lines),
+        }
+        self.shell.display_pub.publish(data, {}, transient={"display_id": self.id}, update=update)
+
 # %% ../../../nbs/app/front_door/pane.ipynb #d89e5c0c
 def _curve(path: Path) -> bytes:
     """The curves of what the run trains, as PNG; empty if there are none yet."""
@@ -65,30 +84,6 @@ def _curve(path: Path) -> bytes:
     if len(history) < 2:
         return b""
     return png(plot_history(history), dpi=60)
-
-# %% ../../../nbs/app/front_door/pane.ipynb #13ce041f
-def _draw(self: Pane, curve: bool = True) -> None:
-    """Show the last lines, and update the curves of `path` if they are due."""
-    now = time.monotonic()
-    if curve and self.path is not None and now >= self._next_curve:
-        with suppress(XrddiffError, OSError, ValueError):  # a table that is being written
-            self.curve = _curve(self.path)
-        self._next_curve = time.monotonic() + max(3.0, 20 * (time.monotonic() - now))
-    self.curve = self.curve if curve else b""
-    self._publish(update=True)
-    self._next = time.monotonic() + max(self.every, 5 * (time.monotonic() - now))
-
-
-def _publish(self: Pane, update: bool) -> None:
-    lines = "\n".join(self.screen.text().rstrip("\n").split("\n")[-LINES:])
-    data = {
-        "text/plain": lines,
-        "text/html": render("app/front_door/pane.html.j2", curve=self.curve, lines=lines),
-    }
-    self.shell.display_pub.publish(data, {}, transient={"display_id": self.id}, update=update)
-
-
-Pane.draw, Pane._publish = _draw, _publish
 
 # %% ../../../nbs/app/front_door/pane.ipynb #5c6d5502
 @contextmanager

@@ -24,7 +24,7 @@ __all__ = ['show_frames_in_notebooks', 'explore']
 def _frames_html(ds: xr.Dataset) -> str:
     try:
         validate_frames(ds, geometry=False)
-        return ds.frames._repr_html_()
+        return FramesAccessor(ds)._repr_html_()
     except Exception:  # not Frames
         return ds._repr_html_()
 
@@ -45,11 +45,3 @@ def explore(what: str | os.PathLike | xr.Dataset, **words: Any) -> FrameExplorer
     from xrddiff.app.widgets.explorer import FrameExplorer
 
     return FrameExplorer(what, **words)
-
-
-def _explore_frames(self: FramesAccessor, **words: Any) -> FrameExplorer:
-    """Browse the frames: `xd.explore`."""
-    return explore(self._ds, **words)
-
-
-FramesAccessor.explore = _explore_frames

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from .keywords import as_overrides
 from .pane import live_pane
-from .run_draws import inpaint_set, interpolate_set, posterior_set
+from .results import as_file, refuse_stopped
 from xrddiff.app.front_door.run_frames import (
     chosen_frames,
     index_set,
@@ -51,7 +51,8 @@ if TYPE_CHECKING:
     from xrddiff.physics.indexing.indexer import Indexing
 
 # %% auto #0
-__all__ = ['execute_shown', 'execute_on_run', 'sampling_overrides', 'open_network', 'in_its_scope', 'TrainedRun', 'open_run']
+__all__ = ['execute_shown', 'execute_on_run', 'sampling_overrides', 'open_network', 'in_its_scope', 'draw_on_frames',
+           'TrainedRun', 'open_run']
 
 # %% ../../../nbs/app/front_door/trained_run.ipynb #e0cc924f
 @plugins.plugin_scope()
@@ -144,6 +145,24 @@ def in_its_scope(method: F) -> F:
 
     return plain_errors(call)
 
+# %% ../../../nbs/app/front_door/trained_run.ipynb #c08b1425
+def draw_on_frames(
+    run: Run, kind: str, given: tuple, words: Mapping, name: str | None, progress: bool, **told: Any
+) -> xr.Dataset:
+    """Execute `run.execution.finished.execute_on_frames` and show it live; returns the set that it made.
+
+    `kind`: "inpaint", "interpolate" or "posterior". `given`, `words`: of `inference`. `told`: its other arguments;
+    `frames` may be in memory.
+    """
+    from xrddiff.run.execution.finished import execute_on_frames
+
+    with as_file(told.get("frames")) as file, threads_kept(), live_pane(progress):
+        told |= {} if file is None else {"frames": file}
+        words = as_overrides(*given, words, section="inference")
+        path = execute_on_frames(run.path, kind, words, name=name, terminal=progress, **told)
+    refuse_stopped(path)
+    return open_set(run, path.name)
+
 # %% ../../../nbs/app/front_door/trained_run.ipynb #29c9335f
 @dataclass(frozen=True, repr=False)
 class TrainedRun(RunNumbers):
@@ -162,8 +181,11 @@ class TrainedRun(RunNumbers):
         parts = model_parts(self.cfg)
         if parts.autoencoder is None:
             raise BadInput(f"{self.path} has no autoencoder; expected a run of vae_kl, vq or latent_diff")
-        alone = parts.denoiser is None or self.part != "."
-        return self if alone else TrainedRun(self.path / "autoencoder", self.cfg, "autoencoder")
+        return (
+            self
+            if parts.denoiser is None or self.part != "."
+            else TrainedRun(self.path / "autoencoder", self.cfg, "autoencoder")
+        )
 
     @in_its_scope
     def model(self, *, ema: bool | None = None, device: str = "cpu") -> nn.Module:
@@ -178,8 +200,8 @@ class TrainedRun(RunNumbers):
         """Frames of the run, read when they are indexed.
 
         `which`: "held_out", "train" or "all" of its input frames, pooled and cropped as in training;
-        or a set that it produced: "samples", "reconstruction", or the name of a set drawn later.
-        `limit`: only the first so many. Raises `BadInput` for an unknown set.
+        or a set that it produced: "samples", "reconstruction", or the name of a set drawn later. `limit`: the first so
+        many. Raises `BadInput` for an unknown set.
         """
         return chosen_frames(self, which, limit)
 
@@ -296,20 +318,154 @@ class TrainedRun(RunNumbers):
         overrides = as_overrides({"resume": str(self.whole)}, *given, words)
         return open_run(execute_shown(overrides, progress=progress))
 
+    @in_its_scope
+    def sampler(self, count: int = 4) -> SamplerPanel:
+        """A widget that draws samples: sampler, steps, guidance, seed, conditions.
+
+        `count`: samples to draw at first. What it draws is what `sample` draws, and it shows that line.
+        Raises `BadInput` if the run has no generative model.
+        """
+        from xrddiff.app.widgets.sampler import SamplerPanel
+
+        if model_parts(self.cfg).denoiser is None or self.part != ".":
+            raise no_generator(self.path)
+        return SamplerPanel(self.path, count)
+
+    @in_its_scope
+    def monitor(self) -> TrainingMonitor:
+        """Follow the training of the run in a widget while it runs, also in another process."""
+        from xrddiff.app.widgets.training_monitor import open_monitor
+
+        return open_monitor(self.whole)
+
+    @in_its_scope
+    def latents(self, label: str | None = None, *, which: str = "train", limit: int | None = 500) -> LatentExplorer:
+        """A widget for the latent space: a map of frames, the way between two, a walk along principal components.
+
+        `label`: what colours the map (None: the first condition of the run, if it has one). `which`: "train" or
+        "held_out". `limit`: so many frames, evenly spaced. Raises `BadInput` if the run has no autoencoder.
+        """
+        from xrddiff.app.widgets.latent_explorer import LatentExplorer
+
+        label = next(iter(self.cfg.model.condition or []), "") if label is None else label
+        return LatentExplorer(_encoded(self, which, limit), label)
+
+    @in_its_scope
+    def codebook(self, *, which: str = "train", limit: int | None = 500) -> CodebookBrowser:
+        """A widget for the codes of a quantised autoencoder: their look, how often and where they are used.
+
+        `which`, `limit`: see `latents`. Raises `BadInput` if the run has no codebook.
+        """
+        from xrddiff.app.widgets.codebook_browser import CodebookBrowser
+
+        return CodebookBrowser(_encoded(self, which, limit))
+
+    @in_its_scope
+    def rewrite_report(self) -> Page:
+        """Write the report and the card of the run again, from the files in its folder; returns the report.
+
+        Raises `BadInput` if nothing was trained in it.
+        """
+        from xrddiff.judge.views.model_card import rewrite_reports
+
+        how = current_state(self.whole)
+        return Page(rewrite_reports(self.whole, self.cfg, "" if how.finished else how.sentence)[-1])
+
+    def compare(self, which: str = "held_out", *, samples: str = "samples", limit: int = 16, **words: Any) -> Compare:
+        """Compare frames with what the run made, one by one, in a widget.
+
+        An autoencoder shows frames, their reconstructions and the residuals; a generative model frames and samples.
+        `which`: see `frames`. `samples`: the name of a set. `limit`: how many frames. `words`: traits of the widget.
+        """
+        from xrddiff.app.widgets.compare import Compare
+
+        measured = functools.partial(self.frames, which, limit)
+        if model_parts(self.cfg).denoiser is None or self.part != ".":
+            names = ("measured", "reconstruction")
+            return Compare(measured, lambda: self.reconstruct(measured()), names=names, **words)
+        words = {"names": ("measured", "sample"), "difference": False, "show_peaks": False} | words
+        return Compare(measured, lambda: self.frames(samples, limit), **words)
+
+    @in_its_scope
+    def inpaint(
+        self,
+        frames: xr.Dataset | str | os.PathLike,
+        mask: str | os.PathLike | None = None,
+        *given: Any,
+        n: int = 4,
+        method: str = "posterior",
+        limit: int | None = None,
+        mask_true: str | None = None,
+        name: str | None = None,
+        progress: bool = True,
+        **words: Any,
+    ) -> xr.Dataset:
+        """Fill the holes of frames, as `xrddiff inpaint` does; returns `n` versions of each frame, as Frames.
+
+        - `frames`: measured frames, or a file of them, in the format of the run's own frames or of its samples.
+        - `mask`: a file of pixels to fill besides those that the frames mask. `mask_true`: "good" or "bad", the meaning of True in it.
+        - `method`: "posterior", "repaint" or "replacement". `limit`: the first so many frames.
+        - `name`: of the set under `samples/` ("inpaint"). `progress`: show the output. `given`, `words`: of `inference`, as in `steps=32`.
+
+        Raises `BadInput` for frames that do not fit the run or have nothing to fill.
+        """
+        told = dict(frames=frames, mask=mask, mask_true=mask_true, draws=n, method=method, limit=limit)
+        return draw_on_frames(self, "inpaint", given, words, name, progress, **told)
+
+    @in_its_scope
+    def interpolate(
+        self,
+        first: str | os.PathLike,
+        last: str | os.PathLike,
+        *given: Any,
+        n: int = 7,
+        name: str | None = None,
+        progress: bool = True,
+        **words: Any,
+    ) -> xr.Dataset:
+        """The frames between two measured ones, as `xrddiff interpolate` draws them: `n` Frames, with both ends.
+
+        - `first`, `last`: "FILE:INDEX", "NAME:INDEX" of a named set, or a file of one frame.
+        - `name`: of the set under `samples/` ("interpolate"). `progress`: show the output. `given`, `words`: of `inference`, as in `steps=128`.
+
+        Raises `BadInput` for frames that do not fit the run.
+        """
+        told = dict(first=os.fspath(first), last=os.fspath(last), steps=n)
+        return draw_on_frames(self, "interpolate", given, words, name, progress, **told)
+
+    @in_its_scope
+    def posterior(
+        self,
+        frames: xr.Dataset | str | os.PathLike,
+        mask: str | os.PathLike | None = None,
+        *given: Any,
+        draws: int = 39,
+        method: str | None = None,
+        hold_out: float = 0.0,
+        gain: float | None = None,
+        read_noise: float | None = None,
+        limit: int | None = None,
+        mask_true: str | None = None,
+        options: Mapping[str, Any] | None = None,
+        name: str | None = None,
+        progress: bool = True,
+        **words: Any,
+    ) -> xr.Dataset:
+        """Draw what the pixels of frames may have been, as `xrddiff posterior pixels` does; returns the draws, as Frames.
+
+        - `frames`, `mask`, `mask_true`, `limit`: see `inpaint`; the mask holds pixels that were not measured. `draws`: per frame.
+        - `method`: one of `xd.names("posterior")`, with its `options`.
+        - `hold_out`: share of the valid pixels that are hidden, in blocks, and whose intervals are checked.
+        - `gain`: units per photon. `read_noise`: σ of a pixel without photons, units. None: as the frames say.
+        - `name`: of the set under `samples/` ("posterior"). `progress`: show the output. `given`, `words`: of `inference`, as in `steps=32`.
+
+        Raises `BadInput` for frames that do not fit the run, `XrddiffError` if it was stopped; the same call goes on.
+        """
+        told = dict(frames=frames, mask=mask, mask_true=mask_true, draws=draws, method=method, limit=limit)
+        told |= dict(hold_out=hold_out, gain=gain, read_noise=read_noise, options=dict(options or {}))
+        return draw_on_frames(self, "posterior", given, words, name, progress, **told)
+
 # %% ../../../nbs/app/front_door/trained_run.ipynb #0f4e4429
-def _sampler(self: TrainedRun, count: int = 4) -> SamplerPanel:
-    """A widget that draws samples: sampler, steps, guidance, seed, conditions.
-
-    `count`: samples to draw at first. What it draws is what `sample` draws, and it shows that line.
-    Raises `BadInput` if the run has no generative model.
-    """
-    from xrddiff.app.widgets.sampler import SamplerPanel
-
-    if model_parts(self.cfg).denoiser is None or self.part != ".":
-        raise no_generator(self.path)
-    return SamplerPanel(self.path, count)
-
-
 def _encoded(self: TrainedRun, which: str, limit: int | None) -> EncodedFrames:
     """Frames of the run with their latents."""
     from tqdm.auto import tqdm
@@ -327,79 +483,6 @@ def _encoded(self: TrainedRun, which: str, limit: int | None) -> EncodedFrames:
         device = run_accelerator(self.cfg.training).device
         words = dict(which=which, limit=limit, ema=self.cfg.inference.use_ema, device=device)
         return open_encoded(open_prepared(own), own.path, tell=tell, **words)
-
-
-def _latents(
-    self: TrainedRun, label: str | None = None, *, which: str = "train", limit: int | None = 500
-) -> LatentExplorer:
-    """A widget for the latent space of the autoencoder: a map of frames, the way between two, a
-    walk along principal components.
-
-    `label`: what colours the map (None: the first condition of the run, if it has one). `which`:
-    "train" or "held_out". `limit`: so many frames, evenly spaced.
-    Raises `BadInput` if the run has no autoencoder.
-    """
-    from xrddiff.app.widgets.latent_explorer import LatentExplorer
-
-    label = next(iter(self.cfg.model.condition or []), "") if label is None else label
-    return LatentExplorer(_encoded(self, which, limit), label)
-
-
-def _codebook(self: TrainedRun, *, which: str = "train", limit: int | None = 500) -> CodebookBrowser:
-    """A widget for the codes of a quantised autoencoder: how they look, how often and where they are
-    used.
-
-    `which`, `limit`: see `latents`. Raises `BadInput` if the run has no codebook.
-    """
-    from xrddiff.app.widgets.codebook_browser import CodebookBrowser
-
-    return CodebookBrowser(_encoded(self, which, limit))
-
-# %% ../../../nbs/app/front_door/trained_run.ipynb #86381fc6
-def _monitor(self: TrainedRun) -> TrainingMonitor:
-    """Follow the training of the run in a widget while it runs, also in another process."""
-    from xrddiff.app.widgets.training_monitor import open_monitor
-
-    return open_monitor(self.whole)
-
-
-def _rewrite_report(self: TrainedRun) -> Page:
-    """Write the report and the card of the run again, from the files in its folder; returns the report.
-
-    Raises `BadInput` if nothing was trained in it.
-    """
-    from xrddiff.judge.views.model_card import rewrite_reports
-
-    how = current_state(self.whole)
-    return Page(rewrite_reports(self.whole, self.cfg, "" if how.finished else how.sentence)[-1])
-
-
-def _compare(
-    self: TrainedRun, which: str = "held_out", *, samples: str = "samples", limit: int = 16, **words: Any
-) -> Compare:
-    """Compare frames with what the run made, one by one, in a widget.
-
-    An autoencoder shows frames, their reconstructions and the residuals; a generative model frames and
-    samples. `which`: the frames, see `frames`. `samples`: the name of a set. `limit`: how many
-    frames. `words`: traits of the widget.
-    """
-    from xrddiff.app.widgets.compare import Compare
-
-    def measured() -> xr.Dataset:
-        return self.frames(which, limit)
-
-    if model_parts(self.cfg).denoiser is None or self.part != ".":
-        names = ("measured", "reconstruction")
-        return Compare(measured, lambda: self.reconstruct(measured()), names=names, **words)
-    words = {"names": ("measured", "sample"), "difference": False, "show_peaks": False} | words
-    return Compare(measured, lambda: self.frames(samples, limit), **words)
-
-# %% ../../../nbs/app/front_door/trained_run.ipynb #dbbf0883
-TrainedRun.sampler, TrainedRun.monitor = in_its_scope(_sampler), in_its_scope(_monitor)
-TrainedRun.latents, TrainedRun.codebook = in_its_scope(_latents), in_its_scope(_codebook)
-TrainedRun.inpaint, TrainedRun.interpolate = in_its_scope(inpaint_set), in_its_scope(interpolate_set)
-TrainedRun.posterior, TrainedRun.rewrite_report = in_its_scope(posterior_set), in_its_scope(_rewrite_report)
-TrainedRun.compare = _compare  # opens what it shows by methods of the run, which have their scope
 
 # %% ../../../nbs/app/front_door/trained_run.ipynb #f7b44ff2
 @plain_errors

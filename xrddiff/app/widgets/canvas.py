@@ -369,76 +369,67 @@ class FrameView(Shown, anywidget.AnyWidget):
         self.on_msg(self._asked_for_whole)
         self.pictures = list(pictures)
 
-# %% ../../../nbs/app/widgets/canvas.ipynb #10326761
-def _send_pictures(self: FrameView, pictures: Sequence[CanvasImage]) -> None:
-    """Show `pictures`."""
-    if self._only_codes:
+    def _send_pictures(self, pictures: Sequence[CanvasImage]) -> None:
+        """Show `pictures`."""
+        if self._only_codes:
+            with self.hold_sync():
+                self._small_codes = [_packed_reasons(p) for p in pictures]
+                if self._whole.get("number") == self._number or not all(
+                    preview_level(p.intensity.shape) for p in pictures
+                ):
+                    self._codes = _packed_codes(pictures)
+            return
+        panels = next((p.geometry for p in pictures if isinstance(p.geometry, PanelGeometry)), None)
+        large = [preview_level(p.intensity.shape) > 0 for p in pictures]
         with self.hold_sync():
+            self._number += 1
             self._small_codes = [_packed_reasons(p) for p in pictures]
-            if self._whole.get("number") == self._number or not all(preview_level(p.intensity.shape) for p in pictures):
-                self._codes = _packed_codes(pictures)
-        return
-    panels = next((p.geometry for p in pictures if isinstance(p.geometry, PanelGeometry)), None)
-    large = [preview_level(p.intensity.shape) > 0 for p in pictures]
-    with self.hold_sync():
-        self._number += 1
-        self._small_codes = [_packed_reasons(p) for p in pictures]
-        if not large or not all(large):
-            self._codes, self._whole = _packed_codes(pictures), {}
-        place = None if panels is None else panels.placement
-        if place is not self._placed:
-            self._placed, self._panels = place, None if panels is None else _packed_panels(panels)
-        self._auto = automatic(pictures)
-        self._pictures = [_packed(p) for p in pictures]
-        self._marks = [_packed_marks(p.marks) for p in pictures]
+            if not large or not all(large):
+                self._codes, self._whole = _packed_codes(pictures), {}
+            place = None if panels is None else panels.placement
+            if place is not self._placed:
+                self._placed, self._panels = place, None if panels is None else _packed_panels(panels)
+            self._auto = automatic(pictures)
+            self._pictures = [_packed(p) for p in pictures]
+            self._marks = [_packed_marks(p.marks) for p in pictures]
 
+    def _send_whole(self) -> None:
+        with self.hold_sync():
+            self._codes = _packed_codes(self.pictures)
+            data = [_thinned(smallest(p.intensity, p.masked)) for p in self.pictures]
+            self._whole = {"number": self._number, "data": data}
 
-def _show_codes(self: FrameView, pictures: Sequence[CanvasImage]) -> None:
-    """Show the same pictures with further pixels masked: only the reasons are sent, and the automatic limits stay."""
-    self._only_codes = True
-    try:
-        self.pictures = list(pictures)
-    finally:
-        self._only_codes = False
+    def _asked_for_whole(self, _: Any, content: Mapping[str, Any], __: Any) -> None:
+        """A message from the browser: it has shown previews, and needs all pixels of the pictures that
+        are still shown.
+        """
+        if content.get("do") == "whole" and content.get("number") == self._number:
+            self.guarded(self._send_whole)()
 
+    def show_codes(self, pictures: Sequence[CanvasImage]) -> None:
+        """Show the same pictures with further pixels masked: only the reasons are sent, and the automatic limits stay."""
+        self._only_codes = True
+        try:
+            self.pictures = list(pictures)
+        finally:
+            self._only_codes = False
 
+    def still(self) -> bytes:
+        """The pictures as they are shown now, as a PNG."""
+        if not self.pictures:
+            raise BadInput("there is no picture to draw")
+        words = dict(
+            scale=self.scale, limits=self.limits, window=self.window, rings=self.show_rings, colours=self.colours
+        )
+        return png(draw_pictures(self.pictures, hidden=self.hidden_marks, **words), dpi=80, palette=256)
+
+    def about(self) -> str:
+        """A description of what is shown, in a sentence."""
+        if self.sentence:
+            return f"{type(self).__name__}: {self.sentence}"
+        names = ", ".join(p.title or "a picture" for p in self.pictures) or "nothing"
+        return f"{type(self).__name__}: {names}, {self.scale} scale"
+
+# %% ../../../nbs/app/widgets/canvas.ipynb #10326761
 def _packed_codes(pictures: Sequence[CanvasImage]) -> list[bytes | None]:
     return [None if (masked := p.masked) is None else masked.tobytes() for p in pictures]
-
-
-def _asked_for_whole(self: FrameView, _: Any, content: Mapping[str, Any], __: Any) -> None:
-    """A message from the browser: it has shown previews, and needs all pixels of the pictures that
-    are still shown.
-    """
-    if content.get("do") == "whole" and content.get("number") == self._number:
-        self.guarded(self._send_whole)()
-
-
-def _send_whole(self: FrameView) -> None:
-    with self.hold_sync():
-        self._codes = _packed_codes(self.pictures)
-        data = [_thinned(smallest(p.intensity, p.masked)) for p in self.pictures]
-        self._whole = {"number": self._number, "data": data}
-
-
-FrameView._send_pictures, FrameView._send_whole = _send_pictures, _send_whole
-FrameView._asked_for_whole, FrameView.show_codes = _asked_for_whole, _show_codes
-
-# %% ../../../nbs/app/widgets/canvas.ipynb #096f7e63
-def _still(self: FrameView) -> bytes:
-    """The pictures as they are shown now, as a PNG."""
-    if not self.pictures:
-        raise BadInput("there is no picture to draw")
-    words = dict(scale=self.scale, limits=self.limits, window=self.window, rings=self.show_rings, colours=self.colours)
-    return png(draw_pictures(self.pictures, hidden=self.hidden_marks, **words), dpi=80, palette=256)
-
-
-def _about(self: FrameView) -> str:
-    """A description of what is shown, in a sentence."""
-    if self.sentence:
-        return f"{type(self).__name__}: {self.sentence}"
-    names = ", ".join(p.title or "a picture" for p in self.pictures) or "nothing"
-    return f"{type(self).__name__}: {names}, {self.scale} scale"
-
-
-FrameView.still, FrameView.about = _still, _about

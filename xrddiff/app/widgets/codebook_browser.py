@@ -81,67 +81,56 @@ class CodebookBrowser(Panel):
     def _check_frame(self, proposal: dict) -> int:
         return need_number(proposal["value"], len(self.encoded))
 
-# %% ../../../nbs/app/widgets/codebook_browser.ipynb #ddc8d2ca
-def _build(self: CodebookBrowser) -> None:
-    """The controls, linked with the traits."""
-    words = dict(style={"description_width": "60px"}, layout=Layout(width="260px"))
-    self._order = ipywidgets.Dropdown(options=[(v, k) for k, v in ORDERS.items()], description="order", **words)
-    self._frame = ipywidgets.BoundedIntText(min=0, max=len(self.encoded) - 1, description="frame", **words)
-    self._with = ipywidgets.Button(description="next with it", tooltip="the next frame that has this code")
-    link((self, "order"), (self._order, "value"))
-    link((self, "frame"), (self._frame, "value"))
-    link((self, "code"), (self.tiles, "picked"))
-    self._with.on_click(self.guarded(lambda _: self.next_frame()))
-    use = self.use
-    said = f"{use.used} of {len(self.pictures)} codes are used in {use.frames} frames, as if {use.perplexity:.3g} were used equally often"  # fmt: skip
-    row = Layout(flex_flow="row wrap")
-    left = ipywidgets.VBox([ipywidgets.Label(said), self._order, self.tiles, self.look], layout=Layout(flex="0 0 auto", width="490px", max_width="100%"))  # fmt: skip
-    right = ipywidgets.VBox([self.where, ipywidgets.HBox([self._frame, self._with], layout=row), self.within], layout=Layout(flex="1 1 420px", min_width="300px"))  # fmt: skip
-    self.children = [*self.children, ipywidgets.HBox([left, right], layout=row)]
+    def _build(self) -> None:
+        """The controls, linked with the traits."""
+        words = dict(style={"description_width": "60px"}, layout=Layout(width="260px"))
+        self._order = ipywidgets.Dropdown(options=[(v, k) for k, v in ORDERS.items()], description="order", **words)
+        self._frame = ipywidgets.BoundedIntText(min=0, max=len(self.encoded) - 1, description="frame", **words)
+        self._with = ipywidgets.Button(description="next with it", tooltip="the next frame that has this code")
+        link((self, "order"), (self._order, "value"))
+        link((self, "frame"), (self._frame, "value"))
+        link((self, "code"), (self.tiles, "picked"))
+        self._with.on_click(self.guarded(lambda _: self.next_frame()))
+        use = self.use
+        said = f"{use.used} of {len(self.pictures)} codes are used in {use.frames} frames, as if {use.perplexity:.3g} were used equally often"  # fmt: skip
+        row = Layout(flex_flow="row wrap")
+        left = ipywidgets.VBox([ipywidgets.Label(said), self._order, self.tiles, self.look], layout=Layout(flex="0 0 auto", width="490px", max_width="100%"))  # fmt: skip
+        right = ipywidgets.VBox([self.where, ipywidgets.HBox([self._frame, self._with], layout=row), self.within], layout=Layout(flex="1 1 420px", min_width="300px"))  # fmt: skip
+        self.children = [*self.children, ipywidgets.HBox([left, right], layout=row)]
 
+    def _arrange(self, _: Any = None) -> None:
+        """Put the tiles in order."""
+        by_number = np.arange(len(self.pictures), dtype=np.int32)
+        self.tiles.order = (self._ranked if self.order == "use" else by_number).tobytes()
 
-def _arrange(self: CodebookBrowser, _: Any = None) -> None:
-    """Put the tiles in order."""
-    by_number = np.arange(len(self.pictures), dtype=np.int32)
-    self.tiles.order = (self._ranked if self.order == "use" else by_number).tobytes()
+    def _show(self, _: Any = None) -> None:
+        """Show the picked code."""
+        k, frames = self.code, self.encoded.frames
+        f = self.means.shape[1]
+        mean = np.full(self.pictures.shape[1:], np.nan, np.float32)
+        start = (mean.shape[0] - f) // 2
+        mean[start : start + f, start : start + f] = self.means[k]
+        self.look.pictures = [CanvasImage("decoded", self.pictures[k], unit=self._unit), CanvasImage("mean of frames", mean, unit=self._unit)]  # fmt: skip
+        share = (100 * self.use.places[k] / self.use.frames).astype(np.float32)
+        self.where.pictures = [CanvasImage("% of frames with it here", share, unit="%")]
+        v, u = np.nonzero(self.codes[self.frame] == k)
+        marks = [Marks(f"code {k}", (u + 0.5) * f, (v + 0.5) * f, "asked")]
+        title = f"frame {self.encoded.rows[self.frame]}: {len(u)} places"
+        self.within.pictures = [replace(picture_of(frames, self.frame, title), marks=marks)]
 
+    def next_frame(self) -> None:
+        """Show the next frame that has the code; the sentence says so if there is none."""
+        having = np.flatnonzero((self.codes == self.code).any((1, 2)))
+        if not len(having):
+            self.say(f"code {self.code} is in none of the {len(self.encoded)} frames")
+            return
+        later = having[having > self.frame]
+        self.frame = int(later[0] if len(later) else having[0])
 
-def _next_frame(self: CodebookBrowser) -> None:
-    """Show the next frame that has the code; the sentence says so if there is none."""
-    having = np.flatnonzero((self.codes == self.code).any((1, 2)))
-    if not len(having):
-        self.say(f"code {self.code} is in none of the {len(self.encoded)} frames")
-        return
-    later = having[having > self.frame]
-    self.frame = int(later[0] if len(later) else having[0])
+    def still(self) -> bytes:
+        """The codes, the most used first, as a PNG."""
+        return png(show_codes(self.pictures, self.use.shares, unit=self._unit))
 
-
-def _show(self: CodebookBrowser, _: Any = None) -> None:
-    """Show the picked code."""
-    k, frames = self.code, self.encoded.frames
-    f = self.means.shape[1]
-    mean = np.full(self.pictures.shape[1:], np.nan, np.float32)
-    start = (mean.shape[0] - f) // 2
-    mean[start : start + f, start : start + f] = self.means[k]
-    self.look.pictures = [CanvasImage("decoded", self.pictures[k], unit=self._unit), CanvasImage("mean of frames", mean, unit=self._unit)]  # fmt: skip
-    share = (100 * self.use.places[k] / self.use.frames).astype(np.float32)
-    self.where.pictures = [CanvasImage("% of frames with it here", share, unit="%")]
-    v, u = np.nonzero(self.codes[self.frame] == k)
-    marks = [Marks(f"code {k}", (u + 0.5) * f, (v + 0.5) * f, "asked")]
-    title = f"frame {self.encoded.rows[self.frame]}: {len(u)} places"
-    self.within.pictures = [replace(picture_of(frames, self.frame, title), marks=marks)]
-
-
-def _still(self: CodebookBrowser) -> bytes:
-    """The codes, the most used first, as a PNG."""
-    return png(show_codes(self.pictures, self.use.shares, unit=self._unit))
-
-
-def _about(self: CodebookBrowser) -> str:
-    """The current state in a sentence."""
-    return f"{self.use.used} of {len(self.pictures)} codes are used in {self.use.frames} frames; {self.tiles.names[self.code]}"  # fmt: skip
-
-
-for function in (_build, _arrange, _show):
-    setattr(CodebookBrowser, function.__name__, function)
-CodebookBrowser.next_frame, CodebookBrowser.still, CodebookBrowser.about = _next_frame, _still, _about
+    def about(self) -> str:
+        """The current state in a sentence."""
+        return f"{self.use.used} of {len(self.pictures)} codes are used in {self.use.frames} frames; {self.tiles.names[self.code]}"  # fmt: skip

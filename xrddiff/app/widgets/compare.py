@@ -105,57 +105,48 @@ class Compare(FrameSeries):
         self.n_frames = min(frame_count(first), frame_count(second))
         self.show_frame(0)
 
-# %% ../../../nbs/app/widgets/compare.ipynb #9b9fd6cd
-def _pictures_of(self: Compare, i: int) -> list[CanvasImage]:
-    """Frame `i` of both sets, and the residual."""
-    first, second = self.sets
-    a, b = (picture_of(ds, i, name) for ds, name in zip(self.sets, self.names, strict=True))
-    if not self.difference:
-        return [a, b]
-    attrs = first["intensity"].attrs
-    gain = attrs.get("gain", 1.0 if attrs.get("units") == "photon" else None)
-    return [a, b, residual_picture(a, b, gain)]
+    def pictures_of(self, i: int) -> list[CanvasImage]:
+        """Frame `i` of both sets, and the residual."""
+        first, second = self.sets
+        a, b = (picture_of(ds, i, name) for ds, name in zip(self.sets, self.names, strict=True))
+        if not self.difference:
+            return [a, b]
+        attrs = first["intensity"].attrs
+        gain = attrs.get("gain", 1.0 if attrs.get("units") == "photon" else None)
+        return [a, b, residual_picture(a, b, gain)]
 
+    def look_for_peaks(self) -> None:
+        """Mark the peaks of both frames, in a thread where there is a kernel."""
+        if not self.pictures:
+            return
+        if not self.show_peaks:
+            self._forget("peaks")
+            self._show_marks([])
+            return
+        i, radius, options = self._shown, self.radius, dict(self.peak_options)
+        self.in_background("peaks", lambda: compared_peaks(*self.sets, i, radius, **options), self._show_marks)
 
-def _look_for_peaks(self: Compare) -> None:
-    """Mark the peaks of both frames, in a thread where there is a kernel."""
-    if not self.pictures:
-        return
-    if not self.show_peaks:
-        self._forget("peaks")
-        self._show_marks([])
-        return
-    i, radius, options = self._shown, self.radius, dict(self.peak_options)
-    self.in_background("peaks", lambda: compared_peaks(*self.sets, i, radius, **options), self._show_marks)
+    def _show_marks(self, marks: Sequence[Sequence[Marks]]) -> None:
+        self.marks = [list(m) for m in marks]
+        self._marks = [_packed_marks(m) for m in marks]
+        n = {m.name: len(m.x) for both in marks for m in both}
+        said = (
+            f"{n['matched']} peaks matched within {self.radius:g} px, {n['missed']} missed, {n['extra']} extra"
+            if n
+            else ""
+        )
+        self.note = said
 
+    def still(self) -> bytes:
+        """The frames as they are shown now, as a PNG."""
+        if not self.pictures:
+            raise BadInput("there is no picture to draw")
+        pictures = [replace(p, marks=m) for p, m in zip(self.pictures, [*self.marks, *3 * [[]]], strict=False)]
+        words = dict(scale=self.scale, limits=self.limits, window=self.window, rings=self.show_rings)
+        return png(draw_pictures(pictures, hidden=self.hidden_marks, **words), dpi=80, palette=256)
 
-def _show_marks(self: Compare, marks: Sequence[Sequence[Marks]]) -> None:
-    self.marks = [list(m) for m in marks]
-    self._marks = [_packed_marks(m) for m in marks]
-    n = {m.name: len(m.x) for both in marks for m in both}
-    said = (
-        f"{n['matched']} peaks matched within {self.radius:g} px, {n['missed']} missed, {n['extra']} extra" if n else ""
-    )
-    self.note = said
-
-
-Compare.pictures_of, Compare.look_for_peaks, Compare._show_marks = _pictures_of, _look_for_peaks, _show_marks
-
-# %% ../../../nbs/app/widgets/compare.ipynb #8dd2c473
-def _still(self: Compare) -> bytes:
-    """The frames as they are shown now, as a PNG."""
-    if not self.pictures:
-        raise BadInput("there is no picture to draw")
-    pictures = [replace(p, marks=m) for p, m in zip(self.pictures, [*self.marks, *3 * [[]]], strict=False)]
-    words = dict(scale=self.scale, limits=self.limits, window=self.window, rings=self.show_rings)
-    return png(draw_pictures(pictures, hidden=self.hidden_marks, **words), dpi=80, palette=256)
-
-
-def _about(self: Compare) -> str:
-    """A description of what is shown, in a sentence."""
-    if self.sentence:
-        return f"Compare: {self.sentence}"
-    return f"Compare: {' | '.join(self.names)}, frame {self.frame} of 0 to {self.n_frames - 1}{'; ' if self.note else ''}{self.note}"
-
-
-Compare.still, Compare.about = _still, _about
+    def about(self) -> str:
+        """A description of what is shown, in a sentence."""
+        if self.sentence:
+            return f"Compare: {self.sentence}"
+        return f"Compare: {' | '.join(self.names)}, frame {self.frame} of 0 to {self.n_frames - 1}{'; ' if self.note else ''}{self.note}"

@@ -32,7 +32,7 @@ from ...run.slurm.submission import JobPlan, chosen_profile, plan_runs, send_pla
 
 # %% auto #0
 __all__ = ['word_field', 'group_field', 'typed_override', 'with_word', 'Resolved', 'resolve', 'shell_command', 'python_call',
-           'BuilderView', 'ConfigBuilder', 'launch', 'stop', 'look', 'take', 'show_script', 'submit', 'about', 'still']
+           'BuilderView', 'ConfigBuilder']
 
 # %% ../../../nbs/app/widgets/config_builder.ipynb #da59fd8f
 def word_field(word: Word) -> dict[str, Any]:
@@ -186,23 +186,156 @@ class ConfigBuilder(Refreshed, Panel):
         """The command for this run."""
         return shell_command(self.overrides, self.profile)
 
+    def _resolve(self, _: Any = None) -> None:
+        view, self.resolved = self.view, None
+        view.given = _filled_in(self.overrides)
+        self._commands()
+        try:
+            r = self.resolved = resolve(self.overrides)
+        except BadInput as error:
+            view.wrong = str(error)
+            raise
+        with view.hold_sync():
+            view.wrong, view.notes, view.yaml = "", r.notes, to_yaml(r.config)
+            view.values = {
+                row["word"]: [setting_text(row["value"]), row["origin"], row["unused"] or ""] for row in r.rows
+            }
+            view.values |= {group: [r.config.presets.get(group, ""), "", ""] for group in GROUPS}
+            view.changed = [[row["word"], *map(setting_text, row["values"]), row["unit"]] for row in r.changed]
+
+    def _commands(self, _: Any = None) -> None:
+        view = self.view
+        view.command, view.python, view.profile, view.script = (
+            self.command,
+            python_call(self.overrides),
+            self.profile,
+            "",
+        )
+
+    def _on_message(self, _: Any, message: Any, __: Any) -> None:
+        if isinstance(message, dict):
+            self.set(message["set"], message["to"])
+        else:
+            actions = dict(here=self.here, gone=self.rest, launch=self.launch, stop=self.stop)
+            (actions | dict(submit=self.submit, script=self.show_script))[message]()
+
+    def launch(self) -> None:
+        """Train on this machine, in a separate process; its monitor is shown below as soon as the run
+        has a folder.
+        """
+        if self.launched is not None and self.launched.code is None:
+            raise BadInput(
+                "a run that was launched here is still running; wait for its end or stop it before the next one"
+            )
+        resolve(self.overrides)
+        self.launched = LaunchedRun(self.overrides)
+        self._below(None)
+        self.view.said, self.view.busy = "starting …", "run"
+
+    def stop(self) -> None:
+        """Stop the run that was launched here; it writes a checkpoint first."""
+        if self.launched is None or self.launched.code is not None:
+            raise BadInput("no run that was launched here is running")
+        self.launched.stop()
+        self.view.said = "stopping after this step, with a checkpoint …"
+
+    def look(self) -> tuple[Path | None, int | None] | None:
+        """The folder of the launched run, and how it ended, once they are known."""
+        if self.view.busy != "run" or self.launched is None:
+            return None
+        run, code = self.launched.run, self.launched.code
+        return (run, code) if code is not None or run is not None and not self.place.children else None
+
+    def take(self, news: tuple[Path | None, int | None]) -> None:
+        """Show the monitor of the run, and how its process ended."""
+        run, code = news
+        if run is not None and not self.place.children and (run / "config.yaml").is_file():
+            self._below(str(run))
+            self.view.said = f"run: {run}"
+        if code is not None:
+            self.view.busy = ""
+            how = {0: "done", 75: "stopped; it can be resumed"}.get(code, "failed")
+            self.view.said = f"{how}: {run}" if run else how
+            if problem := self.launched.problem:
+                self.say(problem)
+
+    def _below(self, what: str | None) -> None:
+        """Show the monitor of this run or job below the form, or none."""
+        former, self.place.children = self.place.children, [] if what is None else [open_monitor(what)]
+        for widget in former:
+            widget.close()
+
+    def _profile(self) -> Profile:
+        name = self.profile or None
+        return chosen_profile(file=name) if name and name.endswith((".yaml", ".yml")) else chosen_profile(name)
+
+    def _plan(self, reserve: bool) -> JobPlan:
+        profile = self._profile()
+        job, logs = plan_runs([self.overrides], profile.ranks, reserve=reserve)
+        return JobPlan(profile, job, logs if reserve or logs.is_dir() else Path.cwd())
+
+    def show_script(self) -> None:
+        """Show the batch script that `submit` would submit, without submitting it."""
+        self._in_thread(
+            lambda: self._plan(reserve=False).cluster_script(), lambda text: self.view.set_trait("script", text)
+        )
+
+    def submit(self) -> None:
+        """Submit the run to the cluster of the profile; its monitor is shown below."""
+
+        def send() -> tuple[int, str]:
+            plan = self._plan(reserve=True)
+            sent = send_plan(plan)
+            return sent.id, "; ".join(sent_lines(plan, sent))
+
+        def sent(found: tuple[int, str]) -> None:
+            self.view.said = found[1]
+            self._below(str(found[0]))
+
+        self._in_thread(send, sent)
+
+    def _in_thread(self, work: Callable[[], Any], then: Callable[[Any], None]) -> None:
+        """Do the work in a thread, then call `then` on the event loop of the kernel, with errors as
+        sentences.
+        """
+        if self.view.busy:
+            raise BadInput("something that was started here is still running; wait for its end")
+        self.view.busy = "work"
+
+        def finish(result: Any, error: Exception | None) -> None:
+            self.view.busy = ""
+            if error is not None:
+                raise error
+            then(result)
+
+        def run() -> None:
+            try:
+                found, error = work(), None
+            except Exception as e:
+                found, error = None, e
+            self.soon(finish, found, error)
+
+        threading.Thread(target=run, daemon=True, name="ConfigBuilder works").start()
+
+    def about(self) -> str:
+        """The command."""
+        return self.sentence or self.command
+
+    def still(self) -> bytes:
+        """The command and what differs from the presets, as a PNG."""
+        changed = [
+            f"{row['word']}: {setting_text(row['values'][1])} (presets: {setting_text(row['values'][0])})"
+            for row in (self.resolved.changed if self.resolved else [])
+        ]
+        lines = [
+            self.command,
+            "",
+            *(["What differs from the presets:", *changed] if changed else []),
+            *([self.sentence] if self.sentence else []),
+        ]
+        return png(draw_lines(lines, "A run"), dpi=100)
+
 # %% ../../../nbs/app/widgets/config_builder.ipynb #edc7ca65
-def _resolve(self: ConfigBuilder, _: Any = None) -> None:
-    view, self.resolved = self.view, None
-    view.given = _filled_in(self.overrides)
-    self._commands()
-    try:
-        r = self.resolved = resolve(self.overrides)
-    except BadInput as error:
-        view.wrong = str(error)
-        raise
-    with view.hold_sync():
-        view.wrong, view.notes, view.yaml = "", r.notes, to_yaml(r.config)
-        view.values = {row["word"]: [setting_text(row["value"]), row["origin"], row["unused"] or ""] for row in r.rows}
-        view.values |= {group: [r.config.presets.get(group, ""), "", ""] for group in GROUPS}
-        view.changed = [[row["word"], *map(setting_text, row["values"]), row["unit"]] for row in r.changed]
-
-
 def _filled_in(overrides: Sequence[str]) -> dict[str, str]:
     """The text of the fields that were filled in."""
     parsed = [parse_override(o) for o in overrides]
@@ -211,150 +344,3 @@ def _filled_in(overrides: Sequence[str]) -> dict[str, str]:
         for o in parsed
         if not o.parsed.is_sweep_override()
     }
-
-
-def _commands(self: ConfigBuilder, _: Any = None) -> None:
-    view = self.view
-    view.command, view.python, view.profile, view.script = self.command, python_call(self.overrides), self.profile, ""
-
-
-def _on_message(self: ConfigBuilder, _: Any, message: Any, __: Any) -> None:
-    if isinstance(message, dict):
-        self.set(message["set"], message["to"])
-    else:
-        actions = dict(here=self.here, gone=self.rest, launch=self.launch, stop=self.stop)
-        (actions | dict(submit=self.submit, script=self.show_script))[message]()
-
-
-for method in (_resolve, _commands, _on_message):
-    setattr(ConfigBuilder, method.__name__, method)
-
-# %% ../../../nbs/app/widgets/config_builder.ipynb #a33a34ef
-def launch(self: ConfigBuilder) -> None:
-    """Train on this machine, in a separate process; its monitor is shown below as soon as the run
-    has a folder.
-    """
-    if self.launched is not None and self.launched.code is None:
-        raise BadInput("a run that was launched here is still running; wait for its end or stop it before the next one")
-    resolve(self.overrides)
-    self.launched = LaunchedRun(self.overrides)
-    self._below(None)
-    self.view.said, self.view.busy = "starting …", "run"
-
-
-def stop(self: ConfigBuilder) -> None:
-    """Stop the run that was launched here; it writes a checkpoint first."""
-    if self.launched is None or self.launched.code is not None:
-        raise BadInput("no run that was launched here is running")
-    self.launched.stop()
-    self.view.said = "stopping after this step, with a checkpoint …"
-
-
-def look(self: ConfigBuilder) -> tuple[Path | None, int | None] | None:
-    """The folder of the launched run, and how it ended, once they are known."""
-    if self.view.busy != "run" or self.launched is None:
-        return None
-    run, code = self.launched.run, self.launched.code
-    return (run, code) if code is not None or run is not None and not self.place.children else None
-
-
-def take(self: ConfigBuilder, news: tuple[Path | None, int | None]) -> None:
-    """Show the monitor of the run, and how its process ended."""
-    run, code = news
-    if run is not None and not self.place.children and (run / "config.yaml").is_file():
-        self._below(str(run))
-        self.view.said = f"run: {run}"
-    if code is not None:
-        self.view.busy = ""
-        how = {0: "done", 75: "stopped; it can be resumed"}.get(code, "failed")
-        self.view.said = f"{how}: {run}" if run else how
-        if problem := self.launched.problem:
-            self.say(problem)
-
-
-def _below(self: ConfigBuilder, what: str | None) -> None:
-    """Show the monitor of this run or job below the form, or none."""
-    former, self.place.children = self.place.children, [] if what is None else [open_monitor(what)]
-    for widget in former:
-        widget.close()
-
-# %% ../../../nbs/app/widgets/config_builder.ipynb #040173b1
-def _profile(self: ConfigBuilder) -> Profile:
-    name = self.profile or None
-    return chosen_profile(file=name) if name and name.endswith((".yaml", ".yml")) else chosen_profile(name)
-
-
-def _plan(self: ConfigBuilder, reserve: bool) -> JobPlan:
-    profile = self._profile()
-    job, logs = plan_runs([self.overrides], profile.ranks, reserve=reserve)
-    return JobPlan(profile, job, logs if reserve or logs.is_dir() else Path.cwd())
-
-
-def show_script(self: ConfigBuilder) -> None:
-    """Show the batch script that `submit` would submit, without submitting it."""
-    self._in_thread(
-        lambda: self._plan(reserve=False).cluster_script(), lambda text: self.view.set_trait("script", text)
-    )
-
-
-def submit(self: ConfigBuilder) -> None:
-    """Submit the run to the cluster of the profile; its monitor is shown below."""
-
-    def send() -> tuple[int, str]:
-        plan = self._plan(reserve=True)
-        sent = send_plan(plan)
-        return sent.id, "; ".join(sent_lines(plan, sent))
-
-    def sent(found: tuple[int, str]) -> None:
-        self.view.said = found[1]
-        self._below(str(found[0]))
-
-    self._in_thread(send, sent)
-
-
-def _in_thread(self: ConfigBuilder, work: Callable[[], Any], then: Callable[[Any], None]) -> None:
-    """Do the work in a thread, then call `then` on the event loop of the kernel, with errors as
-    sentences.
-    """
-    if self.view.busy:
-        raise BadInput("something that was started here is still running; wait for its end")
-    self.view.busy = "work"
-
-    def finish(result: Any, error: Exception | None) -> None:
-        self.view.busy = ""
-        if error is not None:
-            raise error
-        then(result)
-
-    def run() -> None:
-        try:
-            found, error = work(), None
-        except Exception as e:
-            found, error = None, e
-        self.soon(finish, found, error)
-
-    threading.Thread(target=run, daemon=True, name="ConfigBuilder works").start()
-
-
-def about(self: ConfigBuilder) -> str:
-    """The command."""
-    return self.sentence or self.command
-
-
-def still(self: ConfigBuilder) -> bytes:
-    """The command and what differs from the presets, as a PNG."""
-    changed = [
-        f"{row['word']}: {setting_text(row['values'][1])} (presets: {setting_text(row['values'][0])})"
-        for row in (self.resolved.changed if self.resolved else [])
-    ]
-    lines = [
-        self.command,
-        "",
-        *(["What differs from the presets:", *changed] if changed else []),
-        *([self.sentence] if self.sentence else []),
-    ]
-    return png(draw_lines(lines, "A run"), dpi=100)
-
-
-for method in (launch, stop, look, take, _below, _profile, _plan, show_script, submit, _in_thread, about, still):
-    setattr(ConfigBuilder, method.__name__, method)

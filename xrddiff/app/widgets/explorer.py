@@ -53,8 +53,7 @@ from ...learn.loading.catalog import load
 from ...physics.indexing.indexer import Indexing
 
 # %% auto #0
-__all__ = ['open_any', 'lacking', 'FrameSeries', 'marks_of', 'peaks_in', 'FrameExplorer', 'predicted_marks', 'save_mask',
-           'mask_beamstop']
+__all__ = ['open_any', 'lacking', 'FrameSeries', 'marks_of', 'peaks_in', 'FrameExplorer', 'predicted_marks']
 
 # %% ../../../nbs/app/widgets/explorer.ipynb #5676f816
 def open_any(what: Any, **words: Any) -> xr.Dataset:
@@ -190,71 +189,243 @@ class FrameExplorer(FrameSeries):
             setattr(self, name, value)
         self.on_msg(self._on_message)
 
-# %% ../../../nbs/app/widgets/explorer.ipynb #7e6480c6
-def _open(self: FrameExplorer, what: Any) -> None:
-    """Show the first frame of `what`."""
-    if isinstance(what, str | os.PathLike):
-        self.source = os.fspath(what)
-    self.frames, self._read, before = None, _NOTHING_READ, self.pictures
-    self._forget("mask")
-    self._forget("peaks")
-    self.edits, self.saved, self._written, self.center = [], "", None, None
-    try:
-        ds = open_any(what, **self._words)
-    except BadInput:
-        self._empty()
-        raise
-    self.frames, self.n_frames, self.note = ds, frame_count(ds), lacking(ds)
-    self._place = geometry_or_none(ds, 0)
-    try:
-        if self.frame == 0:
-            self.show_frame(0)
+    def _open(self, what: Any) -> None:
+        """Show the first frame of `what`."""
+        if isinstance(what, str | os.PathLike):
+            self.source = os.fspath(what)
+        self.frames, self._read, before = None, _NOTHING_READ, self.pictures
+        self._forget("mask")
+        self._forget("peaks")
+        self.edits, self.saved, self._written, self.center = [], "", None, None
+        try:
+            ds = open_any(what, **self._words)
+        except BadInput:
+            self._empty()
+            raise
+        self.frames, self.n_frames, self.note = ds, frame_count(ds), lacking(ds)
+        self._place = geometry_or_none(ds, 0)
+        try:
+            if self.frame == 0:
+                self.show_frame(0)
+            else:
+                self.frame = 0
+        finally:
+            if self.pictures is before:  # it cannot be read, and what is shown is of another source
+                self._empty(self.n_frames, self.note)
+
+    def _empty(self, n_frames: int = 0, note: str = "") -> None:
+        """No picture is shown."""
+        with self.hold_sync():
+            self.n_frames, self.note, self.pictures, self._shown, self.marks = n_frames, note, [], -1, []
+
+    def _frame(self, i: int) -> tuple[np.ndarray, np.ndarray]:
+        """Values of frame `i` and why its pixels are masked, read once while it is shown.
+
+        As long as the mask that all frames share is not made, only what the values of this frame say.
+        """
+        if self._read[0] != i:
+            image, masking = frame_image(self.frames, i), masking_of(self.frames)
+            quick = self._loop is not None and masking is not None and not masking.made
+            read = (i, image, frame_codes(self.frames, i, image, quick), not quick)
+            self._forget("mask")  # of the frame before, which stays as it is if this one cannot be read
+            self._read = read
+        return self._read[1:3]
+
+    def pictures_of(self, i: int) -> list[CanvasImage]:
+        """Frame `i` with the peaks that the frames carry, and why its pixels are masked."""
+        ds, (image, codes) = self.frames, self._frame(i)
+        geometry = geometry_or_none(ds, i)
+        title = f"frame {i}{_file_of(ds, i, self.source)}"
+        flat = as_image(image, geometry)
+        codes = as_image(codes, geometry, code_of("gap between panels"))
+        given = frame_peaks(ds, i)
+        marks = [marks_of(given, geometry, "true", "true")] if len(given) else []
+        marks += predicted_marks(self.indexing, i, geometry)
+        value = ds["intensity"].attrs
+        words = dict(unit={"photon": "photons"}.get(value.get("units"), ""), sigma=value.get("background_sigma"))
+        self._codes_before = codes
+        return [CanvasImage(title, flat, None, marks, geometry=geometry, codes=self._with_edits(codes), **words)]
+
+    def _take_mask(self, codes: np.ndarray) -> None:
+        """Show why the pixels of the frame that is shown are masked, now that all rules have been applied."""
+        i, image, before, _ = self._read
+        self._read = (i, image, codes, True)
+        picture = self.pictures[0]
+        self._codes_before = as_image(codes, picture.geometry, code_of("gap between panels"))
+        pictures = [replace(picture, codes=self._with_edits(self._codes_before))]
+        if np.any((before > 0) & (codes == 0)):  # their values have not been sent
+            self.pictures = pictures
         else:
-            self.frame = 0
-    finally:
-        if self.pictures is before:  # it cannot be read, and what is shown is of another source
-            self._empty(self.n_frames, self.note)
+            self.show_codes(pictures)
+        self.look_for_peaks()
 
+    def _complete_mask(self) -> None:
+        """Wait for the mask of the frame that is shown."""
+        if not self._read[3]:
+            codes = frame_codes(self.frames, *self._read[:2])
+            self._forget("mask")  # not before: who interrupts this still gets the mask
+            self._take_mask(codes)
 
-def _empty(self: FrameExplorer, n_frames: int = 0, note: str = "") -> None:
-    """No picture is shown."""
-    with self.hold_sync():
-        self.n_frames, self.note, self.pictures, self._shown, self.marks = n_frames, note, [], -1, []
+    def _with_edits(self, codes: np.ndarray) -> np.ndarray:
+        """The codes of a frame with the edits on top."""
+        if not self.edits:
+            return codes
+        hand = self.edited
+        return np.where(hand == UNTOUCHED, codes, np.where(hand == MASKED_BY_HAND, code_of("by hand"), 0)).astype(
+            np.uint8
+        )
 
+    def _edited(self) -> None:
+        """Show the mask with the edits as they are now."""
+        if self.frames is None or not self.pictures:
+            return
+        self.saved = ""
+        codes = self._with_edits(self._codes_before)
+        self.pictures = [replace(self.pictures[0], codes=codes)]
+        self.look_for_peaks()
 
-FrameExplorer._open, FrameExplorer._empty = _open, _empty
+    @property
+    def edited(self) -> np.ndarray:
+        """What the edits make of each pixel of the picture, see `apply_edits`."""
+        return apply_edits(
+            self.edits, lambda i: as_image(frame_values(self.frames, i)[0], self._place), self._codes_before.shape
+        )
+
+    def look_for_peaks(self) -> None:
+        """Mark the peaks that are found in the frame, if `find_peaks`; masked pixels are left out."""
+        if self.frames is None or not self.pictures:
+            return
+        own, i = list(self.pictures[0].marks), self._shown
+        if not self._read[3] and self._asked is not self._read:
+            ds, image, self._asked = self.frames, self._read[1], self._read
+            self.in_background("mask", lambda: frame_codes(ds, i, image), self._take_mask)
+        if not self.find_peaks or not self._read[3]:
+            self._forget("peaks")
+            self._show_marks(own)
+            return
+        ds, (image, codes), geometry = self.frames, self._frame(i), self.pictures[0].geometry
+        mask = codes == 0
+        hand = self.edited if self.edits else None
+        if hand is not None:
+            back = geometry.disassemble(hand) if isinstance(geometry, PanelGeometry) else hand.reshape(mask.shape)
+            mask = (mask & (back != MASKED_BY_HAND)) | ((back != UNTOUCHED) & (back != MASKED_BY_HAND))
+        options = dict(self.peak_options)
+        self.in_background(
+            "peaks",
+            lambda: marks_of(peaks_in(ds, i, image, mask, **options), geometry, "found", "found"),
+            lambda marks: self._show_marks([*own, marks]),
+        )
+
+    def _show_marks(self, marks: Sequence[Marks]) -> None:
+        self.marks = list(marks)
+        self._marks = [_packed_marks(marks)]
+
+    def save_mask(self, path: str | Path | None = None) -> Path:
+        """Save the mask with the edits as a file, which `xd.open_frames(…, mask=path)` reads.
+
+        path: `.npy`, `.tif`, `.edf` or `.h5`; None: `mask_file`. Raises `BadInput` for a bad name, or for a file that is there and
+        was not written by this widget.
+        """
+        if self.frames is None:
+            raise BadInput("there are no frames whose mask could be saved")
+        path = Path(self.mask_file if path is None else path).expanduser()
+        edited = self.edited
+        path, good = save_edited(path, self.frames, edited, self._place, replace=path == self._written)
+        self.mask_file, self._written = str(path), path
+        n = int((edited == MASKED_BY_HAND).sum())
+        self.saved = f"saved {path}: {int((~good).sum()):,} pixels masked, {n:,} of them by hand; xd.open_frames(…, mask={str(path)!r}) reads it"
+        return path
+
+    def _on_message(self, _: Any, content: Mapping[str, Any], __: Any) -> None:
+        """A message from the browser: its button was pressed."""
+        if content.get("do") == "save":
+            self.guarded(lambda: self.save_mask())()
+        elif content.get("do") == "beamstop":
+            self.guarded(lambda: self.mask_beamstop())()
+        elif content.get("do") == "fit":
+            self.guarded(lambda: self.fit_center())()
+
+    def mask_beamstop(self) -> None:
+        """Add the shadow of beamstop and holder in the frame that is shown to the edits, see `frames.shadows`.
+
+        Raises `BadInput` if nothing says where the beam is, or no shadow is found.
+        """
+        self._complete_mask()
+        geometry = self.placed() if self.pictures else None
+        if geometry is None:
+            raise BadInput(
+                "nothing says where the beam is; expected a beam centre: put it under the cross with Space, or give beam_center"
+            )
+        flat, picture = geometry.image_geometry if isinstance(geometry, PanelGeometry) else geometry, self.pictures[0]
+        center = self.center or flat.beam_center
+        shadow = shadow_of(picture.intensity, unmasked_pixels(picture), tuple(center))
+        if not shadow.any():
+            masked = (self._codes_before == code_of("shadow")).any()
+            raise BadInput(
+                "the shadow is masked already"
+                if masked
+                else f"no shadow is found at the beam centre ({center[0]:.0f}, {center[1]:.0f}) in this frame; expected a brighter frame, or draw it by hand"
+            )
+        self.show_mask, self.edits = True, [*self.edits, {"shape": "pixels", "runs": pixel_runs(shadow)}]
+
+    def still(self) -> bytes:
+        """The frame as it is shown now, with its marks, as a PNG."""
+        from xrddiff.app.widgets.canvas import draw_pictures
+        from xrddiff.judge.views.plots import png
+
+        if not self.pictures:
+            raise BadInput("there is no picture to draw")
+        words = dict(
+            scale=self.scale, limits=self.limits, window=self.window, rings=self.show_rings, hidden=self.hidden_marks
+        ) | dict(colours=self.colours)
+        return png(draw_pictures([replace(self.pictures[0], marks=self.marks)], **words), dpi=90, palette=256)
+
+    def about(self) -> str:
+        """A description of what is shown, in a sentence."""
+        if self.sentence or self.frames is None:
+            return f"FrameExplorer: {self.sentence or 'nothing'}"
+        where = f" of {self.source}" if self.source else ""
+        return f"FrameExplorer: frame {self.frame} of 0 to {self.n_frames - 1}{where}, {self.scale} scale"
+
+    def _draw_calibrant(self) -> None:
+        """Send the rings of the calibrant to the browser."""
+        rings = []
+        if self.calibrant and self.pictures:
+            rings = [list(ring) for ring in calibrant_rings(self.calibrant, _ring_geometry(self))]
+        if self._rings != rings:
+            self._rings = rings
+
+    def _moved_center(self) -> None:
+        if self.fitted and (self._fit is None or self.center != self._fit):
+            self.fitted = ""
+        self._draw_calibrant()
+
+    def fit_center(self) -> FittedCenter:
+        """Fit `center` to the rings of `calibrant` in the frame that is shown, from where it is.
+
+        Raises `BadInput` where no calibrant is chosen, or its rings are not seen.
+        """
+        if not self.calibrant:
+            raise BadInput("no calibrant is chosen; expected one whose rings are in the frame")
+        self._complete_mask()
+        geometry, picture = _ring_geometry(self), self.pictures[0]
+        radii = [r for _, r in calibrant_rings(self.calibrant, geometry)]
+        found = fit_center(picture.intensity, unmasked_pixels(picture), radii, geometry.beam_center)
+        (x, y), (a, b) = found.center, found.sigma
+        self._fit = [round(x, 3), round(y, 3)]
+        self.center = self._fit
+        said = f"centre {x:.2f} ± {a:.2f}, {y:.2f} ± {b:.2f} px"
+        if isinstance(picture.geometry, PanelGeometry):
+            moved = picture.geometry.pixel_size * (np.array(picture.geometry.image_geometry.beam_center) - self._fit)
+            said += f": panels moved by ({moved[0]:.4g}, {moved[1]:.4g}) m"
+        else:
+            said += f": xd.open_frames(…, beam_center=({x:.2f}, {y:.2f}))"
+        self.fitted = f"{said}; distance × {found.scale:.4f} would fit the rings best; {found.points} points, {found.rms:.2f} px from the rings"
+        return found
+
+    _fit = None
 
 # %% ../../../nbs/app/widgets/explorer.ipynb #bc51703d
-def _frame(self: FrameExplorer, i: int) -> tuple[np.ndarray, np.ndarray]:
-    """Values of frame `i` and why its pixels are masked, read once while it is shown.
-
-    As long as the mask that all frames share is not made, only what the values of this frame say.
-    """
-    if self._read[0] != i:
-        image, masking = frame_image(self.frames, i), masking_of(self.frames)
-        quick = self._loop is not None and masking is not None and not masking.made
-        read = (i, image, frame_codes(self.frames, i, image, quick), not quick)
-        self._forget("mask")  # of the frame before, which stays as it is if this one cannot be read
-        self._read = read
-    return self._read[1:3]
-
-
-def _pictures_of(self: FrameExplorer, i: int) -> list[CanvasImage]:
-    """Frame `i` with the peaks that the frames carry, and why its pixels are masked."""
-    ds, (image, codes) = self.frames, self._frame(i)
-    geometry = geometry_or_none(ds, i)
-    title = f"frame {i}{_file_of(ds, i, self.source)}"
-    flat = as_image(image, geometry)
-    codes = as_image(codes, geometry, code_of("gap between panels"))
-    given = frame_peaks(ds, i)
-    marks = [marks_of(given, geometry, "true", "true")] if len(given) else []
-    marks += predicted_marks(self.indexing, i, geometry)
-    value = ds["intensity"].attrs
-    words = dict(unit={"photon": "photons"}.get(value.get("units"), ""), sigma=value.get("background_sigma"))
-    self._codes_before = codes
-    return [CanvasImage(title, flat, None, marks, geometry=geometry, codes=self._with_edits(codes), **words)]
-
-
 def predicted_marks(indexing: Indexing | None, i: int, geometry: Any) -> list[Marks]:
     """The predicted spots of each lattice that was found in frame `i`, as marks in its picture."""
     lattices = [] if indexing is None else indexing.lattices.get(i, [])
@@ -272,174 +443,6 @@ def _file_of(ds: xr.Dataset, i: int, source: str) -> str:
     name = Path(origin.rpartition(" of ")[2]).name if origin else ""
     return "" if not name or source in CATALOG or name == Path(source).name else f" · {name}"
 
-
-def _take_mask(self: FrameExplorer, codes: np.ndarray) -> None:
-    """Show why the pixels of the frame that is shown are masked, now that all rules have been applied."""
-    i, image, before, _ = self._read
-    self._read = (i, image, codes, True)
-    picture = self.pictures[0]
-    self._codes_before = as_image(codes, picture.geometry, code_of("gap between panels"))
-    pictures = [replace(picture, codes=self._with_edits(self._codes_before))]
-    if np.any((before > 0) & (codes == 0)):  # their values have not been sent
-        self.pictures = pictures
-    else:
-        self.show_codes(pictures)
-    self.look_for_peaks()
-
-
-def _complete_mask(self: FrameExplorer) -> None:
-    """Wait for the mask of the frame that is shown."""
-    if not self._read[3]:
-        codes = frame_codes(self.frames, *self._read[:2])
-        self._forget("mask")  # not before: who interrupts this still gets the mask
-        self._take_mask(codes)
-
-
-FrameExplorer._frame, FrameExplorer.pictures_of = _frame, _pictures_of
-FrameExplorer._take_mask, FrameExplorer._complete_mask = _take_mask, _complete_mask
-
-# %% ../../../nbs/app/widgets/explorer.ipynb #89ab4552
-def _with_edits(self: FrameExplorer, codes: np.ndarray) -> np.ndarray:
-    """The codes of a frame with the edits on top."""
-    if not self.edits:
-        return codes
-    hand = self.edited
-    return np.where(hand == UNTOUCHED, codes, np.where(hand == MASKED_BY_HAND, code_of("by hand"), 0)).astype(np.uint8)
-
-
-def _edited_pixels(self: FrameExplorer) -> np.ndarray:
-    """What the edits make of each pixel of the picture, see `apply_edits`."""
-    return apply_edits(
-        self.edits, lambda i: as_image(frame_values(self.frames, i)[0], self._place), self._codes_before.shape
-    )
-
-
-def _take_edits(self: FrameExplorer) -> None:
-    """Show the mask with the edits as they are now."""
-    if self.frames is None or not self.pictures:
-        return
-    self.saved = ""
-    codes = self._with_edits(self._codes_before)
-    self.pictures = [replace(self.pictures[0], codes=codes)]
-    self.look_for_peaks()
-
-
-FrameExplorer._with_edits, FrameExplorer._edited = _with_edits, _take_edits
-FrameExplorer.edited = property(_edited_pixels)
-
-# %% ../../../nbs/app/widgets/explorer.ipynb #04f70604
-def _look_for_peaks(self: FrameExplorer) -> None:
-    """Mark the peaks that are found in the frame, if `find_peaks`; masked pixels are left out."""
-    if self.frames is None or not self.pictures:
-        return
-    own, i = list(self.pictures[0].marks), self._shown
-    if not self._read[3] and self._asked is not self._read:
-        ds, image, self._asked = self.frames, self._read[1], self._read
-        self.in_background("mask", lambda: frame_codes(ds, i, image), self._take_mask)
-    if not self.find_peaks or not self._read[3]:
-        self._forget("peaks")
-        self._show_marks(own)
-        return
-    ds, (image, codes), geometry = self.frames, self._frame(i), self.pictures[0].geometry
-    mask = codes == 0
-    hand = self.edited if self.edits else None
-    if hand is not None:
-        back = geometry.disassemble(hand) if isinstance(geometry, PanelGeometry) else hand.reshape(mask.shape)
-        mask = (mask & (back != MASKED_BY_HAND)) | ((back != UNTOUCHED) & (back != MASKED_BY_HAND))
-    options = dict(self.peak_options)
-    self.in_background(
-        "peaks",
-        lambda: marks_of(peaks_in(ds, i, image, mask, **options), geometry, "found", "found"),
-        lambda marks: self._show_marks([*own, marks]),
-    )
-
-
-def _show_marks(self: FrameExplorer, marks: Sequence[Marks]) -> None:
-    self.marks = list(marks)
-    self._marks = [_packed_marks(marks)]
-
-
-FrameExplorer.look_for_peaks, FrameExplorer._show_marks = _look_for_peaks, _show_marks
-
-# %% ../../../nbs/app/widgets/explorer.ipynb #664e838a
-def save_mask(self: FrameExplorer, path: str | Path | None = None) -> Path:
-    """Save the mask with the edits as a file, which `xd.open_frames(…, mask=path)` reads.
-
-    path: `.npy`, `.tif`, `.edf` or `.h5`; None: `mask_file`. Raises `BadInput` for a bad name, or for a file that is there and
-    was not written by this widget.
-    """
-    if self.frames is None:
-        raise BadInput("there are no frames whose mask could be saved")
-    path = Path(self.mask_file if path is None else path).expanduser()
-    edited = self.edited
-    path, good = save_edited(path, self.frames, edited, self._place, replace=path == self._written)
-    self.mask_file, self._written = str(path), path
-    n = int((edited == MASKED_BY_HAND).sum())
-    self.saved = f"saved {path}: {int((~good).sum()):,} pixels masked, {n:,} of them by hand; xd.open_frames(…, mask={str(path)!r}) reads it"
-    return path
-
-
-def _on_message(self: FrameExplorer, _: Any, content: Mapping[str, Any], __: Any) -> None:
-    """A message from the browser: its button was pressed."""
-    if content.get("do") == "save":
-        self.guarded(lambda: self.save_mask())()
-    elif content.get("do") == "beamstop":
-        self.guarded(lambda: self.mask_beamstop())()
-    elif content.get("do") == "fit":
-        self.guarded(lambda: self.fit_center())()
-
-
-def mask_beamstop(self: FrameExplorer) -> None:
-    """Add the shadow of beamstop and holder in the frame that is shown to the edits, see `frames.shadows`.
-
-    Raises `BadInput` if nothing says where the beam is, or no shadow is found.
-    """
-    self._complete_mask()
-    geometry = self.placed() if self.pictures else None
-    if geometry is None:
-        raise BadInput(
-            "nothing says where the beam is; expected a beam centre: put it under the cross with Space, or give beam_center"
-        )
-    flat, picture = geometry.image_geometry if isinstance(geometry, PanelGeometry) else geometry, self.pictures[0]
-    center = self.center or flat.beam_center
-    shadow = shadow_of(picture.intensity, unmasked_pixels(picture), tuple(center))
-    if not shadow.any():
-        masked = (self._codes_before == code_of("shadow")).any()
-        raise BadInput(
-            "the shadow is masked already"
-            if masked
-            else f"no shadow is found at the beam centre ({center[0]:.0f}, {center[1]:.0f}) in this frame; expected a brighter frame, or draw it by hand"
-        )
-    self.show_mask, self.edits = True, [*self.edits, {"shape": "pixels", "runs": pixel_runs(shadow)}]
-
-
-FrameExplorer.save_mask, FrameExplorer._on_message = save_mask, _on_message
-FrameExplorer.mask_beamstop = mask_beamstop
-
-# %% ../../../nbs/app/widgets/explorer.ipynb #10aea901
-def _still(self: FrameExplorer) -> bytes:
-    """The frame as it is shown now, with its marks, as a PNG."""
-    from xrddiff.app.widgets.canvas import draw_pictures
-    from xrddiff.judge.views.plots import png
-
-    if not self.pictures:
-        raise BadInput("there is no picture to draw")
-    words = dict(
-        scale=self.scale, limits=self.limits, window=self.window, rings=self.show_rings, hidden=self.hidden_marks
-    ) | dict(colours=self.colours)
-    return png(draw_pictures([replace(self.pictures[0], marks=self.marks)], **words), dpi=90, palette=256)
-
-
-def _about(self: FrameExplorer) -> str:
-    """A description of what is shown, in a sentence."""
-    if self.sentence or self.frames is None:
-        return f"FrameExplorer: {self.sentence or 'nothing'}"
-    where = f" of {self.source}" if self.source else ""
-    return f"FrameExplorer: frame {self.frame} of 0 to {self.n_frames - 1}{where}, {self.scale} scale"
-
-
-FrameExplorer.still, FrameExplorer.about = _still, _about
-
 # %% ../../../nbs/app/widgets/explorer.ipynb #1e8c2362
 def _ring_geometry(self: FrameExplorer) -> Any:
     """The flat geometry of the picture with the beam at `center`, for rings."""
@@ -450,46 +453,3 @@ def _ring_geometry(self: FrameExplorer) -> Any:
         )
     flat = geometry.image_geometry if isinstance(geometry, PanelGeometry) else geometry
     return flat if self.center is None else replace(flat, beam_center=tuple(self.center))
-
-
-def _draw_calibrant(self: FrameExplorer) -> None:
-    """Send the rings of the calibrant to the browser."""
-    rings = []
-    if self.calibrant and self.pictures:
-        rings = [list(ring) for ring in calibrant_rings(self.calibrant, _ring_geometry(self))]
-    if self._rings != rings:
-        self._rings = rings
-
-
-def _moved_center(self: FrameExplorer) -> None:
-    if self.fitted and (self._fit is None or self.center != self._fit):
-        self.fitted = ""
-    self._draw_calibrant()
-
-
-def _fit_center(self: FrameExplorer) -> FittedCenter:
-    """Fit `center` to the rings of `calibrant` in the frame that is shown, from where it is.
-
-    Raises `BadInput` where no calibrant is chosen, or its rings are not seen.
-    """
-    if not self.calibrant:
-        raise BadInput("no calibrant is chosen; expected one whose rings are in the frame")
-    self._complete_mask()
-    geometry, picture = _ring_geometry(self), self.pictures[0]
-    radii = [r for _, r in calibrant_rings(self.calibrant, geometry)]
-    found = fit_center(picture.intensity, unmasked_pixels(picture), radii, geometry.beam_center)
-    (x, y), (a, b) = found.center, found.sigma
-    self._fit = [round(x, 3), round(y, 3)]
-    self.center = self._fit
-    said = f"centre {x:.2f} ± {a:.2f}, {y:.2f} ± {b:.2f} px"
-    if isinstance(picture.geometry, PanelGeometry):
-        moved = picture.geometry.pixel_size * (np.array(picture.geometry.image_geometry.beam_center) - self._fit)
-        said += f": panels moved by ({moved[0]:.4g}, {moved[1]:.4g}) m"
-    else:
-        said += f": xd.open_frames(…, beam_center=({x:.2f}, {y:.2f}))"
-    self.fitted = f"{said}; distance × {found.scale:.4f} would fit the rings best; {found.points} points, {found.rms:.2f} px from the rings"
-    return found
-
-
-FrameExplorer._draw_calibrant, FrameExplorer._moved_center = _draw_calibrant, _moved_center
-FrameExplorer.fit_center, FrameExplorer._fit = _fit_center, None

@@ -30,8 +30,7 @@ from ...run.slurm.status import STATUS_COLUMNS, job_rows, status_cells, status_t
 from ...run.slurm.submission import chosen_profile, plan_resume, resumable, send_plan, sent_lines
 
 # %% auto #0
-__all__ = ['ASK_EVERY', 'LINES', 'JobsSeen', 'JobsWatched', 'log_lines', 'is_queued', 'JobsView', 'JobMonitor', 'cancel',
-           'confirm', 'keep', 'resume', 'watch', 'unwatch', 'about', 'still']
+__all__ = ['ASK_EVERY', 'LINES', 'JobsSeen', 'JobsWatched', 'log_lines', 'is_queued', 'JobsView', 'JobMonitor']
 
 # %% ../../../nbs/app/widgets/job_monitor.ipynb #224146fe
 ASK_EVERY = 5.0  # s between two requests to the cluster
@@ -181,6 +180,68 @@ class JobMonitor(Refreshed, Panel):
         """Ask the cluster now."""
         self.take(self.jobs.look(self.chosen, now=True))
 
+    def cancel(self, job: str) -> None:
+        """Ask whether this job is to be cancelled; `confirm` cancels it, `keep` does not."""
+        row = self._row(job)
+        if not is_queued(row):
+            raise BadInput(f"job {job} has ended ({row['state']}); expected a pending or running job")
+        self.asking = job
+        lost = "" if row["state"] in WAITING else " Work since its last checkpoint will be lost."
+        self.view.asking = f"Cancel job {job}, {' '.join(str(row['name']).split())!r}?{lost}"
+
+    def confirm(self) -> None:
+        """Cancel the job that was asked about."""
+        job = self.asking
+        self.keep()
+        if job:
+            cancel_targets([job])
+            self.view.said = f"cancelled job {job}"
+            self.look_now()
+
+    def keep(self) -> None:
+        """Cancel nothing."""
+        self.asking = self.view.asking = ""
+
+    def resume(self, job: str) -> None:
+        """Submit a job again that ended before it was done, with the profile that it had."""
+        self._row(job)
+        target = resumable(job)
+        profile = chosen_profile(former=target.submission.profile if target.submission else None)
+        plan = plan_resume(target, profile)
+        self.view.said = "; ".join(sent_lines(plan, send_plan(plan)))
+        self.look_now()
+
+    def watch(self, job: str) -> None:
+        """Show the training of a job below its log."""
+        self.unwatch()
+        if not self._row(job).get("run"):
+            raise BadInput(f"no run of job {job} is known; expected a job that `xrddiff submit` submitted")
+        self.place.children = [open_monitor(job)]
+
+    def unwatch(self) -> None:
+        """Show no training."""
+        shown, self.place.children = self.place.children, []
+        for widget in shown:
+            widget.close()
+
+    def about(self) -> str:
+        """The jobs by their states, in a sentence."""
+        if self.sentence:
+            return self.sentence
+        states = Counter(str(row["state"]).lower() for row in self.rows)
+        return "no jobs" if not self.rows else "jobs: " + ", ".join(f"{n} {state}" for state, n in states.items())
+
+    def still(self) -> bytes:
+        """The table of jobs as a PNG."""
+        lines = (
+            [self.sentence]
+            if self.sentence
+            else status_table(self.rows, 130).splitlines()
+            if self.rows
+            else ["no jobs"]
+        )
+        return png(draw_lines(lines, "Jobs of this cluster"), dpi=100)
+
 # %% ../../../nbs/app/widgets/job_monitor.ipynb #8ebe78cd
 def _actions_of(row: Mapping[str, Any]) -> dict[str, Any]:
     """What can be done with a job."""
@@ -188,73 +249,3 @@ def _actions_of(row: Mapping[str, Any]) -> dict[str, Any]:
     return dict(
         id=row["id"], state=row["state"], queued=queued, resume=run and not queued and not row["finished"], watch=run
     )
-
-
-def cancel(self: JobMonitor, job: str) -> None:
-    """Ask whether this job is to be cancelled; `confirm` cancels it, `keep` does not."""
-    row = self._row(job)
-    if not is_queued(row):
-        raise BadInput(f"job {job} has ended ({row['state']}); expected a pending or running job")
-    self.asking = job
-    lost = "" if row["state"] in WAITING else " Work since its last checkpoint will be lost."
-    self.view.asking = f"Cancel job {job}, {' '.join(str(row['name']).split())!r}?{lost}"
-
-
-def confirm(self: JobMonitor) -> None:
-    """Cancel the job that was asked about."""
-    job = self.asking
-    self.keep()
-    if job:
-        cancel_targets([job])
-        self.view.said = f"cancelled job {job}"
-        self.look_now()
-
-
-def keep(self: JobMonitor) -> None:
-    """Cancel nothing."""
-    self.asking = self.view.asking = ""
-
-
-def resume(self: JobMonitor, job: str) -> None:
-    """Submit a job again that ended before it was done, with the profile that it had."""
-    self._row(job)
-    target = resumable(job)
-    profile = chosen_profile(former=target.submission.profile if target.submission else None)
-    plan = plan_resume(target, profile)
-    self.view.said = "; ".join(sent_lines(plan, send_plan(plan)))
-    self.look_now()
-
-
-def watch(self: JobMonitor, job: str) -> None:
-    """Show the training of a job below its log."""
-    self.unwatch()
-    if not self._row(job).get("run"):
-        raise BadInput(f"no run of job {job} is known; expected a job that `xrddiff submit` submitted")
-    self.place.children = [open_monitor(job)]
-
-
-def unwatch(self: JobMonitor) -> None:
-    """Show no training."""
-    shown, self.place.children = self.place.children, []
-    for widget in shown:
-        widget.close()
-
-
-def about(self: JobMonitor) -> str:
-    """The jobs by their states, in a sentence."""
-    if self.sentence:
-        return self.sentence
-    states = Counter(str(row["state"]).lower() for row in self.rows)
-    return "no jobs" if not self.rows else "jobs: " + ", ".join(f"{n} {state}" for state, n in states.items())
-
-
-def still(self: JobMonitor) -> bytes:
-    """The table of jobs as a PNG."""
-    lines = (
-        [self.sentence] if self.sentence else status_table(self.rows, 130).splitlines() if self.rows else ["no jobs"]
-    )
-    return png(draw_lines(lines, "Jobs of this cluster"), dpi=100)
-
-
-for action in (cancel, confirm, keep, resume, watch, unwatch, about, still):
-    setattr(JobMonitor, action.__name__, action)

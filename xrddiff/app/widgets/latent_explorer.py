@@ -104,110 +104,101 @@ class LatentExplorer(Panel):
             return between(z[self.first], z[self.last], self.t, self.way)
         return z[self.frame] if self.mode == "frame" else walk_component(z[self.frame], self.components, self.component - 1, self.amount)  # fmt: skip
 
-# %% ../../../nbs/app/widgets/latent_explorer.ipynb #2b6cf0c7
-def _build(self: LatentExplorer) -> None:
-    """The controls, linked with the traits."""
-    style, n = {"description_width": "110px"}, len(self.encoded)
-    words = dict(style=style, layout=Layout(width="320px"))
-    labels = [*dict.fromkeys([*label_names(self.encoded.frames), *LABELS])]
-    self._labels = ipywidgets.Dropdown(options=[("nothing", ""), *((n, n) for n in labels)], description="coloured by", **words)  # fmt: skip
-    self._mode = ipywidgets.ToggleButtons(options=[("a frame", "frame"), ("between two", "between"), ("along a component", "along")], description="show", style={"description_width": "40px", "button_width": "155px"})  # fmt: skip
-    ends = dict(min=0, max=n - 1, style=style, layout=Layout(width="190px"))
-    self._first = ipywidgets.BoundedIntText(description="from number", **ends)
-    self._last = ipywidgets.BoundedIntText(description="to number", **ends)
-    self._here, self._there = (ipywidgets.Button(description="the picked one", tooltip=f"{what} the frame that is picked on the map", layout=Layout(width="110px")) for what in ("from", "to"))  # fmt: skip
-    self._t = Slide(step=0.05, label="fraction")
-    self._way = ipywidgets.Dropdown(options=list(WAYS), description="way", **words)
-    spread = self.components.spread
-    components = [(f"component {k + 1}, σ {spread[k]:.2g}", k + 1) for k in range(self.components.components)]
-    self._component = ipywidgets.Dropdown(options=components, description="along", **words)
-    self._amount = Slide(min=-4, max=4, step=0.1, label="by σ")
-    pairs = dict(label=self._labels, mode=self._mode, first=self._first, last=self._last, t=self._t, way=self._way)
-    for name, control in (pairs | dict(component=self._component, amount=self._amount)).items():
-        link((self, name), (control, "value"))
-    for name in ("frame", "first", "last"):
-        link((self, name), (self.map, name))
-    self._here.on_click(lambda _: self.set_trait("first", self.frame))
-    self._there.on_click(lambda _: self.set_trait("last", self.frame))
-    row = Layout(flex_flow="row wrap")
-    self._parts = {
-        "frame": ipywidgets.VBox([]),
-        "between": ipywidgets.VBox(
-            [
-                ipywidgets.HBox([self._first, self._here], layout=row),
-                ipywidgets.HBox([self._last, self._there], layout=row),
-                self._t,
-                self._way,
-            ]
-        ),
-        "along": ipywidgets.VBox([self._component, self._amount]),
-    }
-    left = ipywidgets.VBox([self._labels, self.map], layout=Layout(flex="0 0 auto", width="480px", max_width="100%"))
-    right = ipywidgets.VBox([self._mode, *self._parts.values(), self.view], layout=Layout(flex="1 1 420px", min_width="300px"))  # fmt: skip
-    self.children = [*self.children, ipywidgets.HBox([left, right], layout=row)]
+    def _build(self) -> None:
+        """The controls, linked with the traits."""
+        style, n = {"description_width": "110px"}, len(self.encoded)
+        words = dict(style=style, layout=Layout(width="320px"))
+        labels = [*dict.fromkeys([*label_names(self.encoded.frames), *LABELS])]
+        self._labels = ipywidgets.Dropdown(options=[("nothing", ""), *((n, n) for n in labels)], description="coloured by", **words)  # fmt: skip
+        self._mode = ipywidgets.ToggleButtons(options=[("a frame", "frame"), ("between two", "between"), ("along a component", "along")], description="show", style={"description_width": "40px", "button_width": "155px"})  # fmt: skip
+        ends = dict(min=0, max=n - 1, style=style, layout=Layout(width="190px"))
+        self._first = ipywidgets.BoundedIntText(description="from number", **ends)
+        self._last = ipywidgets.BoundedIntText(description="to number", **ends)
+        self._here, self._there = (ipywidgets.Button(description="the picked one", tooltip=f"{what} the frame that is picked on the map", layout=Layout(width="110px")) for what in ("from", "to"))  # fmt: skip
+        self._t = Slide(step=0.05, label="fraction")
+        self._way = ipywidgets.Dropdown(options=list(WAYS), description="way", **words)
+        spread = self.components.spread
+        components = [(f"component {k + 1}, σ {spread[k]:.2g}", k + 1) for k in range(self.components.components)]
+        self._component = ipywidgets.Dropdown(options=components, description="along", **words)
+        self._amount = Slide(min=-4, max=4, step=0.1, label="by σ")
+        pairs = dict(label=self._labels, mode=self._mode, first=self._first, last=self._last, t=self._t, way=self._way)
+        for name, control in (pairs | dict(component=self._component, amount=self._amount)).items():
+            link((self, name), (control, "value"))
+        for name in ("frame", "first", "last"):
+            link((self, name), (self.map, name))
+        self._here.on_click(lambda _: self.set_trait("first", self.frame))
+        self._there.on_click(lambda _: self.set_trait("last", self.frame))
+        row = Layout(flex_flow="row wrap")
+        self._parts = {
+            "frame": ipywidgets.VBox([]),
+            "between": ipywidgets.VBox(
+                [
+                    ipywidgets.HBox([self._first, self._here], layout=row),
+                    ipywidgets.HBox([self._last, self._there], layout=row),
+                    self._t,
+                    self._way,
+                ]
+            ),
+            "along": ipywidgets.VBox([self._component, self._amount]),
+        }
+        left = ipywidgets.VBox(
+            [self._labels, self.map], layout=Layout(flex="0 0 auto", width="480px", max_width="100%")
+        )
+        right = ipywidgets.VBox([self._mode, *self._parts.values(), self.view], layout=Layout(flex="1 1 420px", min_width="300px"))  # fmt: skip
+        self.children = [*self.children, ipywidgets.HBox([left, right], layout=row)]
 
-
-def _colour(self: LatentExplorer, _: Any = None) -> None:
-    """Colour the map by the label."""
-    names = [f"frame {row}" for row in self.encoded.rows]
-    self._values = self._classes = None
-    if self.label:
-        values, classes = read_label(self.encoded.frames, self.label)
-        self._values, self._classes = np.asarray(values, np.float64), classes
-        if classes is not None:
-            said = [classes[v] if v >= 0 else "unknown" for v in np.asarray(values, int)]
-            colours = class_colours(len(classes))
-            legend = [[c, to_hex(colours[k] / 255)] for k, c in enumerate(classes) if (values == k).any()]
+    def _colour(self, _: Any = None) -> None:
+        """Colour the map by the label."""
+        names = [f"frame {row}" for row in self.encoded.rows]
+        self._values = self._classes = None
+        if self.label:
+            values, classes = read_label(self.encoded.frames, self.label)
+            self._values, self._classes = np.asarray(values, np.float64), classes
+            if classes is not None:
+                said = [classes[v] if v >= 0 else "unknown" for v in np.asarray(values, int)]
+                colours = class_colours(len(classes))
+                legend = [[c, to_hex(colours[k] / 255)] for k, c in enumerate(classes) if (values == k).any()]
+            else:
+                said = [f"{v:.4g}" if np.isfinite(v) else "unknown" for v in values]
+                known = self._values[np.isfinite(self._values)]
+                ends = [known.min(), known.max()] if len(known) else []
+                legend = [[f"{v:.4g}", to_hex(c / 255)] for v, c in zip(ends, point_colours(ends), strict=True)]
+            names = [f"{name}, {self.label} {v}" for name, v in zip(names, said, strict=True)]
+            self.map.colours, self.map.legend = point_colours(self._values, classes).tobytes(), legend
         else:
-            said = [f"{v:.4g}" if np.isfinite(v) else "unknown" for v in values]
-            known = self._values[np.isfinite(self._values)]
-            ends = [known.min(), known.max()] if len(known) else []
-            legend = [[f"{v:.4g}", to_hex(c / 255)] for v, c in zip(ends, point_colours(ends), strict=True)]
-        names = [f"{name}, {self.label} {v}" for name, v in zip(names, said, strict=True)]
-        self.map.colours, self.map.legend = point_colours(self._values, classes).tobytes(), legend
-    else:
-        self.map.colours, self.map.legend = np.full((len(names), 3), 140, np.uint8).tobytes(), []
-    self.map.names = names
+            self.map.colours, self.map.legend = np.full((len(names), 3), 140, np.uint8).tobytes(), []
+        self.map.names = names
 
-# %% ../../../nbs/app/widgets/latent_explorer.ipynb #a6ac9ca7
-def _decoded(self: LatentExplorer, latents: torch.Tensor, *titles: str) -> list[CanvasImage]:
-    """Decoded latents (n, C, h, w) as pictures."""
-    frames = self.encoded.frames
-    valid, unit = frame_mask(frames, 0), picture_of(frames, 0).unit
-    return [CanvasImage(title, image, valid, unit=unit) for image, title in zip(self.encoded.decode(latents), titles, strict=True)]  # fmt: skip
+    def _decoded(self, latents: torch.Tensor, *titles: str) -> list[CanvasImage]:
+        """Decoded latents (n, C, h, w) as pictures."""
+        frames = self.encoded.frames
+        valid, unit = frame_mask(frames, 0), picture_of(frames, 0).unit
+        return [CanvasImage(title, image, valid, unit=unit) for image, title in zip(self.encoded.decode(latents), titles, strict=True)]  # fmt: skip
 
+    def _show(self, _: Any = None) -> None:
+        """Decode and show what the mode asks for."""
+        for mode, part in self._parts.items():
+            part.layout.display = None if mode == self.mode else "none"
+        z, rows = self.encoded.latents, self.encoded.rows
+        if self.mode == "frame":
+            measured = picture_of(self.encoded.frames, self.frame, f"frame {rows[self.frame]}, measured")
+            self.view.pictures = [measured, *self._decoded(self.latent[None], "reconstruction")]
+        elif self.mode == "between":
+            titles = (f"frame {rows[self.first]}", f"{100 * self.t:.0f}% of the way", f"frame {rows[self.last]}")
+            self.view.pictures = self._decoded(torch.stack([z[self.first], self.latent, z[self.last]]), *titles)
+        else:
+            titles = f"frame {rows[self.frame]}", f"{self.amount:+.1f} σ along component {self.component}"
+            self.view.pictures = self._decoded(torch.stack([z[self.frame], self.latent]), *titles)
 
-def _show(self: LatentExplorer, _: Any = None) -> None:
-    """Decode and show what the mode asks for."""
-    for mode, part in self._parts.items():
-        part.layout.display = None if mode == self.mode else "none"
-    z, rows = self.encoded.latents, self.encoded.rows
-    if self.mode == "frame":
-        measured = picture_of(self.encoded.frames, self.frame, f"frame {rows[self.frame]}, measured")
-        self.view.pictures = [measured, *self._decoded(self.latent[None], "reconstruction")]
-    elif self.mode == "between":
-        titles = (f"frame {rows[self.first]}", f"{100 * self.t:.0f}% of the way", f"frame {rows[self.last]}")
-        self.view.pictures = self._decoded(torch.stack([z[self.first], self.latent, z[self.last]]), *titles)
-    else:
-        titles = f"frame {rows[self.frame]}", f"{self.amount:+.1f} σ along component {self.component}"
-        self.view.pictures = self._decoded(torch.stack([z[self.frame], self.latent]), *titles)
+    def still(self) -> bytes:
+        """The map, or what is shown beside it, as a PNG."""
+        if self.mode != "frame":
+            return png(draw_pictures(self.view.pictures))
+        ax = plot_latent_map(self.points, self._values, self._classes, label=self.label, axes=tuple(self.map.axes), picked={"frame": self.frame})  # fmt: skip
+        return png(ax.figure)
 
-
-def _still(self: LatentExplorer) -> bytes:
-    """The map, or what is shown beside it, as a PNG."""
-    if self.mode != "frame":
-        return png(draw_pictures(self.view.pictures))
-    ax = plot_latent_map(self.points, self._values, self._classes, label=self.label, axes=tuple(self.map.axes), picked={"frame": self.frame})  # fmt: skip
-    return png(ax.figure)
-
-
-def _about(self: LatentExplorer) -> str:
-    """The current state in a sentence."""
-    colours = f" coloured by {self.label}" if self.label else ""
-    said = f": {self.sentence}" if self.sentence else ""
-    return f"{len(self.encoded)} frames in a latent of {tuple(self.encoded.latents.shape[1:])}{colours}{said}"
-
-
-for function in (_build, _colour, _decoded, _show):
-    setattr(LatentExplorer, function.__name__, function)
-LatentExplorer.still, LatentExplorer.about = _still, _about
+    def about(self) -> str:
+        """The current state in a sentence."""
+        colours = f" coloured by {self.label}" if self.label else ""
+        said = f": {self.sentence}" if self.sentence else ""
+        return f"{len(self.encoded)} frames in a latent of {tuple(self.encoded.latents.shape[1:])}{colours}{said}"

@@ -80,88 +80,76 @@ class Measured(FrameView):
         """The curves beside the picture, in their order."""
         return [self._curves[name] for name in ("radial", "line") if name in self._curves]
 
+    def in_background(self, topic: str, work: Callable[[], Any], take: Callable[[Any], None]) -> None:
+        """`take(work())`, with `work` in a thread, unless another one of this topic has been requested since."""
+        number = self._forget(topic)
+
+        def done(result: Any, error: Exception | None = None) -> None:
+            if number != self._requests[topic]:  # nor is it a matter to the user why it failed
+                return
+            if error is not None:
+                raise error
+            take(result)
+
+        def run() -> None:
+            try:
+                result = work()
+            except Exception as error:
+                self.soon(done, None, error)
+            else:
+                self.soon(done, result)
+
+        if self._loop is None:
+            self.guarded(lambda: done(work()))()
+        else:
+            threading.Thread(target=run, name=f"xrddiff {topic}", daemon=True).start()
+
+    def _forget(self, topic: str) -> int:
+        """The result of what has been requested of this topic is no longer needed; returns the number of the next request."""
+        self._requests[topic] = self._requests.get(topic, 0) + 1
+        return self._requests[topic]
+
+    def close(self) -> None:
+        """Close the widget; what is still being worked on is no longer needed."""
+        for topic in getattr(self, "_requests", {}):
+            self._forget(topic)
+        super().close()
+
+    def draw_curve(self) -> None:
+        """Compute the radial curve of the picture that is shown, if `show_curve`."""
+        picture = self.pictures[0] if self.pictures and self.show_curve else None
+        geometry = None if picture is None else self.placed()
+        if geometry is None:
+            self._forget("curve")
+            self._take_curve(None)
+            return
+
+        def work() -> tuple[np.ndarray, np.ndarray, str]:
+            key = (picture.geometry, None if self.center is None else tuple(self.center))
+            if self._radius[0] != key:
+                self._radius = key, as_image(flat_radius(geometry), picture.geometry)
+            radius, mean, _ = radial_curve(picture.intensity, unmasked_pixels(picture), self._radius[1])
+            return (*angle_axis(radius, geometry), mean)
+
+        self.in_background("curve", work, self._take_curve)
+
+    def _take_curve(self, found: tuple[np.ndarray, str, np.ndarray] | None) -> None:
+        self.curve = None
+        self._curves.pop("radial", None)
+        if found is not None:
+            x, name, mean = found
+            self.curve = x, mean
+            words = dict(x_name=name, y_name=self.pictures[0].unit, log=self.scale == "log")
+            self._curves["radial"] = packed_plot("radial", "radial curve", x, mean, **words)
+        if self._plots != self.plots():
+            self._plots = self.plots()
+
+    def placed(self) -> Any:
+        """The geometry of the picture with the beam at `center`; None if nothing says where the beam is."""
+        return with_center(self.pictures[0].geometry, self.center, self.pictures[0].intensity.shape)
+
 
 def unmasked_pixels(picture: CanvasImage) -> np.ndarray:
     """Which pixels of a picture are valid, bool (y, x)."""
     masked = picture.masked
     return np.ones(picture.intensity.shape, bool) if masked is None else masked == 0
-
-# %% ../../../nbs/app/widgets/measures.ipynb #df373687
-def _in_background(self: Measured, topic: str, work: Callable[[], Any], take: Callable[[Any], None]) -> None:
-    """`take(work())`, with `work` in a thread, unless another one of this topic has been requested since."""
-    number = self._forget(topic)
-
-    def done(result: Any, error: Exception | None = None) -> None:
-        if number != self._requests[topic]:  # nor is it a matter to the user why it failed
-            return
-        if error is not None:
-            raise error
-        take(result)
-
-    def run() -> None:
-        try:
-            result = work()
-        except Exception as error:
-            self.soon(done, None, error)
-        else:
-            self.soon(done, result)
-
-    if self._loop is None:
-        self.guarded(lambda: done(work()))()
-    else:
-        threading.Thread(target=run, name=f"xrddiff {topic}", daemon=True).start()
-
-
-def _forget(self: Measured, topic: str) -> int:
-    """The result of what has been requested of this topic is no longer needed; returns the number of the next request."""
-    self._requests[topic] = self._requests.get(topic, 0) + 1
-    return self._requests[topic]
-
-
-def _close(self: Measured) -> None:
-    """Close the widget; what is still being worked on is no longer needed."""
-    for topic in getattr(self, "_requests", {}):
-        self._forget(topic)
-    super(Measured, self).close()
-
-
-Measured.in_background, Measured._forget, Measured.close = _in_background, _forget, _close
-
-# %% ../../../nbs/app/widgets/measures.ipynb #aba329b7
-def _draw_curve(self: Measured) -> None:
-    """Compute the radial curve of the picture that is shown, if `show_curve`."""
-    picture = self.pictures[0] if self.pictures and self.show_curve else None
-    geometry = None if picture is None else self.placed()
-    if geometry is None:
-        self._forget("curve")
-        self._take_curve(None)
-        return
-
-    def work() -> tuple[np.ndarray, np.ndarray, str]:
-        key = (picture.geometry, None if self.center is None else tuple(self.center))
-        if self._radius[0] != key:
-            self._radius = key, as_image(flat_radius(geometry), picture.geometry)
-        radius, mean, _ = radial_curve(picture.intensity, unmasked_pixels(picture), self._radius[1])
-        return (*angle_axis(radius, geometry), mean)
-
-    self.in_background("curve", work, self._take_curve)
-
-
-def _take_curve(self: Measured, found: tuple[np.ndarray, str, np.ndarray] | None) -> None:
-    self.curve = None
-    self._curves.pop("radial", None)
-    if found is not None:
-        x, name, mean = found
-        self.curve = x, mean
-        words = dict(x_name=name, y_name=self.pictures[0].unit, log=self.scale == "log")
-        self._curves["radial"] = packed_plot("radial", "radial curve", x, mean, **words)
-    if self._plots != self.plots():
-        self._plots = self.plots()
-
-
-def _placed(self: Measured) -> Any:
-    """The geometry of the picture with the beam at `center`; None if nothing says where the beam is."""
-    return with_center(self.pictures[0].geometry, self.center, self.pictures[0].intensity.shape)
-
-
-Measured.draw_curve, Measured._take_curve, Measured.placed = _draw_curve, _take_curve, _placed

@@ -80,64 +80,56 @@ class Refreshed(Shown):
         else:
             self._take(news)
 
-# %% ../../../nbs/app/widgets/refreshing.ipynb #af3b9c17
-def _report_trouble(self: Refreshed, trouble: str) -> None:
-    self._trouble = trouble
-    self.say(trouble)
+    def _report_trouble(self, trouble: str) -> None:
+        self._trouble = trouble
+        self.say(trouble)
 
+    def _take(self, news: Any) -> None:
+        if self._trouble and self.sentence == self._trouble:
+            self.sentence = ""
+        self._trouble = ""
+        if news is not None:
+            said = self.sentence
+            self.guarded(self.take)(news)
+            self.sentence = self.sentence or said
 
-def _take(self: Refreshed, news: Any) -> None:
-    if self._trouble and self.sentence == self._trouble:
-        self.sentence = ""
-    self._trouble = ""
-    if news is not None:
-        said = self.sentence
-        self.guarded(self.take)(news)
-        self.sentence = self.sentence or said
+    def _follow(self) -> None:
+        while True:
+            self._wake.clear()
+            try:
+                news = self.look()
+            except XrddiffError as error:
+                self._call_on_loop(self._report_trouble, str(error))
+            except Exception as error:  # if the thread ended silently, the run would seem to stand still
+                self._call_on_loop(self._report_trouble, f"internal error: {type(error).__name__}: {error}")
+            else:
+                self._call_on_loop(self._take, news)
+            self._wake.wait(self.every)
+            with self._guard:
+                if time.monotonic() >= self._until:
+                    self._thread = None
+                    return
 
+    def _call_on_loop(self, callback: Any, value: Any) -> None:
+        """Call it on the event loop of the kernel and wait until that has happened, or the widget is no
+        longer on screen.
+        """
+        if value is None and not self._trouble:
+            return
+        done = threading.Event()
 
-def _follow(self: Refreshed) -> None:
-    while True:
-        self._wake.clear()
-        try:
-            news = self.look()
-        except XrddiffError as error:
-            self._call_on_loop(self._report_trouble, str(error))
-        except Exception as error:  # if the thread ended silently, the run would seem to stand still
-            self._call_on_loop(self._report_trouble, f"internal error: {type(error).__name__}: {error}")
-        else:
-            self._call_on_loop(self._take, news)
-        self._wake.wait(self.every)
-        with self._guard:
-            if time.monotonic() >= self._until:
-                self._thread = None
-                return
+        def call() -> None:
+            try:
+                callback(value)
+            finally:
+                done.set()
 
-
-def _call_on_loop(self: Refreshed, callback: Any, value: Any) -> None:
-    """Call it on the event loop of the kernel and wait until that has happened, or the widget is no
-    longer on screen.
-    """
-    if value is None and not self._trouble:
-        return
-    done = threading.Event()
-
-    def call() -> None:
-        try:
-            callback(value)
-        finally:
-            done.set()
-
-    loop = self._loop
-    if loop is None or not loop.is_running():
-        return call()
-    loop.call_soon_threadsafe(call)
-    while not done.wait(1.0) and time.monotonic() < self._until:
-        pass
-
-
-for method in (_report_trouble, _take, _follow, _call_on_loop):
-    setattr(Refreshed, method.__name__, method)
+        loop = self._loop
+        if loop is None or not loop.is_running():
+            return call()
+        loop.call_soon_threadsafe(call)
+        while not done.wait(1.0) and time.monotonic() < self._until:
+            pass
 
 # %% ../../../nbs/app/widgets/refreshing.ipynb #28af1c5f
 def signature(paths: Iterable[str | os.PathLike]) -> tuple[Any, ...]:

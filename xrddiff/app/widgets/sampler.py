@@ -95,343 +95,300 @@ class SamplerPanel(Panel):
         """Those of the other condition, from the same noise."""
         return self.drawn[1].samples if len(self.drawn) > 1 else None
 
-# %% ../../../nbs/app/widgets/sampler.ipynb #64385362
-def _build(self: SamplerPanel) -> None:
-    """The controls, linked with the traits."""
-    wide, style = Layout(width="97%"), {"description_width": "130px"}
-    words = dict(layout=wide, style=style)
-    self._runs = ipywidgets.Dropdown(description="run", **words)
-    self._sampler = ipywidgets.Dropdown(description="sampler", options=list(registry.entries("sampler")), **words)
-    self._options = ipywidgets.VBox([])
-    self._steps = ipywidgets.BoundedIntText(16, min=1, max=100_000, description="steps", **words)
-    self._guidance = ipywidgets.Dropdown(description="guidance", options=list(GUIDANCE), **words)
-    self._scale = ipywidgets.BoundedFloatText(1.0, min=0, max=1000, step=0.25, description="guidance scale", **words)
-    self._weaker = WeakerControls(layout=Layout(display="none"))
-    self._seed = ipywidgets.BoundedIntText(0, min=0, max=2**31 - 1, description="seed", **words)
-    self._count = ipywidgets.BoundedIntText(4, min=1, max=100_000, description="samples", **words)
-    self._conditions, self._others = ipywidgets.VBox([]), ipywidgets.VBox([])
-    self._lattice = ipywidgets.VBox([])
-    self._beside = ipywidgets.Checkbox(False, description="same noise, other condition beside it", indent=False)
-    self._go = ipywidgets.Button(description="Draw", button_style="primary", tooltip="draw the samples")
-    self._halt = ipywidgets.Button(description="Cancel", disabled=True, tooltip="stop drawing")
-    self._bar = ipywidgets.FloatProgress(0, min=0, max=1, layout=Layout(width="160px"))
-    self._said = ipywidgets.HTML("", layout=Layout(width="97%"))
-    self._sample, self._step = Slide(label="sample", max=0), Slide(label="step", max=0)
-    self._how = ipywidgets.HTML()
-    for name, control in (("sampler", self._sampler), ("steps", self._steps), ("guidance", self._guidance)):
-        self.set_trait(name, control.value)
-        link((self, name), (control, "value"))
-    for name, control in (("guidance_scale", self._scale), ("seed", self._seed), ("count", self._count)):
-        link((self, name), (control, "value"))
-    link((self, "beside"), (self._beside, "value"))
-    for own, theirs in (("guidance_run", "run"), ("guidance_step", "step")):
-        self._weaker.observe(lambda change, name=own: self.set_trait(name, change.new), theirs)
-    self._runs.observe(self.guarded(self._take_run), "value")
-    self._go.on_click(lambda _: self.draw())
-    self._halt.on_click(lambda _: self.cancel())
-    self._sample.observe(lambda change: self.set_trait("sample", int(change.new)), "value")
-    self._step.observe(self._take_step, "value")
-    left = [self._runs, self._sampler, self._options, self._steps, self._guidance, self._scale]
-    left += [self._weaker, self._seed, self._count, self._conditions, self._lattice, self._beside, self._others]
-    buttons = ipywidgets.HBox([self._go, self._halt])
-    self._left = ipywidgets.VBox([*left, buttons, self._bar, self._said], layout=Layout(width="340px", flex="0 0 auto"))
-    scrub = ipywidgets.HBox([self._sample, self._step], layout=Layout(flex_flow="row wrap"))
-    right = ipywidgets.VBox([self.view, scrub], layout=Layout(flex="1 1 420px", min_width="300px"))
-    both = ipywidgets.HBox([self._left, right], layout=Layout(flex_flow="row wrap"))
-    self.children = [*self.children, both, self._how]
+    def _build(self) -> None:
+        """The controls, linked with the traits."""
+        wide, style = Layout(width="97%"), {"description_width": "130px"}
+        words = dict(layout=wide, style=style)
+        self._runs = ipywidgets.Dropdown(description="run", **words)
+        self._sampler = ipywidgets.Dropdown(description="sampler", options=list(registry.entries("sampler")), **words)
+        self._options = ipywidgets.VBox([])
+        self._steps = ipywidgets.BoundedIntText(16, min=1, max=100_000, description="steps", **words)
+        self._guidance = ipywidgets.Dropdown(description="guidance", options=list(GUIDANCE), **words)
+        self._scale = ipywidgets.BoundedFloatText(
+            1.0, min=0, max=1000, step=0.25, description="guidance scale", **words
+        )
+        self._weaker = WeakerControls(layout=Layout(display="none"))
+        self._seed = ipywidgets.BoundedIntText(0, min=0, max=2**31 - 1, description="seed", **words)
+        self._count = ipywidgets.BoundedIntText(4, min=1, max=100_000, description="samples", **words)
+        self._conditions, self._others = ipywidgets.VBox([]), ipywidgets.VBox([])
+        self._lattice = ipywidgets.VBox([])
+        self._beside = ipywidgets.Checkbox(False, description="same noise, other condition beside it", indent=False)
+        self._go = ipywidgets.Button(description="Draw", button_style="primary", tooltip="draw the samples")
+        self._halt = ipywidgets.Button(description="Cancel", disabled=True, tooltip="stop drawing")
+        self._bar = ipywidgets.FloatProgress(0, min=0, max=1, layout=Layout(width="160px"))
+        self._said = ipywidgets.HTML("", layout=Layout(width="97%"))
+        self._sample, self._step = Slide(label="sample", max=0), Slide(label="step", max=0)
+        self._how = ipywidgets.HTML()
+        for name, control in (("sampler", self._sampler), ("steps", self._steps), ("guidance", self._guidance)):
+            self.set_trait(name, control.value)
+            link((self, name), (control, "value"))
+        for name, control in (("guidance_scale", self._scale), ("seed", self._seed), ("count", self._count)):
+            link((self, name), (control, "value"))
+        link((self, "beside"), (self._beside, "value"))
+        for own, theirs in (("guidance_run", "run"), ("guidance_step", "step")):
+            self._weaker.observe(lambda change, name=own: self.set_trait(name, change.new), theirs)
+        self._runs.observe(self.guarded(self._take_run), "value")
+        self._go.on_click(lambda _: self.draw())
+        self._halt.on_click(lambda _: self.cancel())
+        self._sample.observe(lambda change: self.set_trait("sample", int(change.new)), "value")
+        self._step.observe(self._take_step, "value")
+        left = [self._runs, self._sampler, self._options, self._steps, self._guidance, self._scale]
+        left += [self._weaker, self._seed, self._count, self._conditions, self._lattice, self._beside, self._others]
+        buttons = ipywidgets.HBox([self._go, self._halt])
+        self._left = ipywidgets.VBox(
+            [*left, buttons, self._bar, self._said], layout=Layout(width="340px", flex="0 0 auto")
+        )
+        scrub = ipywidgets.HBox([self._sample, self._step], layout=Layout(flex_flow="row wrap"))
+        right = ipywidgets.VBox([self.view, scrub], layout=Layout(flex="1 1 420px", min_width="300px"))
+        both = ipywidgets.HBox([self._left, right], layout=Layout(flex_flow="row wrap"))
+        self.children = [*self.children, both, self._how]
 
+    def _condition_controls(self, name: str, prefix: str) -> ConditionControls:
+        """Controls of the conditions, linked with the trait `name`."""
+        controls = ConditionControls(self._given, prefix)
+        controls.observe(lambda change: self.set_trait(name, change.new), "value")
+        return controls
 
-SamplerPanel._build = _build
+    def _set_conditions(self, name: str, value: Mapping[str, Any]) -> None:
+        """Trait → controls."""
+        box = (self._conditions if name == "condition" else self._others).children
+        if not box or box[0].value == value:
+            return
+        try:
+            box[0].show(value)
+        except TraitError as error:
+            self.set_trait(name, dict(box[0].value))
+            raise BadInput(str(error)) from None
 
-# %% ../../../nbs/app/widgets/sampler.ipynb #420f67a7
-def _choose(self: SamplerPanel, folder: str) -> None:
-    """Show the run in `folder`. Raises `BadInput` if there is none, or it draws nothing."""
-    path = Path(folder)
-    need_run(path, folder)
-    given, cfg = run_conditions(path), load_config(path / "config.yaml")
-    i = cfg.inference
-    self.cancel()
-    self._cfg, self._given = cfg, given
-    self._default_steps = sampling_steps(cfg)
-    self._conditions.children = [self._condition_controls("condition", "")]
-    self._others.children = []
-    crystals = show_crystals(cfg.model.condition_maps or [])
-    self._show_lattice(dict(i.lattice) if crystals else None)
-    with self.hold_trait_notifications():
-        self.folder, self.drawn, self.sample, self.step = str(path), [], 0, -1
-        self.sampler, self.sampler_options, self.steps = i.sampler, dict(i.sampler_options), self._default_steps
-        self.guidance, self.guidance_scale, self.seed = i.guidance, i.guidance_scale, i.seed
-        self.condition, self.other, self.beside = dict(i.condition), {}, False
-    near = [p.parent for p in sorted(path.absolute().parent.glob("*/config.yaml")) if (p.parent / "template.zarr").is_dir()]  # fmt: skip
-    options = [(p.name, str(p)) for p in near if p != path.absolute()]
-    self._weaker.offer(path, [folder for _, folder in options], i.guidance_run, i.guidance_step)
-    self._show_weaker()
-    self._opening = True
-    self._runs.options = [(path.name, str(path)), *options]
-    self._runs.value, self._opening = str(path), False
-    self._show_options()
-    self._beside.layout.display = None if self._conditions.children[0].children else "none"
-    self._describe()
-    self._show()
+    def _show_weaker(self) -> None:
+        """The controls of the weaker model, if one is used."""
+        self._weaker.layout.display = None if self.guidance == "autoguidance" else "none"
 
+    def _set_weaker(self, name: str, value: str | int | None) -> None:
+        """Trait → controls."""
+        try:
+            self._weaker.set_trait(name, value)
+        except TraitError as error:
+            self.set_trait(f"guidance_{name}", getattr(self._weaker, name))
+            raise BadInput(str(error)) from None
 
-def _condition_controls(self: SamplerPanel, name: str, prefix: str) -> ConditionControls:
-    """Controls of the conditions, linked with the trait `name`."""
-    controls = ConditionControls(self._given, prefix)
-    controls.observe(lambda change: self.set_trait(name, change.new), "value")
-    return controls
+    def _show_beside(self) -> None:
+        """The controls of the other condition, if one is used."""
+        self._others.children = [self._condition_controls("other", "other ")] if self.beside else []
+        if self.beside and self.other:
+            self._set_conditions("other", self.other)
 
+    def _show_lattice(self, value: dict[str, Any] | None) -> None:
+        """The controls of the crystal, if the run is conditioned on one."""
+        self.lattice = value or {}
+        if value is None:
+            self._lattice.children = []
+            return
+        hints = {
+            "cell": "a,b,c,α,β,γ or a PDB or CIF file",
+            "orientations": "random, or a .npy file",
+            "reflections": "a file of intensities, as .mtz",
+        }
+        words = dict(layout=Layout(width="97%"), style={"description_width": "130px"}, continuous_update=False)
+        texts = {
+            k: ipywidgets.Text(str(value.get(k, "")), placeholder=v, description=k, **words) for k, v in hints.items()
+        }
+        for text in texts.values():
+            text.observe(lambda _: self.set_trait("lattice", {k: t.value.strip() for k, t in texts.items() if t.value.strip()}), "value")  # fmt: skip
+        self._lattice.children = list(texts.values())
 
-def _set_conditions(self: SamplerPanel, name: str, value: Mapping[str, Any]) -> None:
-    """Trait → controls."""
-    box = (self._conditions if name == "condition" else self._others).children
-    if not box or box[0].value == value:
-        return
-    try:
-        box[0].show(value)
-    except TraitError as error:
-        self.set_trait(name, dict(box[0].value))
-        raise BadInput(str(error)) from None
+    def _show_options(self) -> None:
+        """The controls of the sampler's options."""
+        known = registry.options("sampler", self.sampler)
+        chosen = {k: v for k, v in self.sampler_options.items() if k in known}
+        self.sampler_options = chosen
+        controls = {k: option_control(o, chosen.get(k, o.default)) for k, o in known.items()}
+        controls = {k: c for k, c in controls.items() if c is not None}
 
-# %% ../../../nbs/app/widgets/sampler.ipynb #69048e2a
-def _show_weaker(self: SamplerPanel) -> None:
-    """The controls of the weaker model, if one is used."""
-    self._weaker.layout.display = None if self.guidance == "autoguidance" else "none"
+        def take(_: Any) -> None:
+            kept = {k: v for k, v in self.sampler_options.items() if k not in controls}
+            changed = {k: c.value for k, c in controls.items() if c.value != known[k].default}
+            self.sampler_options = kept | changed
 
+        for control in controls.values():
+            control.observe(take, "value")
+        self._options.children = list(controls.values())
 
-def _set_weaker(self: SamplerPanel, name: str, value: str | int | None) -> None:
-    """Trait → controls."""
-    try:
-        self._weaker.set_trait(name, value)
-    except TraitError as error:
-        self.set_trait(f"guidance_{name}", getattr(self._weaker, name))
-        raise BadInput(str(error)) from None
-
-
-def _show_beside(self: SamplerPanel) -> None:
-    """The controls of the other condition, if one is used."""
-    self._others.children = [self._condition_controls("other", "other ")] if self.beside else []
-    if self.beside and self.other:
-        self._set_conditions("other", self.other)
-
-
-def _show_lattice(self: SamplerPanel, value: dict[str, Any] | None) -> None:
-    """The controls of the crystal, if the run is conditioned on one."""
-    self.lattice = value or {}
-    if value is None:
-        self._lattice.children = []
-        return
-    hints = {
-        "cell": "a,b,c,α,β,γ or a PDB or CIF file",
-        "orientations": "random, or a .npy file",
-        "reflections": "a file of intensities, as .mtz",
-    }
-    words = dict(layout=Layout(width="97%"), style={"description_width": "130px"}, continuous_update=False)
-    texts = {k: ipywidgets.Text(str(value.get(k, "")), placeholder=v, description=k, **words) for k, v in hints.items()}
-    for text in texts.values():
-        text.observe(lambda _: self.set_trait("lattice", {k: t.value.strip() for k, t in texts.items() if t.value.strip()}), "value")  # fmt: skip
-    self._lattice.children = list(texts.values())
-
-
-def _show_options(self: SamplerPanel) -> None:
-    """The controls of the sampler's options."""
-    known = registry.options("sampler", self.sampler)
-    chosen = {k: v for k, v in self.sampler_options.items() if k in known}
-    self.sampler_options = chosen
-    controls = {k: option_control(o, chosen.get(k, o.default)) for k, o in known.items()}
-    controls = {k: c for k, c in controls.items() if c is not None}
-
-    def take(_: Any) -> None:
-        kept = {k: v for k, v in self.sampler_options.items() if k not in controls}
-        changed = {k: c.value for k, c in controls.items() if c.value != known[k].default}
-        self.sampler_options = kept | changed
-
-    for control in controls.values():
-        control.observe(take, "value")
-    self._options.children = list(controls.values())
-
-
-for function in (
-    _condition_controls,
-    _set_conditions,
-    _show_weaker,
-    _set_weaker,
-    _show_beside,
-    _show_lattice,
-    _show_options,
-):
-    setattr(SamplerPanel, function.__name__, function)
-SamplerPanel.choose = _choose
-
-# %% ../../../nbs/app/widgets/sampler.ipynb #24af4d4f
-def _words(self: SamplerPanel, other: bool = False) -> dict[str, Any]:
-    """The words of `inference` that differ from those of the run; `other`: with the other condition."""
-    i = self._cfg.inference
-    found: dict[str, Any] = {"seed": self.seed}
-    own = dict(sampler=i.sampler, steps=self._default_steps, guidance=i.guidance, guidance_scale=i.guidance_scale)
-    found |= {name: getattr(self, name) for name, value in own.items() if getattr(self, name) != value}
-    weaker = dict(run=self.guidance_run or None, step=self.guidance_step, ema=i.guidance_ema)
-    for name, value in weaker.items():  # words that would contradict another kind of guidance
-        value = value if self.guidance == "autoguidance" else None
-        found |= {f"guidance_{name}": value} if value != getattr(i, f"guidance_{name}") else {}
-    if self.count < i.batch_size:  # nothing is drawn without a request
-        found["batch_size"] = self.count
-    chosen = {"condition": self.other if other else self.condition}
-    chosen |= {"lattice": self.lattice, "sampler_options": self.sampler_options}
-    return found | {k: dict(v) for k, v in chosen.items() if dict(v) != dict(getattr(i, k))}
-
-
-def _changed(self: SamplerPanel, change: Any) -> None:
-    """Bring controls, line and command up to date with a trait."""
-    try:
-        if change.name == "sampler":
-            self._show_options()
-        elif change.name == "beside":
-            self._show_beside()
-        elif change.name == "guidance":
-            self._show_weaker()
-        elif change.name in ("guidance_run", "guidance_step"):
-            self._set_weaker(change.name.removeprefix("guidance_"), change.new)
-        elif change.name in ("condition", "other"):
-            self._set_conditions(change.name, change.new)
-    finally:
-        self._describe()
-
-
-def _describe(self: SamplerPanel) -> None:
-    """The line of Python and the command."""
-    if not self.folder:
-        return
-    each = [self.words(False), *([self.words(True)] if self.beside else [])]
-    names = list(self._given.table)
-    self.line = "\n".join(sample_line(self.count, words, names) for words in each)
-    self.command = "\n".join(sample_command(self.folder, self.count, words) for words in each)
-    self._how.value = render("app/widgets/sampler.html.j2", line=self.line, command=self.command)
-
-
-SamplerPanel.words, SamplerPanel._describe, SamplerPanel._changed = _words, _describe, _changed
-
-# %% ../../../nbs/app/widgets/sampler.ipynb #9f27b1c6
-def _draw(self: SamplerPanel, background: bool = True) -> None:
-    """Draw the samples; `background`: in a thread, so that the notebook goes on."""
-    if self.working:
-        return
-    if not self.folder:
-        self.say("there is no run to draw from; expected the folder of a run of ddpm, diff or latent_diff")
-        return
-    import torch
-
-    self.sentence = ""
-    counted = as_override("inference.num_samples", self.count)
-    asked = [Drawing([*sample_overrides(self.words(False)), counted], dict(self.condition))]
-    if self.beside:
-        asked.append(Drawing([*sample_overrides(self.words(True)), counted], dict(self.other)))
-    self._stop = threading.Event()
-    self._state(True)
-    given = (self.folder, asked, self._stop, torch.get_num_threads())
-    if not background:
-        self._work(*given)
-        return
-    self._thread = threading.Thread(target=self._work, args=given, name="sampler", daemon=True)
-    self._thread.start()
-
-
-def _work(self: SamplerPanel, folder: str, asked: list[Drawing], stop: threading.Event, threads: int) -> None:
-    """Draw the requested samples, and hand them over."""
-    try:
-        draw_each(folder, asked, stop, lambda done, total: self.soon(self._progress, stop, done, total), threads)
-    except Cancelled:
-        self.soon(self._end, stop, None, None)
-    except Exception as error:
-        self.soon(self._end, stop, None, error)
-    else:
-        self.soon(self._end, stop, asked, None)
-
-
-def _progress(self: SamplerPanel, stop: threading.Event, done: int, total: int) -> None:
-    """Show the progress of the drawing."""
-    if stop is self._stop and not stop.is_set():
-        self._bar.value, self._said.value = done / max(total, 1), f"step {done} of {total}"
-
-
-def _end(self: SamplerPanel, stop: threading.Event, drawn: list[Drawing] | None, error: Exception | None) -> None:
-    """Show what was drawn, or why nothing was."""
-    if stop is not self._stop:
-        return
-    self._state(False, "" if drawn or error else "cancelled")
-    if error is not None:
-        raise error
-    if drawn:
+    def choose(self, folder: str) -> None:
+        """Show the run in `folder`. Raises `BadInput` if there is none, or it draws nothing."""
+        path = Path(folder)
+        need_run(path, folder)
+        given, cfg = run_conditions(path), load_config(path / "config.yaml")
+        i = cfg.inference
+        self.cancel()
+        self._cfg, self._given = cfg, given
+        self._default_steps = sampling_steps(cfg)
+        self._conditions.children = [self._condition_controls("condition", "")]
+        self._others.children = []
+        crystals = show_crystals(cfg.model.condition_maps or [])
+        self._show_lattice(dict(i.lattice) if crystals else None)
         with self.hold_trait_notifications():
-            self.drawn, self.step, self.sample = drawn, -1, min(self.sample, frame_count(drawn[0].samples) - 1)
-        self._said.value = for_html(f"{frame_count(drawn[0].samples)} samples by {drawn[0].job.how}")
+            self.folder, self.drawn, self.sample, self.step = str(path), [], 0, -1
+            self.sampler, self.sampler_options, self.steps = i.sampler, dict(i.sampler_options), self._default_steps
+            self.guidance, self.guidance_scale, self.seed = i.guidance, i.guidance_scale, i.seed
+            self.condition, self.other, self.beside = dict(i.condition), {}, False
+        near = [p.parent for p in sorted(path.absolute().parent.glob("*/config.yaml")) if (p.parent / "template.zarr").is_dir()]  # fmt: skip
+        options = [(p.name, str(p)) for p in near if p != path.absolute()]
+        self._weaker.offer(path, [folder for _, folder in options], i.guidance_run, i.guidance_step)
+        self._show_weaker()
+        self._opening = True
+        self._runs.options = [(path.name, str(path)), *options]
+        self._runs.value, self._opening = str(path), False
+        self._show_options()
+        self._beside.layout.display = None if self._conditions.children[0].children else "none"
+        self._describe()
+        self._show()
 
+    def words(self, other: bool = False) -> dict[str, Any]:
+        """The words of `inference` that differ from those of the run; `other`: with the other condition."""
+        i = self._cfg.inference
+        found: dict[str, Any] = {"seed": self.seed}
+        own = dict(sampler=i.sampler, steps=self._default_steps, guidance=i.guidance, guidance_scale=i.guidance_scale)
+        found |= {name: getattr(self, name) for name, value in own.items() if getattr(self, name) != value}
+        weaker = dict(run=self.guidance_run or None, step=self.guidance_step, ema=i.guidance_ema)
+        for name, value in weaker.items():  # words that would contradict another kind of guidance
+            value = value if self.guidance == "autoguidance" else None
+            found |= {f"guidance_{name}": value} if value != getattr(i, f"guidance_{name}") else {}
+        if self.count < i.batch_size:  # nothing is drawn without a request
+            found["batch_size"] = self.count
+        chosen = {"condition": self.other if other else self.condition}
+        chosen |= {"lattice": self.lattice, "sampler_options": self.sampler_options}
+        return found | {k: dict(v) for k, v in chosen.items() if dict(v) != dict(getattr(i, k))}
 
-def _state(self: SamplerPanel, working: bool, said: str = "opening the run") -> None:
-    """Whether something is being drawn."""
-    self.working, self._go.disabled, self._halt.disabled = working, working, not working
-    self._bar.value, self._said.value = 0.0, said
+    def _describe(self) -> None:
+        """The line of Python and the command."""
+        if not self.folder:
+            return
+        each = [self.words(False), *([self.words(True)] if self.beside else [])]
+        names = list(self._given.table)
+        self.line = "\n".join(sample_line(self.count, words, names) for words in each)
+        self.command = "\n".join(sample_command(self.folder, self.count, words) for words in each)
+        self._how.value = render("app/widgets/sampler.html.j2", line=self.line, command=self.command)
 
+    def _changed(self, change: Any) -> None:
+        """Bring controls, line and command up to date with a trait."""
+        try:
+            if change.name == "sampler":
+                self._show_options()
+            elif change.name == "beside":
+                self._show_beside()
+            elif change.name == "guidance":
+                self._show_weaker()
+            elif change.name in ("guidance_run", "guidance_step"):
+                self._set_weaker(change.name.removeprefix("guidance_"), change.new)
+            elif change.name in ("condition", "other"):
+                self._set_conditions(change.name, change.new)
+        finally:
+            self._describe()
 
-def _cancel(self: SamplerPanel) -> None:
-    """Stop drawing; what was drawn before stays."""
-    self._stop.set()
+    def _work(self, folder: str, asked: list[Drawing], stop: threading.Event, threads: int) -> None:
+        """Draw the requested samples, and hand them over."""
+        try:
+            draw_each(folder, asked, stop, lambda done, total: self.soon(self._progress, stop, done, total), threads)
+        except Cancelled:
+            self.soon(self._end, stop, None, None)
+        except Exception as error:
+            self.soon(self._end, stop, None, error)
+        else:
+            self.soon(self._end, stop, asked, None)
 
+    def _progress(self, stop: threading.Event, done: int, total: int) -> None:
+        """Show the progress of the drawing."""
+        if stop is self._stop and not stop.is_set():
+            self._bar.value, self._said.value = done / max(total, 1), f"step {done} of {total}"
 
-def _take_run(self: SamplerPanel, change: Any) -> None:
-    """Another run was chosen."""
-    if change.new and not self._opening:
-        self.choose(change.new)
+    def _end(self, stop: threading.Event, drawn: list[Drawing] | None, error: Exception | None) -> None:
+        """Show what was drawn, or why nothing was."""
+        if stop is not self._stop:
+            return
+        self._state(False, "" if drawn or error else "cancelled")
+        if error is not None:
+            raise error
+        if drawn:
+            with self.hold_trait_notifications():
+                self.drawn, self.step, self.sample = drawn, -1, min(self.sample, frame_count(drawn[0].samples) - 1)
+            self._said.value = for_html(f"{frame_count(drawn[0].samples)} samples by {drawn[0].job.how}")
 
+    def _state(self, working: bool, said: str = "opening the run") -> None:
+        """Whether something is being drawn."""
+        self.working, self._go.disabled, self._halt.disabled = working, working, not working
+        self._bar.value, self._said.value = 0.0, said
 
-for function in (_work, _progress, _end, _state, _take_run):
-    setattr(SamplerPanel, function.__name__, function)
-SamplerPanel.draw, SamplerPanel.cancel = _draw, _cancel
+    def _take_run(self, change: Any) -> None:
+        """Another run was chosen."""
+        if change.new and not self._opening:
+            self.choose(change.new)
 
-# %% ../../../nbs/app/widgets/sampler.ipynb #94a87068
-def _show(self: SamplerPanel, _: Any = None) -> None:
-    """Show the chosen sample and step."""
-    steps = self.drawn[0].steps if self.drawn and self.sample < self.drawn[0].kept else []
-    self._sample.max = frame_count(self.samples) - 1 if self.drawn else 0
-    self._sample.disabled, self._step.disabled = not self.drawn, not steps
-    self._step.max = len(steps)
-    self._sample.value = min(self.sample, self._sample.max)
-    self._step.value = self.step if 0 <= self.step < len(steps) else len(steps)
-    if not self.drawn:
-        self.view.pictures, self._step.text = [], "nothing is drawn yet"
-        return
-    step = int(self._step.value) if self._step.value < len(steps) else -1
-    titles = [f"sample {self.sample}"]
-    if len(self.drawn) > 1:
-        titles = [_condition_text(d.condition) for d in self.drawn]
-    pairs = zip(self.drawn, titles, strict=True)
-    self.view.pictures = [d.picture(int(self._sample.value), step, title) for d, title in pairs]
-    self._step.text = self.drawn[0].when(step)
+    def draw(self, background: bool = True) -> None:
+        """Draw the samples; `background`: in a thread, so that the notebook goes on."""
+        if self.working:
+            return
+        if not self.folder:
+            self.say("there is no run to draw from; expected the folder of a run of ddpm, diff or latent_diff")
+            return
+        import torch
 
+        self.sentence = ""
+        counted = as_override("inference.num_samples", self.count)
+        asked = [Drawing([*sample_overrides(self.words(False)), counted], dict(self.condition))]
+        if self.beside:
+            asked.append(Drawing([*sample_overrides(self.words(True)), counted], dict(self.other)))
+        self._stop = threading.Event()
+        self._state(True)
+        given = (self.folder, asked, self._stop, torch.get_num_threads())
+        if not background:
+            self._work(*given)
+            return
+        self._thread = threading.Thread(target=self._work, args=given, name="sampler", daemon=True)
+        self._thread.start()
 
-def _take_step(self: SamplerPanel, change: Any) -> None:
-    """Slider → trait."""
-    self.step = int(change.new) if change.new < self._step.max else -1
+    def cancel(self) -> None:
+        """Stop drawing; what was drawn before stays."""
+        self._stop.set()
 
+    def _show(self, _: Any = None) -> None:
+        """Show the chosen sample and step."""
+        steps = self.drawn[0].steps if self.drawn and self.sample < self.drawn[0].kept else []
+        self._sample.max = frame_count(self.samples) - 1 if self.drawn else 0
+        self._sample.disabled, self._step.disabled = not self.drawn, not steps
+        self._step.max = len(steps)
+        self._sample.value = min(self.sample, self._sample.max)
+        self._step.value = self.step if 0 <= self.step < len(steps) else len(steps)
+        if not self.drawn:
+            self.view.pictures, self._step.text = [], "nothing is drawn yet"
+            return
+        step = int(self._step.value) if self._step.value < len(steps) else -1
+        titles = [f"sample {self.sample}"]
+        if len(self.drawn) > 1:
+            titles = [_condition_text(d.condition) for d in self.drawn]
+        pairs = zip(self.drawn, titles, strict=True)
+        self.view.pictures = [d.picture(int(self._sample.value), step, title) for d, title in pairs]
+        self._step.text = self.drawn[0].when(step)
 
-def _still(self: SamplerPanel) -> bytes:
-    """The samples, or the way they would be drawn, as a PNG."""
-    if not self.drawn:
-        return png(draw_lines((self.line or self.about()).split("\n")))
-    if self.step >= 0:
-        return png(draw_pictures(self.view.pictures))
-    if self.samples_beside is None:
-        return png(show_samples(None, self.samples, 16, names=(self.drawn[0].job.how,)))
-    return png(show_samples(self.samples, self.samples_beside, 16, names=[_condition_text(d.condition) for d in self.drawn]))  # fmt: skip
+    def _take_step(self, change: Any) -> None:
+        """Slider → trait."""
+        self.step = int(change.new) if change.new < self._step.max else -1
 
+    def still(self) -> bytes:
+        """The samples, or the way they would be drawn, as a PNG."""
+        if not self.drawn:
+            return png(draw_lines((self.line or self.about()).split("\n")))
+        if self.step >= 0:
+            return png(draw_pictures(self.view.pictures))
+        if self.samples_beside is None:
+            return png(show_samples(None, self.samples, 16, names=(self.drawn[0].job.how,)))
+        return png(show_samples(self.samples, self.samples_beside, 16, names=[_condition_text(d.condition) for d in self.drawn]))  # fmt: skip
 
-def _about(self: SamplerPanel) -> str:
-    """The current state in a sentence."""
-    if self.sentence:
-        return f"sampler of {self.folder or 'no run'}: {self.sentence}"
-    done = f"{frame_count(self.samples)} samples by {self.drawn[0].job.how}" if self.drawn else "nothing is drawn yet"
-    return f"sampler of {self.folder}: {done}"
-
-
-SamplerPanel._show, SamplerPanel._take_step = _show, _take_step
-SamplerPanel.still, SamplerPanel.about = _still, _about
+    def about(self) -> str:
+        """The current state in a sentence."""
+        if self.sentence:
+            return f"sampler of {self.folder or 'no run'}: {self.sentence}"
+        done = (
+            f"{frame_count(self.samples)} samples by {self.drawn[0].job.how}" if self.drawn else "nothing is drawn yet"
+        )
+        return f"sampler of {self.folder}: {done}"

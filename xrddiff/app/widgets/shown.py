@@ -23,7 +23,7 @@ from ...core.templates import render
 from ...judge.views.plots import SMALL, Picture
 
 # %% auto #0
-__all__ = ['source', 'Shown', 'guarded', 'soon', 'Panel', 'draw_lines']
+__all__ = ['source', 'Shown', 'Panel', 'draw_lines']
 
 # %% ../../../nbs/app/widgets/shown.ipynb #01c8dad4
 def source(*names: str) -> str:
@@ -73,62 +73,52 @@ class Shown(HasTraits):
         """Show `sentence` in the widget, in place of an exception."""
         self.sentence = sentence
 
-# %% ../../../nbs/app/widgets/shown.ipynb #328bff05
-def guarded(self: Shown, callback: Callable[..., Any], *, keep: bool = False) -> Callable[..., Any]:
-    """`callback`, with errors shown as a sentence in the widget; it returns None after one.
+    def guarded(self, callback: Callable[..., Any], *, keep: bool = False) -> Callable[..., Any]:
+        """`callback`, with errors shown as a sentence in the widget; it returns None after one.
 
-    A new call removes the sentence of the previous one, unless `keep`.
-    """
+        A new call removes the sentence of the previous one, unless `keep`.
+        """
 
-    @functools.wraps(callback)
-    def call(*args: Any, **words: Any) -> Any:
-        if not self._depth and not keep:
-            self.sentence = ""
-        self._depth += 1
-        try:
-            return callback(*args, **words)
-        except XrddiffError as error:
-            self.say(str(error))
-        except Exception as error:
-            logging.getLogger(__name__).exception("internal error in %s", type(self).__name__)
-            said = " ".join(str(error).split())
-            self.say(f"internal error: {type(error).__name__}{f': {said}' if said else ''}")
-        finally:
-            self._depth -= 1
+        @functools.wraps(callback)
+        def call(*args: Any, **words: Any) -> Any:
+            if not self._depth and not keep:
+                self.sentence = ""
+            self._depth += 1
+            try:
+                return callback(*args, **words)
+            except XrddiffError as error:
+                self.say(str(error))
+            except Exception as error:
+                logging.getLogger(__name__).exception("internal error in %s", type(self).__name__)
+                said = " ".join(str(error).split())
+                self.say(f"internal error: {type(error).__name__}{f': {said}' if said else ''}")
+            finally:
+                self._depth -= 1
 
-    return call
+        return call
 
+    def soon(self, callback: Callable[..., Any], *args: Any) -> None:
+        """Call `callback(*args)`, guarded, on the kernel's loop; safe from any thread. A sentence that is shown stays."""
+        call = functools.partial(self.guarded(callback, keep=True), *args)
+        if self._loop is None or self._loop.is_closed() or not self._loop.is_running():
+            call()
+        else:
+            with suppress(RuntimeError):  # the kernel ends just now
+                self._loop.call_soon_threadsafe(call)
 
-Shown.guarded = guarded
+    def _repr_mimebundle_(self, **words: Any) -> Any:
+        """The widget's view, a picture and a sentence."""
+        bundle = super()._repr_mimebundle_(**words)
+        if bundle is None:  # the widget was closed
+            return None
+        data, metadata = bundle if isinstance(bundle, tuple) else (bundle, {})
+        data = data | {"text/plain": self.about()}
+        with suppress(Exception):  # if there is nothing to draw, the sentence says why
+            data["image/png"] = base64.b64encode(self.still()).decode()
+        return data, metadata
 
-# %% ../../../nbs/app/widgets/shown.ipynb #8de97eef
-def soon(self: Shown, callback: Callable[..., Any], *args: Any) -> None:
-    """Call `callback(*args)`, guarded, on the kernel's loop; safe from any thread. A sentence that is shown stays."""
-    call = functools.partial(self.guarded(callback, keep=True), *args)
-    if self._loop is None or self._loop.is_closed() or not self._loop.is_running():
-        call()
-    else:
-        with suppress(RuntimeError):  # the kernel ends just now
-            self._loop.call_soon_threadsafe(call)
-
-
-Shown.soon = soon
-
-# %% ../../../nbs/app/widgets/shown.ipynb #427e1ed7
-def _mimebundle(self: Shown, **words: Any) -> Any:
-    """The widget's view, a picture and a sentence."""
-    bundle = super(Shown, self)._repr_mimebundle_(**words)
-    if bundle is None:  # the widget was closed
-        return None
-    data, metadata = bundle if isinstance(bundle, tuple) else (bundle, {})
-    data = data | {"text/plain": self.about()}
-    with suppress(Exception):  # if there is nothing to draw, the sentence says why
-        data["image/png"] = base64.b64encode(self.still()).decode()
-    return data, metadata
-
-
-Shown._repr_mimebundle_ = _mimebundle
-Shown.__repr__ = lambda self: self.about()
+    def __repr__(self):
+        return self.about()
 
 # %% ../../../nbs/app/widgets/shown.ipynb #5e85b60a
 class Panel(Shown, ipywidgets.VBox):

@@ -199,7 +199,7 @@ def device_lines(s: Standing) -> list[str]:
 # %% ../../../nbs/app/widgets/training_monitor.ipynb #384458d8
 def standing_sentence(s: Standing) -> str:
     """The state of a run, in a sentence."""
-    said = [f"{row['name']} {row['said']}" for row in progress_rows(s.at)[:1]] + progress_text(s.at)
+    said = [f"{row['name'].removesuffix('s')} {row['said']}" for row in progress_rows(s.at)[:1]] + progress_text(s.at)
     said += [f"{left} left"] if (left := clock_text(s.at.eta)) else []
     return f"{s.run}: {s.how.sentence}" + "; " * bool(said) + ", ".join(said)
 

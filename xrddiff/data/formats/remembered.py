@@ -323,6 +323,49 @@ class MaskShelf:
         except (OSError, BadInput):  # the user has no home
             return None
 
+    def recall(self, masking: Automask) -> tuple[list[int], dict[int, np.ndarray], int] | None:
+        """(sentinels, the pixels masked for each reason as bits, frames that were looked at) of the series; None if nothing
+        is known of it, or a file has changed since.
+        """
+        if (place := self.place(masking)) is None:
+            return None
+        try:
+            said, why = _read_series(masking, place)
+            mine = [_name(f) for f in self.files]
+            known = said.order == json_digest(mine) or (len(mine) == 1 and mine[0] in said.dates)
+            if not known or any(_date(f) != said.dates[f] for f in {*mine, *said.seen}):
+                return None
+        except Exception:  # whatever is wrong with it, the frames themselves are still there
+            return None
+        _used(place)
+        masking.said = said.said
+        return said.sentinels, why, len(said.seen)
+
+    def keep(self, masking: Automask, why: Mapping[int, np.ndarray]) -> bool:
+        """Keep what was found in a series of `ENOUGH` frames and more; returns whether it was kept."""
+        seen = [_name(self.files[int(i)]) for i in masking.frames]
+        if len(seen) < ENOUGH or not self.dates or (place := self.place(masking)) is None:
+            return False
+        with suppress(Exception):  # what is there may be damaged; more frames say more
+            before, _ = _read_series(masking, place)
+            more = (len(before.seen), len(before.dates)) > (len(seen), len(self.dates))
+            if more and all(_date(f) == before.dates[f] for f in before.seen):
+                return False
+        order, sentinels = json_digest([_name(f) for f in self.files]), [int(v) for v in masking.values.sentinels]
+        text = sealed(
+            json.dumps(msgspec.to_builtins(_Series(order, dict(self.dates), seen, sentinels, masking.said)))
+        ).encode()
+        if len(text) > LONGEST:
+            return False
+        try:
+            with writing(place, durable=False) as beside, open(beside, "xb", opener=_private) as file:
+                arrays = {str(bit): at for bit, at in why.items()}
+                np.savez_compressed(file, series=np.frombuffer(text, np.uint8), **arrays)
+        except (OSError, ValueError):
+            return False
+        _forget_oldest(place.parent)
+        return True
+
 # %% ../../../nbs/data/formats/remembered.ipynb #7c1d0e2a
 def _read_series(masking: Automask, place: Path) -> tuple[_Series, dict[int, np.ndarray]]:
     """(what is kept of a series, the pixels masked for each reason as bits). Raises `BadInput` or `OSError`."""
@@ -337,54 +380,6 @@ def _read_series(masking: Automask, place: Path) -> tuple[_Series, dict[int, np.
     return said, {bits[name]: at for name, at in arrays.items()}
 
 
-def _recall(self: MaskShelf, masking: Automask) -> tuple[list[int], dict[int, np.ndarray], int] | None:
-    """(sentinels, the pixels masked for each reason as bits, frames that were looked at) of the series; None if nothing
-    is known of it, or a file has changed since.
-    """
-    if (place := self.place(masking)) is None:
-        return None
-    try:
-        said, why = _read_series(masking, place)
-        mine = [_name(f) for f in self.files]
-        known = said.order == json_digest(mine) or (len(mine) == 1 and mine[0] in said.dates)
-        if not known or any(_date(f) != said.dates[f] for f in {*mine, *said.seen}):
-            return None
-    except Exception:  # whatever is wrong with it, the frames themselves are still there
-        return None
-    _used(place)
-    masking.said = said.said
-    return said.sentinels, why, len(said.seen)
-
-
-def _keep(self: MaskShelf, masking: Automask, why: Mapping[int, np.ndarray]) -> bool:
-    """Keep what was found in a series of `ENOUGH` frames and more; returns whether it was kept."""
-    seen = [_name(self.files[int(i)]) for i in masking.frames]
-    if len(seen) < ENOUGH or not self.dates or (place := self.place(masking)) is None:
-        return False
-    with suppress(Exception):  # what is there may be damaged; more frames say more
-        before, _ = _read_series(masking, place)
-        more = (len(before.seen), len(before.dates)) > (len(seen), len(self.dates))
-        if more and all(_date(f) == before.dates[f] for f in before.seen):
-            return False
-    order, sentinels = json_digest([_name(f) for f in self.files]), [int(v) for v in masking.values.sentinels]
-    text = sealed(
-        json.dumps(msgspec.to_builtins(_Series(order, dict(self.dates), seen, sentinels, masking.said)))
-    ).encode()
-    if len(text) > LONGEST:
-        return False
-    try:
-        with writing(place, durable=False) as beside, open(beside, "xb", opener=_private) as file:
-            arrays = {str(bit): at for bit, at in why.items()}
-            np.savez_compressed(file, series=np.frombuffer(text, np.uint8), **arrays)
-    except (OSError, ValueError):
-        return False
-    _forget_oldest(place.parent)
-    return True
-
-
 def _private(path: str, flags: int) -> int:
     """Open a file that nobody else may read: it has names of files."""
     return os.open(path, flags, 0o600)
-
-
-MaskShelf.recall, MaskShelf.keep = _recall, _keep

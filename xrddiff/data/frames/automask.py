@@ -143,145 +143,124 @@ class Automask:
     def __call__(self, i: int) -> np.ndarray:
         return self.mask_of(i, self.intensity[i].values)
 
+    def _work_out(self) -> tuple[np.ndarray, dict[int, np.ndarray]]:
+        """(the mask that all frames share; for each reason, by its bit, the pixels masked for it in
+        the frames examined, 64 to a word).
+        """
+        frames, shape = self.frames, self.intensity.shape[1:]
+        few = [peek_frame(self.intensity, int(i)) for i in frames[:4]]
+        self.values = values_of(self._about, few[0][None] if len(few) == 1 else np.stack(few))
+        stats = SeriesStatistics(self.values, np.ones(shape if len(shape) == 3 else (1, *shape), bool))
+        why: dict[int, np.ndarray] = {}
+        always = as_bits(np.ones(shape, bool))
+        needed = {r.name for r in self.rules if r.series}
+        for i in frames:
+            x = few.pop(0) if few else peek_frame(self.intensity, int(i))
+            bad = self._bad_in(int(i), x, why)
+            always &= as_bits(bad)
+            if needed and not bad.all():  # of a frame that was never written there is nothing to learn
+                stats.add(
+                    x.reshape(stats.known.shape), bad.reshape(stats.known.shape), "dead" in needed and len(frames) > 3
+                )
+            del x, bad
+        bad = always if len(frames) == self.intensity.shape[0] == 1 else as_bits(self._bad_in_all(shape))
+        for r in self.rules:
+            if r.series:
+                bits = as_bits(r.find(stats))
+                stats.found_bits = bits if stats.found_bits is None else stats.found_bits | bits
+                _add_bits(why, r.bit, bits.reshape(bad.shape))
+                bad |= bits.reshape(bad.shape)
+        self.said = stats.said
+        return self._checked(bad), why
+
+    def _file_bad(self, i: int) -> np.ndarray | bool:
+        """The pixels that the file masks in frame `i`."""
+        if self.own is None:
+            return False
+        return ~(self.own[i] if len(self.own.shape) == len(self.intensity.shape) else self.own).values
+
+    def _checked(self, bad: np.ndarray) -> np.ndarray:
+        """The mask of these bad pixels, bits; `BadInput` if they are all."""
+        good = ~as_pixels(bad, self.intensity.shape[-1])
+        if not good.any():
+            raise BadInput(
+                f"{self._where()}: the rules of automask leave no valid pixel; expected fewer of {', '.join(RULES)}"
+            )
+        return quick_mask(good) if good.ndim == 2 else good
+
+    def _bad_in(self, i: int, x: np.ndarray, why: dict[int, np.ndarray]) -> np.ndarray:
+        """The bad pixels of frame `i` with values `x`, without the series rules; the reasons are
+        added to `why`.
+        """
+        bad = np.zeros(x.shape, bool)
+        bad |= self._file_bad(i)
+        if self.own is not None:
+            _add_bits(why, FILE_BIT, as_bits(bad))
+        for r, found in bad_values(x, self.values, self.rules):
+            _add_bits(why, r.bit, as_bits(found > bad))
+            bad |= found
+        return bad
+
+    def _bad_in_all(self, shape: tuple[int, ...]) -> np.ndarray:
+        """The pixels that the file masks in all frames."""
+        if self.own is None or len(self.own.shape) == len(self.intensity.shape):
+            return np.zeros(shape, bool)
+        return ~self.own.values
+
+    def _with_kept(
+        self, sentinels: Sequence[int], why: dict[int, np.ndarray], n: int
+    ) -> tuple[np.ndarray, dict[int, np.ndarray]]:
+        """`_work_out` with what was kept of a series: its sentinels, and the pixels masked for each reason in `n` frames of it. Of a
+        single frame of it the value rules are applied anew.
+        """
+        shape, series = self.intensity.shape[1:], {r.bit for r in self.rules if r.series}
+        blank = values_of(self._about, np.zeros((1,) * len(self.intensity.shape), self.intensity.dtype))
+        self.values = replace(blank, sentinels=tuple(sentinels))
+        if self.intensity.shape[0] == 1:
+            self.series, why = n, {bit: at for bit, at in why.items() if bit in series}
+            bad = as_bits(self._bad_in(0, peek_frame(self.intensity, 0), why))
+        else:
+            bad = as_bits(self._bad_in_all(shape))
+        for bit in series & why.keys():
+            bad |= why[bit]
+        return self._checked(bad), why
+
+    @property
+    def reasons(self) -> np.ndarray:
+        """Why a pixel is masked in any of the frames examined: bits of `RULES`, `FILE_BIT`, uint16."""
+        out = np.zeros(self.static.shape, np.uint16)
+        for bit in self._static[1]:
+            np.bitwise_or(out, np.uint16(bit), out=out, where=self.found_by(bit))
+        return out
+
+    def found_by(self, bit: int) -> np.ndarray | None:
+        """The pixels that are masked for the reason `bit` in any of the frames examined, bool; None if there are none."""
+        width, at = self.static.shape[-1], self._static[1].get(bit)
+        return None if at is None else as_pixels(at, width)
+
+    def counts(self) -> dict[str, int]:
+        """Number of pixels masked by each rule in any of the frames examined, and in total.
+
+        A pixel may count for several rules.
+        """
+        _ = self.static
+        number = {bit: int(np.bitwise_count(at).sum(dtype=np.int64)) for bit, at in self._static[1].items()}
+        out = {"file": number.get(FILE_BIT, 0)} if self.own is not None else {}
+        return out | {r.name: number.get(r.bit, 0) for r in self.rules}
+
+    def summary(self) -> str:
+        """`counts` in words."""
+        found = ", ".join(f"{name} {n:,}" for name, n in self.counts().items()) or "no rules"
+        kept = "".join(f"; {one}" for one in self.said)
+        n, total = len(self.frames), self.intensity.shape[0]
+        if self.series:
+            return f"{found} pixels (gaps, bad pixels and shadow as in {self.series} frames of its series){kept}"
+        return f"{found} pixels" + (f" (in {n} of {total} frames)" if total > 1 else "") + kept
+
 # %% ../../../nbs/data/frames/automask.ipynb #d1fcbdd7
 def _add_bits(why: dict[int, np.ndarray], bit: int, bits: np.ndarray) -> None:
     """Add pixels to those that are masked for the reason `bit`."""
     why[bit] = why[bit] | bits if bit in why else bits
-
-
-def _file_bad(self: Automask, i: int) -> np.ndarray | bool:
-    """The pixels that the file masks in frame `i`."""
-    if self.own is None:
-        return False
-    return ~(self.own[i] if len(self.own.shape) == len(self.intensity.shape) else self.own).values
-
-
-def _work_out(self: Automask) -> tuple[np.ndarray, dict[int, np.ndarray]]:
-    """(the mask that all frames share; for each reason, by its bit, the pixels masked for it in
-    the frames examined, 64 to a word).
-    """
-    frames, shape = self.frames, self.intensity.shape[1:]
-    few = [peek_frame(self.intensity, int(i)) for i in frames[:4]]
-    self.values = values_of(self._about, few[0][None] if len(few) == 1 else np.stack(few))
-    stats = SeriesStatistics(self.values, np.ones(shape if len(shape) == 3 else (1, *shape), bool))
-    why: dict[int, np.ndarray] = {}
-    always = as_bits(np.ones(shape, bool))
-    needed = {r.name for r in self.rules if r.series}
-    for i in frames:
-        x = few.pop(0) if few else peek_frame(self.intensity, int(i))
-        bad = self._bad_in(int(i), x, why)
-        always &= as_bits(bad)
-        if needed and not bad.all():  # of a frame that was never written there is nothing to learn
-            stats.add(
-                x.reshape(stats.known.shape), bad.reshape(stats.known.shape), "dead" in needed and len(frames) > 3
-            )
-        del x, bad
-    bad = always if len(frames) == self.intensity.shape[0] == 1 else as_bits(self._bad_in_all(shape))
-    for r in self.rules:
-        if r.series:
-            bits = as_bits(r.find(stats))
-            stats.found_bits = bits if stats.found_bits is None else stats.found_bits | bits
-            _add_bits(why, r.bit, bits.reshape(bad.shape))
-            bad |= bits.reshape(bad.shape)
-    self.said = stats.said
-    return self._checked(bad), why
-
-
-def _checked(self: Automask, bad: np.ndarray) -> np.ndarray:
-    """The mask of these bad pixels, bits; `BadInput` if they are all."""
-    good = ~as_pixels(bad, self.intensity.shape[-1])
-    if not good.any():
-        raise BadInput(
-            f"{self._where()}: the rules of automask leave no valid pixel; expected fewer of {', '.join(RULES)}"
-        )
-    return quick_mask(good) if good.ndim == 2 else good
-
-
-def _bad_in(self: Automask, i: int, x: np.ndarray, why: dict[int, np.ndarray]) -> np.ndarray:
-    """The bad pixels of frame `i` with values `x`, without the series rules; the reasons are
-    added to `why`.
-    """
-    bad = np.zeros(x.shape, bool)
-    bad |= self._file_bad(i)
-    if self.own is not None:
-        _add_bits(why, FILE_BIT, as_bits(bad))
-    for r, found in bad_values(x, self.values, self.rules):
-        _add_bits(why, r.bit, as_bits(found > bad))
-        bad |= found
-    return bad
-
-
-def _bad_in_all(self: Automask, shape: tuple[int, ...]) -> np.ndarray:
-    """The pixels that the file masks in all frames."""
-    if self.own is None or len(self.own.shape) == len(self.intensity.shape):
-        return np.zeros(shape, bool)
-    return ~self.own.values
-
-
-Automask._work_out, Automask._file_bad = _work_out, _file_bad
-Automask._checked = _checked
-Automask._bad_in, Automask._bad_in_all = _bad_in, _bad_in_all
-
-# %% ../../../nbs/data/frames/automask.ipynb #56b18a7d
-def _with_kept(
-    self: Automask, sentinels: Sequence[int], why: dict[int, np.ndarray], n: int
-) -> tuple[np.ndarray, dict[int, np.ndarray]]:
-    """`_work_out` with what was kept of a series: its sentinels, and the pixels masked for each reason in `n` frames of it. Of a
-    single frame of it the value rules are applied anew.
-    """
-    shape, series = self.intensity.shape[1:], {r.bit for r in self.rules if r.series}
-    blank = values_of(self._about, np.zeros((1,) * len(self.intensity.shape), self.intensity.dtype))
-    self.values = replace(blank, sentinels=tuple(sentinels))
-    if self.intensity.shape[0] == 1:
-        self.series, why = n, {bit: at for bit, at in why.items() if bit in series}
-        bad = as_bits(self._bad_in(0, peek_frame(self.intensity, 0), why))
-    else:
-        bad = as_bits(self._bad_in_all(shape))
-    for bit in series & why.keys():
-        bad |= why[bit]
-    return self._checked(bad), why
-
-
-Automask._with_kept = _with_kept
-
-# %% ../../../nbs/data/frames/automask.ipynb #b37c3f35
-def _reasons(self: Automask) -> np.ndarray:
-    """Why a pixel is masked in any of the frames examined: bits of `RULES`, `FILE_BIT`, uint16."""
-    out = np.zeros(self.static.shape, np.uint16)
-    for bit in self._static[1]:
-        np.bitwise_or(out, np.uint16(bit), out=out, where=self.found_by(bit))
-    return out
-
-
-def _found_by(self: Automask, bit: int) -> np.ndarray | None:
-    """The pixels that are masked for the reason `bit` in any of the frames examined, bool; None if there are none."""
-    width, at = self.static.shape[-1], self._static[1].get(bit)
-    return None if at is None else as_pixels(at, width)
-
-
-def _counts(self: Automask) -> dict[str, int]:
-    """Number of pixels masked by each rule in any of the frames examined, and in total.
-
-    A pixel may count for several rules.
-    """
-    _ = self.static
-    number = {bit: int(np.bitwise_count(at).sum(dtype=np.int64)) for bit, at in self._static[1].items()}
-    out = {"file": number.get(FILE_BIT, 0)} if self.own is not None else {}
-    return out | {r.name: number.get(r.bit, 0) for r in self.rules}
-
-
-def _summary(self: Automask) -> str:
-    """`counts` in words."""
-    found = ", ".join(f"{name} {n:,}" for name, n in self.counts().items()) or "no rules"
-    kept = "".join(f"; {one}" for one in self.said)
-    n, total = len(self.frames), self.intensity.shape[0]
-    if self.series:
-        return f"{found} pixels (gaps, bad pixels and shadow as in {self.series} frames of its series){kept}"
-    return f"{found} pixels" + (f" (in {n} of {total} frames)" if total > 1 else "") + kept
-
-
-Automask.reasons, Automask.found_by = property(_reasons), _found_by
-Automask.counts, Automask.summary = _counts, _summary
 
 # %% ../../../nbs/data/frames/automask.ipynb #d3406644
 class _Once(LazyRows):

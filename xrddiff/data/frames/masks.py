@@ -326,52 +326,47 @@ class SeriesStatistics:
             return events
         return np.where(self.known, self.other[v], 0)
 
-# %% ../../../nbs/data/frames/masks.ipynb #47a7c4c8
-def _add(self: SeriesStatistics, x: np.ndarray, bad: np.ndarray, series: bool) -> None:
-    """One more frame (panel, y, x), with the pixels that value rules found bad; a single one
-    is not copied.
-    """
-    if self.only is not None:
-        self._sum(self.only[:], ~self.known)
-        self.only = None
-    np.greater(self.known, bad, out=self.known)
-    good = self.known if self.n == 0 else ~bad
-    value, count = value_counts(x, good)
-    frame = FilledFrame(x, good, quantile_of(value, count, 0.5) if len(value) else 0)
-    if self.n == 0:
-        self.gap_values = plateau_values(frame)
-    self.n += 1
-    if self.n == 1 and not series:
-        self.only = frame
-        return
-    x = frame[:]
-    self._sum(x, bad)
-    if series:
-        if self.above is None:
-            self.above, self.alone = np.zeros(x.shape, np.int16), np.zeros(x.shape, np.int16)
-            self.contrast = np.zeros(x.shape, np.float32)
-        second, contrast = second_largest(x)
-        quantum = 0 if x.dtype.kind == "f" else 1
-        self.above += x > second
-        self.alone += (x > second + 3 * (contrast + quantum)) & (contrast + quantum > 0)
-        self.contrast += contrast
-        if self.soft is None:
-            self.soft, self.scale = np.zeros(x.shape), float(max(np.median(contrast), quantum)) or 1.0
-        self.soft += np.arcsinh(x / self.scale)
+    def add(self, x: np.ndarray, bad: np.ndarray, series: bool) -> None:
+        """One more frame (panel, y, x), with the pixels that value rules found bad; a single one
+        is not copied.
+        """
+        if self.only is not None:
+            self._sum(self.only[:], ~self.known)
+            self.only = None
+        np.greater(self.known, bad, out=self.known)
+        good = self.known if self.n == 0 else ~bad
+        value, count = value_counts(x, good)
+        frame = FilledFrame(x, good, quantile_of(value, count, 0.5) if len(value) else 0)
+        if self.n == 0:
+            self.gap_values = plateau_values(frame)
+        self.n += 1
+        if self.n == 1 and not series:
+            self.only = frame
+            return
+        x = frame[:]
+        self._sum(x, bad)
+        if series:
+            if self.above is None:
+                self.above, self.alone = np.zeros(x.shape, np.int16), np.zeros(x.shape, np.int16)
+                self.contrast = np.zeros(x.shape, np.float32)
+            second, contrast = second_largest(x)
+            quantum = 0 if x.dtype.kind == "f" else 1
+            self.above += x > second
+            self.alone += (x > second + 3 * (contrast + quantum)) & (contrast + quantum > 0)
+            self.contrast += contrast
+            if self.soft is None:
+                self.soft, self.scale = np.zeros(x.shape), float(max(np.median(contrast), quantum)) or 1.0
+            self.soft += np.arcsinh(x / self.scale)
 
-
-def _add_up(self: SeriesStatistics, x: np.ndarray, bad: np.ndarray) -> None:
-    if self.total is None:
-        self.total, self.low, self.high = np.zeros(x.shape), x.copy(), x.copy()
-        self.other = {v: np.zeros(x.shape, np.int16) for v in self.gap_values}
-    self.total += x
-    np.minimum(self.low, x, out=self.low)
-    np.maximum(self.high, x, out=self.high)
-    for v, count in self.other.items():
-        count += (x != v) & ~bad
-
-
-SeriesStatistics.add, SeriesStatistics._sum = _add, _add_up
+    def _sum(self, x: np.ndarray, bad: np.ndarray) -> None:
+        if self.total is None:
+            self.total, self.low, self.high = np.zeros(x.shape), x.copy(), x.copy()
+            self.other = {v: np.zeros(x.shape, np.int16) for v in self.gap_values}
+        self.total += x
+        np.minimum(self.low, x, out=self.low)
+        np.maximum(self.high, x, out=self.high)
+        for v, count in self.other.items():
+            count += (x != v) & ~bad
 
 # %% ../../../nbs/data/frames/masks.ipynb #8c001c9b
 def rims(valid: np.ndarray, image: np.ndarray, depth: int = 3, most: float = np.inf) -> np.ndarray:

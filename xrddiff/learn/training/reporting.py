@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from ...core.progress import Bar, report
+from ...core.progress import Bar, report_progress
 
 from ..telemetry.epochs import EpochMeter, epoch_row
 from ..telemetry.health import Diverged, StepRecord, Watch
@@ -158,7 +158,7 @@ class ProgressBar:
         """Show the loss of a row, and print its notes."""
         if row.get("note"):
             self.say(f"step {row['step']}: {row['note']}")
-        report(epoch=row["epoch"], loss=row["loss"], lr=row["lr"])
+        report_progress(epoch=row["epoch"], loss=row["loss"], lr=row["lr"])
         self.bar.set_postfix(epoch=row["epoch"], loss=f"{row['loss']:.4g}", refresh=False)
 
 # %% ../../../nbs/learn/training/reporting.ipynb #f25e9d01
@@ -184,7 +184,7 @@ class Checkup:
         hosts = dict(enumerate(self.ranks.gather(socket.gethostname())))
         total = plan.total(place)[0]
         per_epoch = math.ceil(plan.num_frames / plan.global_batch)
-        report(folder=self.folder, per_epoch=per_epoch, num_epochs=math.ceil(total / per_epoch))
+        report_progress(folder=self.folder, per_epoch=per_epoch, num_epochs=math.ceil(total / per_epoch))
         self.facts = {"ranks": self.ranks.size, "nodes": len(set(hosts.values())), "batch_size": plan.micro}
         self.facts |= {"total_steps": total, "start_share": averages.start_share(total)}
         self.facts |= {"hosts": {str(rank): host for rank, host in hosts.items()}, "weight_rms": self.watch.weight_rms}

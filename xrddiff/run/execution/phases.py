@@ -26,7 +26,7 @@ from ...core.errors import BadInput, RankFailed, XrddiffError
 from ...core.mediums import say
 from ...core.plugins import plugin_scope
 from ...core.ranks.stopping import StopRequest
-from ...core.progress import report
+from ...core.progress import report_progress
 from .notebooks import run_notebook, run_notebook_path
 from xrddiff.run.execution.run_folder import (
     create_run,
@@ -256,7 +256,7 @@ def execute_run(
                         say(f"{phase.notebook}: done before, its result is {result}", flush=True)
                     continue
                 if world_rank() == 0:
-                    report(phase=phase.name)
+                    report_progress(phase=phase.name)
                 stop.alone = ranks is None
                 before = _stamp(result)
                 _execute_notebook(source, target, parameters, path, engine=cfg.engine, terminal=terminal)

@@ -268,7 +268,7 @@ class Run:
 
     def enter(self, phase: str) -> None:
         """Report what is done with the run now, one of `status.PHASES`."""
-        progress.report(phase=phase)
+        progress.report_progress(phase=phase)
 
     @property
     def whole(self) -> Path:

@@ -268,7 +268,7 @@ class Keeper(threading.Thread):
         self.size, self.written, self.counted = -1, -math.inf, (0.0, 0)
         remove(self.path / name)  # better none than that of an earlier attempt
         self.write()
-        progress.listen(self.hear)
+        progress.add_listener(self.hear)
 
     def run(self) -> None:
         """Give a sign of life every `BEAT` seconds."""
@@ -330,7 +330,7 @@ class Keeper(threading.Thread):
 
     def end(self, how: str = "") -> None:
         """Write that the attempt has ended. how: the error, if it was one."""
-        progress.leave(self.hear)
+        progress.remove_listener(self.hear)
         self.over.set()
         self.status.ended, self.status.how = time.time(), plain_text(how, 500)
         self.write()
