@@ -1,6 +1,6 @@
 """Files of crystals, reflections and peaks that would take more memory or time than they are worth, or make a reader stumble.
 
-Used by `test_hostile_crystals.py`, and by `bench/hostile.py --only crystals`.
+Used by `test_hostile_crystals.py`.
 """
 
 from __future__ import annotations

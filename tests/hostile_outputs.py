@@ -1,6 +1,6 @@
 """Outputs that would harm something: each writing command × folders with content, links, inputs as outputs, two at once, kills, full disks.
 
-Used by `test_outputs.py`, and in whole by `bench/hostile.py --only outputs`.
+Used by `test_outputs.py`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Programs of users that behave badly, as shell scripts for `xrddiff recover --program`.
 
-Used by `test_programs.py`, and by `bench/hostile.py --only programs`. SLEEP is a child that must not be left; OUT the file of peaks.
+Used by `test_programs.py`. SLEEP is a child that must not be left; OUT the file of peaks.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """A run folder of somebody else: what opens it answers or refuses it in a sentence, executes nothing of it, and asks nobody.
 
 The folders are those of `hostile_runs`; here all of them meet the commands that cost little, and a few the others.
-`bench/hostile.py` takes the whole product.
 """
 
 from __future__ import annotations

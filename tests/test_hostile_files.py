@@ -40,7 +40,7 @@ for name, path in json.loads(sys.stdin.read()).items():
         words = ["data", "inspect", "--no-png", frames, f"labels={path}"]
     out, err = io.StringIO(), io.StringIO()
     signal.alarm(600)
-    signal.setitimer(signal.ITIMER_PROF, 60)  # generous: a test asks no clock, and bench/hostile.py measures
+    signal.setitimer(signal.ITIMER_PROF, 60)  # generous: a test asks no clock
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
             code = main(words)
