@@ -16,9 +16,8 @@ from harness import RESULTS, machine, make_parser, markdown, same_terms, write_r
 from xrddiff.data.frames.selection import select_frames
 from xrddiff.judge.metrics.corruptions import CORRUPTIONS, NAMED
 from xrddiff.judge.metrics.distribution import DISTANCES, compare_sets, set_distances
-from xrddiff.judge.metrics.encoder import ENCODER
 from xrddiff.judge.metrics.physics import physics_numbers
-from xrddiff.judge.metrics.set_summaries import Ruler
+from xrddiff.judge.metrics.set_summaries import ENCODER, Ruler
 from xrddiff.physics.indexing.indexer import make_indexer
 from xrddiff.physics.simulation.simulate import simulate
 

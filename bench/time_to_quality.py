@@ -42,7 +42,7 @@ from xrddiff.data.frames.selection import select_frames
 from xrddiff.judge.inference.building import Building, build_generative, open_space
 from xrddiff.judge.inference.sample_jobs import SampleJob
 from xrddiff.judge.inference.samplers import ready_sampler
-from xrddiff.judge.metrics.encoder import frame_features
+from xrddiff.judge.metrics.set_summaries import frame_features
 from xrddiff.learn.diffusion.objectives import DenoisingObjective
 from xrddiff.learn.loading.datasets import prepare_words
 from xrddiff.learn.models.conditioning import Pictures

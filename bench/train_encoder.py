@@ -1,4 +1,4 @@
-"""Trains the encoder of diffraction frames that is in the package (nbs/judge/metrics/encoder.ipynb), and writes its record.
+"""Trains the encoder of diffraction frames that is in the package (nbs/judge/metrics/set_summaries.ipynb), and writes its record.
 
     OMP_NUM_THREADS=1 python bench/train_encoder.py [--steps 900] [--seed 0] [--out xrddiff/judge/weights]
 
@@ -21,7 +21,7 @@ from torch import nn
 from xrddiff.core.files import sha256, write_json
 from xrddiff.core.seeds import numpy_rng
 from xrddiff.data.frames.frames import peaks_table
-from xrddiff.judge.metrics.encoder import ENCODER, FrameEncoder, encoder_input
+from xrddiff.judge.metrics.set_summaries import ENCODER, FrameEncoder, encoder_input
 from xrddiff.physics.simulation.crystal import Crystal, Wilson
 from xrddiff.physics.simulation.experiments import Background, Beam, Detector, Experiment, Sample
 from xrddiff.physics.simulation.simulate import draw_shots, simulate

@@ -17,13 +17,19 @@ from conftest import clean_environment, missing
 from xrddiff.app.cli.main import main
 from xrddiff.core.errors import BadInput
 from xrddiff.core.ranks.comm import SIZES, CommReport, comm_test, slow_ranks
-from xrddiff.core.ranks.networks import Cluster, Network, fit_network, ring_allreduce_time
-from xrddiff.core.ranks.particle_scaling import ParticleModel, least_particles, particle_table, paying_particles
 from xrddiff.core.ranks.scaling import (
+    Cluster,
     CostModel,
+    Network,
+    ParticleModel,
+    fit_network,
     gradient_bytes,
+    least_particles,
     measure_scaling,
+    particle_table,
+    paying_particles,
     plot_scaling,
+    ring_allreduce_time,
     scaling_table,
     simple_allreduce_time,
 )

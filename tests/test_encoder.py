@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from xrddiff.core.errors import BadInput
-from xrddiff.judge.metrics import encoder
+from xrddiff.judge.metrics import set_summaries as encoder
 from xrddiff.judge.metrics.set_summaries import Ruler
 from xrddiff.physics.simulation.simulate import simulate
 

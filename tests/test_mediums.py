@@ -224,7 +224,8 @@ def figures(odd: str):
     from xrddiff.app.widgets import shown
     from xrddiff.app.widgets.canvas import CanvasImage, draw_pictures
     from xrddiff.core.ranks.scaling import plot_scaling
-    from xrddiff.judge.views import charts, comparison, latent_map, masks, plots, samples
+    from xrddiff.judge.views import charts, latent_map, masks, plots, samples
+    from xrddiff.judge.views import twins as comparison
     from xrddiff.run.studies import comparison as runs
 
     ds, several = frames_of(odd), {odd: 1, "b": 2}

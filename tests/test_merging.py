@@ -28,7 +28,7 @@ from xrddiff.physics.merging.symmetry import asymmetric_unit, space_group
 from xrddiff.physics.simulation.crystal import reflections
 from xrddiff.physics.simulation.experiments import find_experiment
 from xrddiff.physics.simulation.simulate import simulate
-from xrddiff.run.execution.merging import save_merged
+from xrddiff.run.execution.comparing import save_merged
 
 
 @pytest.fixture(scope="module")

@@ -119,7 +119,7 @@ def logs(args: argparse.Namespace) -> int:
 
     With -f, follow the log until the job ends.
     """
-    from xrddiff.run.slurm.known_jobs import find_job
+    from xrddiff.run.slurm.ledger import find_job
     from xrddiff.run.slurm.logs import show_logs
 
     show_logs(find_job(args.target), args.lines, follow=args.follow)
@@ -128,7 +128,7 @@ def logs(args: argparse.Namespace) -> int:
 # %% ../../../nbs/app/cli/batch.ipynb #308654a1
 def cancel(args: argparse.Namespace) -> int:
     """Cancel jobs, given by number or by run folder."""
-    from xrddiff.run.slurm.known_jobs import cancel_targets
+    from xrddiff.run.slurm.ledger import cancel_targets
 
     say("cancelled " + ", ".join(map(str, cancel_targets(args.targets))))
     return 0

@@ -23,7 +23,7 @@ from ...core.registry import register
 if TYPE_CHECKING:
     import pandas as pd
 
-    from xrddiff.core.ranks.networks import Cluster, Network
+    from xrddiff.core.ranks.scaling import Cluster, Network
     from xrddiff.run.slurm.job import RankCommand
 
 # %% auto #0
@@ -145,7 +145,7 @@ def _predict(args: argparse.Namespace) -> tuple[pd.DataFrame, str]:
     """The table of a cost model, and the line above it."""
     import pandas as pd
 
-    from xrddiff.core.ranks.networks import above_zero
+    from xrddiff.core.ranks.scaling import above_zero
     from xrddiff.core.ranks.scaling import CostModel, gradient_bytes, scaling_table, simple_allreduce_time
     from xrddiff.learn.training.checkpoints import trained_parameters
 
@@ -175,7 +175,7 @@ def _predict(args: argparse.Namespace) -> tuple[pd.DataFrame, str]:
 
 def _cluster(args: argparse.Namespace) -> Cluster | None:
     """The links that the arguments describe; None without any."""
-    from xrddiff.core.ranks.networks import Cluster, Network
+    from xrddiff.core.ranks.scaling import Cluster, Network
 
     between = Network(args.bandwidth or 0, args.latency_us * 1e-6)
     if args.comm:
@@ -191,7 +191,7 @@ def _cluster(args: argparse.Namespace) -> Cluster | None:
 # %% ../../../nbs/app/cli/cluster_tools.ipynb #1ab495f9
 def _predict_particles(args: argparse.Namespace) -> tuple[pd.DataFrame, str]:
     """The table of particles on many nodes, and the line above it."""
-    from xrddiff.core.ranks.particle_scaling import NODES, ParticleModel, particle_table
+    from xrddiff.core.ranks.scaling import NODES, ParticleModel, particle_table
 
     if args.runs or args.params is not None:
         raise BadInput("expected --particles of a posterior, or --params or run folders of a training; found both")
@@ -214,7 +214,7 @@ def _predict_particles(args: argparse.Namespace) -> tuple[pd.DataFrame, str]:
 
 def _measured_network(file: str) -> Network:
     from xrddiff.core.ranks.comm import CommReport
-    from xrddiff.core.ranks.networks import report_network
+    from xrddiff.core.ranks.scaling import report_network
 
     expected = "expected what `xrddiff comm-test --json` prints"
     try:

@@ -29,7 +29,7 @@ def merge(args: argparse.Namespace) -> int:
     from xrddiff.judge.inference.merges import MergePlan
     from xrddiff.judge.views.merging import printed_shells
     from xrddiff.run.execution.comparing import folder_for
-    from xrddiff.run.execution.merging import FILES, execute_merge
+    from xrddiff.run.execution.comparing import FILES, execute_merge
 
     load_standing()
     peaks, words = peaks_word(args.words)

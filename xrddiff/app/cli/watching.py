@@ -23,7 +23,7 @@ from ...core.mediums import console, plain_text
 
 if TYPE_CHECKING:
     from xrddiff.run.execution.status import Standing
-    from xrddiff.run.slurm.watched import Watched
+    from xrddiff.run.slurm.status import Watched
 
 # %% auto #0
 __all__ = ['draw_once', 'follow', 'watch', 'is_terminal', 'beside', 'add_watch']
@@ -79,7 +79,7 @@ def watch(args: argparse.Namespace) -> int:
     progress, its last epochs. Only files are read, so the run may be on another node. Without a
     terminal, or with --once, it is shown once.
     """
-    from xrddiff.run.slurm.watched import Watched, find_watched
+    from xrddiff.run.slurm.status import Watched, find_watched
 
     if not args.every >= 0.2:
         raise BadInput(f"--every: found {args.every:g}, expected at least 0.2 seconds")

@@ -175,7 +175,7 @@ def show_log(target: int | str | os.PathLike, lines: int = 50, *, follow: bool =
 
     `lines`: how many; 0: all. `follow`: until the job ends. Raises `BadInput` for an unknown job.
     """
-    from xrddiff.run.slurm.known_jobs import find_job
+    from xrddiff.run.slurm.ledger import find_job
     from xrddiff.run.slurm.logs import show_logs
 
     show_logs(find_job(str(target)), lines, follow=follow)
@@ -185,7 +185,7 @@ def show_log(target: int | str | os.PathLike, lines: int = 50, *, follow: bool =
 def cancel_named(*jobs: int | str | os.PathLike) -> list[str]:
     """End jobs, by number or run folder, as `xrddiff cancel` does; returns their numbers. Raises `BadInput`, and
     ends none, if one of them is not in the queue."""
-    from xrddiff.run.slurm.known_jobs import cancel_targets
+    from xrddiff.run.slurm.ledger import cancel_targets
 
     if not jobs:
         raise BadInput("no job is named; expected a number, or the folder of a run")

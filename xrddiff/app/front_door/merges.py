@@ -67,7 +67,7 @@ class MergedIntensities:
     @plain_errors
     def save(self, folder: str | os.PathLike) -> Path:
         """Write MTZ files, .hkl, shells and the report into a new folder; returns it."""
-        from xrddiff.run.execution.merging import save_merged
+        from xrddiff.run.execution.comparing import save_merged
 
         return save_merged(self.found, folder)
 
@@ -121,7 +121,7 @@ def merge_intensities(
     Raises `BadInput` for a source that cannot be read, or a cell that does not fit the space group.
     """
     from xrddiff.judge.inference.merges import MergePlan, merge_data
-    from xrddiff.run.execution.merging import execute_merge
+    from xrddiff.run.execution.comparing import execute_merge
 
     frames = source if isinstance(source, xr.Dataset) else None
     name = "frames" if frames is not None else os.fspath(source)

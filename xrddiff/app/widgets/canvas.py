@@ -16,7 +16,6 @@ from matplotlib import colormaps
 from matplotlib.colors import AsinhNorm, LogNorm, Normalize, PowerNorm, to_rgb
 from traitlets import Bool, Bytes, Dict, Enum, Float, Int, List, Unicode
 
-from .previews import preview_level, shrink, shrink_codes
 from .shown import Shown, source
 from ...core.errors import BadInput
 from ...core.mediums import for_plot
@@ -27,8 +26,74 @@ from ...judge.views import plots
 from ...judge.views.plots import INTENSITY, MASKED, NORMS, SIGNED, SMALL, intensity_norm, png
 
 # %% auto #0
-__all__ = ['KINDS', 'COLOURS', 'Marks', 'CanvasImage', 'frame_values', 'geometry_or_none', 'as_image', 'picture_of', 'smallest',
-           'automatic', 'norm_of', 'draw_pictures', 'FrameView']
+__all__ = ['ENOUGH', 'KINDS', 'COLOURS', 'preview_level', 'shrink', 'shrink_codes', 'Marks', 'CanvasImage', 'frame_values',
+           'geometry_or_none', 'as_image', 'picture_of', 'smallest', 'automatic', 'norm_of', 'draw_pictures',
+           'FrameView']
+
+# %% ../../../nbs/app/widgets/canvas.ipynb #d5411548
+ENOUGH = 1 << 19  # pixels of a picture that is sent as it is
+
+
+def preview_level(shape: tuple[int, int]) -> int:
+    """How often a picture (y, x) is halved for its preview; 0: it is small enough."""
+    n = 0
+    while -(-shape[0] >> n) * -(-shape[1] >> n) > ENOUGH:
+        n += 1
+    return n
+
+# %% ../../../nbs/app/widgets/canvas.ipynb #bb423173
+def _blocks(a: np.ndarray, k: int, join: Any) -> np.ndarray:
+    """`join` over blocks of k × k pixels; blocks at the ends are smaller."""
+    for axis in (0, 1):
+        lines = [a[j::k] if axis == 0 else a[:, j::k] for j in range(k)]
+        out = lines[0].copy()
+        for line in lines[1:]:
+            part = out[: len(line)] if axis == 0 else out[:, : line.shape[1]]  # the last block may have no such line
+            join(part, line, out=part)
+        a = out
+    return a
+
+
+def _strongest(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> None:
+    np.copyto(out, b, where=np.abs(b) > np.abs(a))
+
+
+def shrink(values: np.ndarray, codes: np.ndarray | None, k: int, signed: bool = False) -> dict[str, np.ndarray]:
+    """A picture `k` times smaller along each side; parts at its ends make smaller blocks.
+
+    values: (y, x). codes: uint8 (y, x), 0 = valid; None: all are. signed: it is a difference.
+    Returns `strongest`, in the type of `values`, and `mean`, float32; 0 in blocks without a valid pixel.
+    """
+    if values.ndim != 2 or k < 1:
+        raise BadInput(f"a picture of shape {values.shape} is to be shrunk {k} times; expected (y, x), and at least 1")
+    rows = max(k, 64 // k * k)  # a strip of whole blocks stays in the processor's cache
+    parts = [
+        _shrunk(values[a : a + rows], None if codes is None else codes[a : a + rows], k, signed)
+        for a in range(0, max(len(values), 1), rows)
+    ]
+    return {name: np.concatenate([part[name] for part in parts]) for name in ("strongest", "mean")}
+
+
+def _shrunk(values: np.ndarray, codes: np.ndarray | None, k: int, signed: bool) -> dict[str, np.ndarray]:
+    valid = np.ones(values.shape, bool) if codes is None else codes == 0
+    zero = values.dtype.type(0)
+    if codes is not None:
+        values = np.where(valid, values, zero)
+    count = _blocks(valid.astype(np.uint16), k, np.add)
+    wide = values if values.dtype.kind == "f" else values.astype(np.float32)
+    mean = (_blocks(wide, k, np.add) / np.maximum(count, 1)).astype(np.float32)
+    if signed:
+        return {"strongest": _blocks(values, k, _strongest), "mean": mean}
+    low = {"u": 0, "f": -np.inf}.get(values.dtype.kind)
+    low = np.iinfo(values.dtype).min if low is None else low
+    seen = values if low == 0 or codes is None else np.where(valid, values, values.dtype.type(low))
+    return {"strongest": np.where(count > 0, _blocks(seen, k, np.maximum), zero), "mean": mean}
+
+
+def shrink_codes(codes: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """`codes` and `any` of blocks of k × k pixels; codes: uint8 (y, x), 0 = valid."""
+    some = _blocks(codes, k, np.maximum)
+    return np.where(_blocks((codes == 0).view(np.uint8), k, np.maximum), 0, some).astype(np.uint8), some
 
 # %% ../../../nbs/app/widgets/canvas.ipynb #ab9cb8ff
 @dataclass(frozen=True, eq=False)

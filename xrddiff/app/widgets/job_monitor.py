@@ -24,7 +24,7 @@ from ...core.mediums import for_log
 from ...judge.views.plots import png
 from ...run.execution.status import severity
 from ...run.slurm.commands import ACTIVE, WAITING
-from ...run.slurm.known_jobs import cancel_targets
+from ...run.slurm.ledger import cancel_targets
 from ...run.slurm.logs import failure_text, tail
 from ...run.slurm.status import STATUS_COLUMNS, job_rows, status_cells, status_table
 from ...run.slurm.submission import chosen_profile, plan_resume, resumable, send_plan, sent_lines

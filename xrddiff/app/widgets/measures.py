@@ -13,17 +13,115 @@ import numpy as np
 from traitlets import Bool, Dict, Float, List
 
 from .canvas import CanvasImage, FrameView, as_image
-from xrddiff.app.widgets.measuring import (
-    angle_axis,
-    box_statistics,
-    flat_radius,
-    line_profile,
-    radial_curve,
-    with_center,
-)
+from collections.abc import Sequence
+from dataclasses import replace
+from ...core.errors import BadInput
+from ...data.frames.geometry import Geometry, PanelGeometry, pixel_positions, ring_resolution
 
 # %% auto #0
-__all__ = ['packed_plot', 'Measured', 'unmasked_pixels']
+__all__ = ['line_profile', 'box_statistics', 'with_center', 'flat_radius', 'radial_curve', 'angle_axis', 'packed_plot',
+           'Measured', 'unmasked_pixels']
+
+# %% ../../../nbs/app/widgets/measures.ipynb #9113008a
+def line_profile(
+    image: np.ndarray, valid: np.ndarray, start: Sequence[float], end: Sequence[float]
+) -> tuple[np.ndarray, np.ndarray]:
+    """(distance from `start` in px, value) along a line; NaN at masked pixels and outside.
+
+    image, valid: (y, x); valid: bool. start, end: (x, y) px, pixel i covering [i, i+1).
+    """
+    ends = np.array([start, end], np.float64)
+    if ends.shape != (2, 2) or not np.isfinite(ends).all():
+        raise BadInput(f"a line goes from {start!r} to {end!r}; expected two points (x, y)")
+    length = float(np.hypot(*(ends[1] - ends[0])))
+    at = np.linspace(0, length, max(2, round(length) + 1))
+    x, y = (ends[0] + (at / max(length, 1e-12))[:, None] * (ends[1] - ends[0])).T - 0.5
+    out = np.zeros(len(at))
+    for i, u in _neighbours(x):
+        for j, v in _neighbours(y):
+            weight, inside = u * v, (i >= 0) & (i < image.shape[1]) & (j >= 0) & (j < image.shape[0])
+            k = np.where(inside, j, 0), np.where(inside, i, 0)
+            out += np.where(weight == 0, 0, np.where(inside & valid[k], weight * image[k], np.nan))
+    return at, out
+
+
+def _neighbours(x: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The two pixels around `x`, each with its weight."""
+    i = np.floor(x).astype(int)
+    return [(i, 1 - (x - i)), (i + 1, x - i)]
+
+# %% ../../../nbs/app/widgets/measures.ipynb #25567788
+def box_statistics(
+    image: np.ndarray, valid: np.ndarray, x: Sequence[float], y: Sequence[float]
+) -> dict[str, float | None]:
+    """Statistics of a box: `n` valid pixels, their `sum`, `mean`, `sd` (with n - 1), `min` and `max`, and the number
+    of `masked` ones. What is not defined for so few pixels is None.
+
+    image, valid: (y, x); valid: bool. x, y: two corners, px.
+    """
+    part = tuple(
+        slice(*(int(np.clip(np.ceil(v - 0.5), 0, size)) for v in sorted(ends)))
+        for ends, size in ((y, image.shape[0]), (x, image.shape[1]))
+    )
+    seen = image[part][valid[part]].astype(np.float64)
+    few, none = len(seen) < 2, not len(seen)
+    return {
+        "n": len(seen),
+        "sum": float(seen.sum()),
+        "mean": None if none else float(seen.mean()),
+        "sd": None if few else float(seen.std(ddof=1)),
+        "min": None if none else float(seen.min()),
+        "max": None if none else float(seen.max()),
+        "masked": int(valid[part].size - len(seen)),
+    }
+
+# %% ../../../nbs/app/widgets/measures.ipynb #896d4b80
+def with_center(geometry: Geometry | PanelGeometry | None, center: Sequence[float] | None, shape: tuple[int, int]):
+    """`geometry` with the beam at `center` (x, y) of the picture, px; None: where it is. Without a geometry, one without angles.
+
+    Returns None if nothing says where the beam is.
+    """
+    if center is None:
+        return geometry
+    if geometry is None:
+        return Geometry(None, 1.0, 1.0, (float(center[0]), float(center[1])), shape)
+    if isinstance(geometry, Geometry):
+        return replace(geometry, beam_center=(float(center[0]), float(center[1])))
+    x, y = geometry.image_geometry.beam_center
+    p = geometry.pixel_size
+    return geometry.moved([p * (x - center[0]), p * (y - center[1]), 0.0])
+
+
+def flat_radius(geometry: Geometry | PanelGeometry) -> np.ndarray:
+    """Where a flat detector at the mean distance has the angle of each pixel: px from the beam, float32 (y, x); panels
+    (panel, ss, fs).
+    """
+    if isinstance(geometry, Geometry):
+        (x0, y0), (h, w) = geometry.beam_center, geometry.shape
+        x, y = (np.arange(n, dtype=np.float32) + np.float32(0.5 - c) for n, c in ((w, x0), (h, y0)))
+        return np.sqrt(x**2 + (y**2)[:, None])
+    x, y, z = np.moveaxis(pixel_positions(geometry), -1, 0)
+    return (geometry.distance / geometry.pixel_size * np.hypot(x, y) / z).astype(np.float32)
+
+
+def radial_curve(image: np.ndarray, valid: np.ndarray, radius: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(radius, mean, number of valid pixels) of rings of 1 px; the mean of an empty ring is NaN.
+
+    image, valid, radius: of the same shape; valid: bool; radius: px.
+    """
+    at, seen = radius[valid].astype(np.int32), image[valid]
+    n = np.bincount(at)
+    with np.errstate(invalid="ignore"):
+        return np.arange(len(n)) + 0.5, np.bincount(at, seen) / n, n
+
+
+def angle_axis(radius: np.ndarray, geometry: Geometry | PanelGeometry) -> tuple[np.ndarray, str]:
+    """(x axis, its name) for radii of `flat_radius`: q in 1/Å if the wavelength is known, else the angle, or px."""
+    if geometry.wavelength is not None:
+        return 2 * np.pi / ring_resolution(radius, geometry), "q, 1/Å"
+    if geometry.pixel_size == 1.0:
+        return radius, "px"
+    return np.degrees(np.arctan2(radius * geometry.pixel_size, geometry.distance)), "2θ, °"
 
 # %% ../../../nbs/app/widgets/measures.ipynb #5c972146
 def packed_plot(name: str, title: str, x: np.ndarray, y: np.ndarray, **words: Any) -> dict[str, Any]:

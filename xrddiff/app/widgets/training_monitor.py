@@ -28,7 +28,7 @@ from ...learn.telemetry.rules import read_findings
 from ...run.execution.status import PHASES, TRAINING, USE, Progress
 from ...run.execution.dashboard import clock_text, progress_rows, progress_text
 from ...run.execution.status import Standing, devices, run_state, severity
-from ...run.slurm.watched import Watched, find_watched
+from ...run.slurm.status import Watched, find_watched
 
 # %% auto #0
 __all__ = ['STEPS', 'EVERY', 'DRAWN', 'training_charts', 'usual_chart', 'drawn_epochs', 'draw_training', 'TrainingSeen',

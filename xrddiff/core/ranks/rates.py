@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..errors import BadInput
-from .networks import above_zero
+from .scaling import above_zero
 from .scaling import CostModel
 
 # %% auto #0

@@ -15,15 +15,159 @@ from typing import TYPE_CHECKING, Any
 from ..errors import BadInput
 from ..gate import read_json, read_yaml
 from ..mediums import for_plot
-from .networks import Cluster, Network, above_zero
+from collections.abc import Sequence
+from ..errors import nearest
+from dataclasses import replace
+from .ring import parts, shares
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
+    from xrddiff.core.ranks.comm import CommReport
 
 # %% auto #0
-__all__ = ['THRESHOLDS', 'SPEED', 'gradient_bytes', 'simple_allreduce_time', 'CostModel', 'threshold', 'rate_efficiency',
-           'scaling_table', 'plot_scaling', 'read_speed', 'measure_scaling']
+__all__ = ['ALGORITHMS', 'THRESHOLDS', 'SPEED', 'SAMPLE', 'NODES', 'above_zero', 'Network', 'ring_allreduce_time', 'Cluster',
+           'fit_network', 'report_network', 'gradient_bytes', 'simple_allreduce_time', 'CostModel', 'threshold',
+           'rate_efficiency', 'scaling_table', 'plot_scaling', 'read_speed', 'measure_scaling', 'ring_time',
+           'ParticleModel', 'least_particles', 'paying_particles', 'particle_table']
+
+# %% ../../../nbs/core/ranks/scaling.ipynb #19853613
+def above_zero(**values: float) -> None:
+    """Raise `BadInput` for a value that is not a number above 0."""
+    for name, value in values.items():
+        if not 0 < value < math.inf:
+            raise BadInput(f"{name} is {value:g}; expected a number above 0")
+
+
+@dataclass(frozen=True)
+class Network:
+    """A link between ranks: `bandwidth` in GB/s, `latency` in seconds per message."""
+
+    bandwidth: float
+    latency: float = 0.0
+
+    def seconds(self, n: float) -> float:
+        """How long a message of `n` bytes takes."""
+        return self.latency + n / (self.bandwidth * 1e9)
+
+# %% ../../../nbs/core/ranks/scaling.ipynb #ed12a4e9
+def ring_allreduce_time(n: float, ranks: int, bandwidth: float, latency: float = 0.0) -> float:
+    """Seconds of a ring all-reduce of `n` bytes (Patarasuk and Yuan 2009).
+
+    - `ranks`: number of ranks.
+    - `bandwidth`: of a link, in GB/s.
+    - `latency`: seconds per turn.
+
+    Raises `BadInput` for `ranks` or a `bandwidth` not above 0.
+    """
+    above_zero(ranks=ranks, bandwidth=bandwidth)
+    return 2 * (ranks - 1) * Network(bandwidth, latency).seconds(n / ranks)
+
+# %% ../../../nbs/core/ranks/scaling.ipynb #49858922
+ALGORITHMS = ("ring", "two-level", "tree")
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Ranks on nodes, and the links between them.
+
+    - `between`: the link between a node and the others, which all its ranks share.
+    - `inside`: the link between two ranks of a node; None: as `between`.
+    - `ranks_per_node`: how many ranks a node has; if there are fewer ranks in all, they are on one
+      node.
+
+    Raises `BadInput` for a bandwidth or a number of ranks that is not above 0, and a latency below 0.
+    """
+
+    between: Network
+    inside: Network | None = None
+    ranks_per_node: int = 1
+
+    def __post_init__(self):
+        above_zero(ranks_per_node=self.ranks_per_node)
+        for link in filter(None, (self.between, self.inside)):
+            above_zero(bandwidth=link.bandwidth)
+            if not 0 <= link.latency < math.inf:
+                raise BadInput(f"latency is {link.latency:g}; expected 0 s or more")
+
+    def shape(self, ranks: int) -> tuple[int, int]:
+        """(nodes, ranks on each) for a number of ranks. Raises `BadInput` if they do not fill their
+        nodes.
+        """
+        above_zero(ranks=ranks)
+        each = min(self.ranks_per_node, ranks)
+        if ranks % each:
+            raise BadInput(f"{ranks} ranks do not fill nodes of {each} ranks; expected a multiple of {each}")
+        return ranks // each, each
+
+    def hops(self, n: float, ranks: int) -> list[float]:
+        """Seconds that a message of `n` bytes takes from each rank to the next, the last one's next
+        being the first.
+        """
+        nodes, each = self.shape(ranks)
+        inside = (self.inside or self.between).seconds(n)
+        return [self.between.seconds(n) if nodes > 1 and r % each == each - 1 else inside for r in range(ranks)]
+
+    def all_reduce(self, n: float, ranks: int, algorithm: str = "ring") -> float:
+        """Seconds until each rank has the sum of all messages of `n` bytes; `algorithm`: one of
+        `ALGORITHMS`.
+        """
+        if algorithm != "tree":
+            return 2 * self.all_gather(n, ranks, algorithm)
+        (nodes, each), inside = self.shape(ranks), self.inside or self.between
+        return 2 * (_rounds(each) * inside.seconds(n) + _rounds(nodes) * self.between.seconds(n))
+
+    def all_gather(self, n: float, ranks: int, algorithm: str = "ring") -> float:
+        """Seconds until each rank has the messages of all, together `n` bytes; `algorithm`: one of
+        `ALGORITHMS`.
+        """
+        if algorithm not in ALGORITHMS:
+            raise BadInput(f"algorithm is {algorithm!r}{nearest(str(algorithm), ALGORITHMS)}")
+        (nodes, each), inside = self.shape(ranks), self.inside or self.between
+        if algorithm == "ring":
+            return (ranks - 1) * max(self.hops(n / ranks, ranks))
+        if algorithm == "two-level":
+            return (each - 1) * inside.seconds(n / each) + (nodes - 1) * self.between.seconds(n / nodes)
+        up = _gather(inside, n / ranks, each) + _gather(self.between, n / nodes, nodes)
+        return up + _rounds(nodes) * self.between.seconds(n) + _rounds(each) * inside.seconds(n)
+
+
+def _rounds(count: int) -> int:
+    """⌈log₂ count⌉."""
+    return (count - 1).bit_length()
+
+
+def _gather(link: Network, n: float, count: int) -> float:
+    """Seconds until one of `count` ranks has the `n` bytes of each, with a binomial tree."""
+    return _rounds(count) * link.latency + (count - 1) * n / (link.bandwidth * 1e9)
+
+# %% ../../../nbs/core/ranks/scaling.ipynb #f4741220
+def fit_network(n: Sequence[float], seconds: Sequence[float], ranks: int) -> Network:
+    """Fit bandwidth and latency to all-reduces of `n` bytes that took `seconds`.
+
+    Raises `BadInput` for fewer than two sizes or ranks, and if the times do not grow with size.
+    """
+    import numpy as np
+    from scipy.optimize import nnls
+
+    if ranks < 2 or len(set(n)) < 2:
+        raise BadInput(
+            f"{len(set(n))} message sizes over {ranks} ranks; expected two sizes or more over two ranks or more"
+        )
+    sizes, times = np.asarray(n, float), np.asarray(seconds, float)
+    scale = sizes.max()
+    (a, b), _ = nnls(np.stack([1 / times, sizes / scale / times], axis=1), np.ones(len(times)))
+    if b == 0:
+        raise BadInput(
+            "larger messages took no longer than small ones; expected times that grow, with messages of 1 MB or more"
+        )
+    return Network(2 * (ranks - 1) / ranks / (b / scale) / 1e9, a / (2 * (ranks - 1)))
+
+
+def report_network(report: CommReport) -> Network:
+    """Fit bandwidth and latency to the all-reduces of a communication test."""
+    rows = [row for row in report.messages if row["operation"] == "all-reduce"]
+    return fit_network([row["bytes"] for row in rows], [row["ms"] / 1e3 for row in rows], report.num_processes)
 
 # %% ../../../nbs/core/ranks/scaling.ipynb #4abd21d7
 def gradient_bytes(parameters: float, bytes_per_parameter: int = 2) -> float:
@@ -255,3 +399,152 @@ def measure_scaling(runs: Iterable[str | os.PathLike]) -> pd.DataFrame:
             | dict(verdict=rate_efficiency(row["nodes"], efficiency))
         )
     return pd.DataFrame(table)
+
+# %% ../../../nbs/core/ranks/scaling.ipynb #3649921c
+def ring_time(cluster: Cluster, counts: Iterable[int], width: float, pair_seconds: float, block: int = 512) -> float:
+    """Seconds of the sums over all pairs, with blocks that go around a ring.
+
+    - `counts`: particles of each rank. `width`: bytes of a particle in a message.
+    - `pair_seconds`: work on one pair. `block`: particles that are passed on at once.
+    """
+    counts = list(counts)
+    size, most = len(counts), max(counts)
+    if size == 1:
+        return pair_seconds * most * most
+    rows = [part.last - part.first for part in parts(counts, block)]
+    slowest = {n: max(cluster.hops(n * width, size)) for n in set(rows)}
+    total = rows[-1] * most * pair_seconds
+    for now, coming in zip(rows, rows[1:], strict=False):
+        total += max(now * most * pair_seconds, slowest[coming])
+    around = cluster.hops(max(rows) * width, size)
+    return total + 2 * sum(around) - around[-1] - around[-2]
+
+# %% ../../../nbs/core/ranks/scaling.ipynb #eb457e30
+SAMPLE = 256  # particles from which the bandwidth of the kernel is found
+
+
+@dataclass(frozen=True)
+class ParticleModel:
+    """The cost of a step of particles on many ranks.
+
+    - `particles`, `dimensions`: how many, and of how many coordinates each.
+    - `score_seconds`: for the score of one particle; `pair_seconds`: for the kernel of one pair.
+    - `cluster`: the links between ranks, see `networks`.
+    - `algorithm`: ring (blocks arrive while others are worked on, as in `svgd`), two-level or tree
+      (all particles are collected first).
+    - `block`: particles that are passed on at once.
+    - `fixed_seconds`: for work that every rank does in each step, however many ranks there are.
+
+    Raises `BadInput` for values out of range.
+    """
+
+    particles: int
+    dimensions: int
+    score_seconds: float
+    pair_seconds: float
+    cluster: Cluster
+    algorithm: str = "ring"
+    block: int = 512
+    fixed_seconds: float = 0.0
+
+    def __post_init__(self):
+        names = ("particles", "dimensions", "pair_seconds", "block")
+        above_zero(**{name: getattr(self, name) for name in names})
+        for name in ("score_seconds", "fixed_seconds"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise BadInput(f"{name} is {getattr(self, name):g}; expected 0 s or more")
+
+    def step(self, ranks: int) -> dict[str, float]:
+        """Times of a step over `ranks`, in s, and the speed-up.
+
+        Keys: score, pairs, fixed, ring (waiting for particles), agree, step, share (of communication, in
+        computation), speed_up and efficiency. Raises `BadInput` for fewer particles than ranks.
+        """
+        most = -(-self.particles // ranks)
+        counts = [last - first for first, last in shares(self.particles, ranks)]
+        width, how = 16 * self.dimensions, self.algorithm
+        score, pairs = most * self.score_seconds, most * self.particles * self.pair_seconds
+        if how == "ring":
+            ring = max(0.0, ring_time(self.cluster, counts, width, self.pair_seconds, self.block) - pairs)
+        else:
+            ring = self.cluster.all_gather(self.particles * width, ranks, how)
+        agree = self._agree(ranks)
+        compute = score + pairs + self.fixed_seconds
+        step = compute + ring + agree
+        alone = self.particles * (self.score_seconds + self.particles * self.pair_seconds) + self.fixed_seconds
+        times = dict(score=score, pairs=pairs, fixed=self.fixed_seconds, ring=ring, agree=agree, step=step)
+        return times | dict(share=(ring + agree) / compute, speed_up=alone / step, efficiency=alone / step / ranks)
+
+    def _agree(self, ranks: int) -> float:
+        """Seconds of the short messages of a step."""
+        told = 2 * self.cluster.all_gather(8 * ranks, ranks, self.algorithm)
+        sample = 8 * min(SAMPLE, self.particles) * self.dimensions
+        return told + sum(self.cluster.all_reduce(n, ranks, self.algorithm) for n in (sample, 8))
+
+# %% ../../../nbs/core/ranks/scaling.ipynb #7a3670f9
+def least_particles(model: ParticleModel, ranks: int, share: float = 0.1, most: int = 2**20) -> int | None:
+    """The fewest particles per rank with which communication costs at most `share` of the computation.
+
+    None if more than `most` would be needed.
+    """
+    fits = lambda each: replace(model, particles=each * ranks).step(ranks)["share"] <= share  # noqa: E731
+    return _first(fits, most)
+
+
+def paying_particles(model: ParticleModel, ranks: int, gain: float = 1.0, most: int = 2**20) -> int | None:
+    """The fewest particles per rank with which `ranks` are more than `gain` times as fast as half of them.
+
+    None if more than `most` would be needed. Raises `BadInput` for an odd number of ranks.
+    """
+    if ranks % 2:
+        raise BadInput(f"{ranks} ranks have no half; expected an even number")
+
+    def faster(each: int) -> bool:
+        whole = replace(model, particles=each * ranks)
+        return whole.step(ranks // 2)["step"] > gain * whole.step(ranks)["step"]
+
+    return _first(faster, most)
+
+
+def _first(true, most: int) -> int | None:
+    """The first whole number from which on `true` holds; large numbers are found to one part in a
+    thousand.
+    """
+    high = 1
+    while not true(high):
+        high *= 2
+        if high > most:
+            return None
+    low = high // 2
+    while high - low > max(1, high // 1000):
+        middle = (low + high) // 2
+        low, high = (low, middle) if true(middle) else (middle, high)
+    return high
+
+# %% ../../../nbs/core/ranks/scaling.ipynb #1cb23a2d
+NODES = (1, 2, 4, 8, 16, 32, 64)
+
+
+def particle_table(model: ParticleModel, nodes: Iterable[int] = NODES) -> pd.DataFrame:
+    """One row per number of nodes that have a particle for each rank: nodes, ranks, particles per rank, times in
+    ms, share of communication, speed_up, efficiency, verdict, and the fewest particles per rank with
+    which communication costs at most a tenth of the computation.
+
+    Raises `BadInput` if there are fewer particles than the ranks of the first number of nodes.
+    """
+    import pandas as pd
+
+    rows = []
+    for n in nodes:
+        if n < 1:
+            raise BadInput(f"nodes has {n}; expected 1 or more")
+        ranks = n * model.cluster.ranks_per_node
+        if ranks > model.particles and rows:
+            break
+        step = model.step(ranks)
+        times = {f"{name}_ms": 1e3 * step[name] for name in ("score", "pairs", "fixed", "ring", "agree", "step")}
+        rates = {name: step[name] for name in ("share", "speed_up", "efficiency")}
+        per = dict(nodes=n, ranks=ranks, per_rank=model.particles / ranks)
+        more = dict(verdict=rate_efficiency(n, step["efficiency"]), least_per_rank=least_particles(model, ranks))
+        rows.append(per | times | rates | more)
+    return pd.DataFrame(rows)

@@ -26,7 +26,6 @@ from ...data.frames.frames import frame_mask
 from ...data.frames.selection import concat_frames
 from ...data.transforms.pipelines import transform_from_state
 from .package import read_package
-from .pt2 import check_processor
 from ..inference.generators import Generator
 from ..inference.guides import open_guide
 from ..inference.sample_jobs import SampleJob
@@ -37,6 +36,14 @@ from ...learn.loading.loader import FrameLoader
 from ...learn.models.autoencoder import Latent
 from ...learn.models.autoregressive import ByToken
 from ...learn.models.latent_space import LatentSpace, LatentStatistics
+import os
+import shutil
+import warnings
+import torch._inductor.config
+from ...core.files import CannotSave, free_space
+from ...core.registry import register
+from .exporters import GraphExporter
+from .graphs import Exportable, Graph
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -46,8 +53,80 @@ if TYPE_CHECKING:
     Call = Callable[..., tuple[Tensor, ...]]
 
 # %% auto #0
-__all__ = ['Checked', 'ExportedAutoencoder', 'ExportedDenoiser', 'ExportedAutoregressive', 'ExportedContexts', 'ExportedHead',
-           'ExportedModel', 'fit_frames', 'load_exported']
+__all__ = ['LEVELS', 'MARGIN', 'check_processor', 'Pt2', 'Checked', 'ExportedAutoencoder', 'ExportedDenoiser',
+           'ExportedAutoregressive', 'ExportedContexts', 'ExportedHead', 'ExportedModel', 'fit_frames', 'load_exported']
+
+# %% ../../../nbs/judge/exports/runtime.ipynb #71ca9b8f
+LEVELS = ("NO AVX", "DEFAULT", "AVX2", "AVX512", "AVX512_BF16", "AMX")  # PyTorch's names, older ones first
+
+
+def check_processor(compiled_for: str, own: str) -> None:
+    """Refuse a library that needs instructions which this processor lacks.
+
+    Both are named as by `torch.backends.cpu.get_cpu_capability()`; other kinds (such as Arm) must
+    be equal.
+    """
+    known = compiled_for in LEVELS and own in LEVELS
+    if compiled_for != own and not (known and LEVELS.index(compiled_for) < LEVELS.index(own)):
+        raise BadInput(
+            f"the exported model is compiled for processors with {compiled_for}, and this one has {own}; "
+            "expected the same or newer: export the run again on this kind of machine, or as onnx"
+        )
+
+# %% ../../../nbs/judge/exports/runtime.ipynb #6523e4ad
+MARGIN = 32 << 20  # bytes for compiled code
+
+
+@register(
+    "exporter", "pt2", help="libraries compiled by AOTInductor, for Python and C++; a program: open only what you trust"
+)
+class Pt2(GraphExporter):
+    """A `.pt2` file of AOTInductor for each graph.
+
+    It uses as many threads as the process that runs it (`torch.set_num_threads`).
+    """
+
+    suffix = ".pt2"
+
+    def check(self) -> None:
+        compiler = os.environ.get("CXX", "g++")
+        if shutil.which(compiler) is None:
+            raise BadInput(
+                f"format pt2 compiles C++, and there is no compiler {compiler!r} here; install one, or use --format "
+                "onnx"
+            )
+
+    def write(self, made: Exportable, folder: Path) -> dict[str, Any]:
+        super().write(made, folder)
+        return {"processor": torch.backends.cpu.get_cpu_capability()}
+
+    def save(self, graph: Graph, path: Path) -> None:
+        need = MARGIN + 2 * sum(t.numel() * t.element_size() for t in graph.module.state_dict().values())
+        if (free := free_space(path)[1]) < need:  # the writer of PyTorch ends the process on a full disk
+            raise CannotSave(
+                f"cannot save {path.parent.name}: {free >> 20} MB are free on its disk; expected {need >> 20} MB"
+            )
+        # one file is compiled: a pool of processes that import PyTorch would only cost time
+        with (
+            warnings.catch_warnings(),
+            torch._inductor.config.patch({"cpp.dynamic_threads": True, "compile_threads": 1}),
+        ):
+            warnings.simplefilter("ignore")  # about its own deprecations
+            torch._inductor.aoti_compile_and_package(graph.program(), package_path=str(path))
+
+    def load(self, path: Path, about: dict[str, Any]) -> Callable[..., tuple[Tensor, ...]]:
+        try:
+            model = torch._inductor.aoti_load_package(str(path))
+        except RuntimeError as error:
+            reason = str(error).partition("\n")[0]
+            raise BadInput(f"{path} cannot be loaded by PyTorch {torch.__version__}: {reason}") from None
+
+        def call(*given: Tensor) -> tuple[Tensor, ...]:
+            with torch.no_grad():
+                found = model(*given)
+            return tuple(found) if isinstance(found, list | tuple) else (found,)
+
+        return call
 
 # %% ../../../nbs/judge/exports/runtime.ipynb #66f57406
 @dataclass(frozen=True)

@@ -19,16 +19,63 @@ from ...core.errors import BadInput
 from ...data.frames.frames import frame_count
 from ...data.frames.selection import select_frames
 from ...data.transforms.pipelines import transform_from_state
-from .autoencoder_alone import open_autoencoder_alone, training_frames
 from .generators import Generator, open_generator
 from .measured import NetworkFrames, fit_to_model, to_network
 from ..metrics.anomalies import darkest_area, denoising_scores, reconstruction_scores, simple_scores
 from ..metrics.baselines import with_intensity
 from ...learn.diffusion.denoisers import Denoiser
 from ...learn.training.checkpoints import load_checkpoint
+from typing import TYPE_CHECKING
+from dataclasses import replace
+from torch import nn
+from .detectors import template_frames
+from .encoded import open_encoded
+from ...learn.loading.datasets import Prepared, prepare_words
+
+if TYPE_CHECKING:
+    from xrddiff.config.words.vocabulary import Config
 
 # %% auto #0
-__all__ = ['LEVELS', 'Scorer', 'anomaly_scores']
+__all__ = ['ENCODED', 'LEVELS', 'NoDenoiser', 'training_frames', 'open_autoencoder_alone', 'Scorer', 'anomaly_scores']
+
+# %% ../../../nbs/judge/inference/anomalies.ipynb #beb6617d
+class NoDenoiser(nn.Module):
+    """A placeholder for the denoiser of a run that is only an autoencoder."""
+
+    config, conditions, multiple, by_token = {}, {}, 1, False
+
+
+def training_frames(cfg: Config, state: dict[str, Any]) -> Prepared:
+    """The frames that a run was trained on, without its conditions.
+
+    state: of a checkpoint of the run, or of its autoencoder.
+    """
+    plain = replace(cfg, model=replace(cfg.model, condition=[], condition_maps=[]))
+    return prepare_words(plain, transform_from_state(state["transform"]))
+
+
+ENCODED = 256  # frames from which the normalisation of the latent is computed
+
+
+def open_autoencoder_alone(
+    run: str | Path,
+    prepared: Prepared,
+    *,
+    ema: bool = True,
+    device: torch.device | str = "cpu",
+) -> Generator:
+    """The model of a run of `vae_kl` or `vq`, which draws nothing.
+
+    prepared: its training frames.
+    ema: prefer the averaged weights. device: where the autoencoder is loaded.
+    Raises `BadInput` if the run holds no autoencoder, or its transform has no inverse.
+    """
+    run, checkpoint = Path(run), load_checkpoint(run)
+    space = open_encoded(prepared, run, limit=ENCODED, ema=ema, device=device).space
+    size = [-(-n // space.downsampling) * space.downsampling for n in prepared.frames["intensity"].shape[1:]]
+    about = {"checkpoint": checkpoint.sha256, "run": run.name, "step": checkpoint.step}
+    template = template_frames(prepared.frames)
+    return Generator(NoDenoiser(), space.shape(*size), prepared.transform, template, space, device=device, about=about)
 
 # %% ../../../nbs/judge/inference/anomalies.ipynb #29a19824
 LEVELS = (0.1, 0.3, 1.0)  # noise levels, in units of σ_data

@@ -26,7 +26,6 @@ from ...data.transforms.limits import drawn_range
 from ...data.transforms.pipelines import transform_from_state
 from .generators import open_generator
 from .judges import ConditionJudges, asked_crystals, asked_of_all
-from .set_lattices import LATTICES, LatticePart, SetLattices, unmatched_cells
 from ..metrics.baselines import neighbouring_exposures, scene_again, with_intensity
 from ..metrics.conditions import FoundConditions, same_condition
 from ..metrics.judgement import Judgement, judge_summaries, judged_rows
@@ -46,6 +45,17 @@ from ...learn.recipes.latents import open_autoencoder
 from ...learn.training.checkpoints import load_checkpoint
 from ...physics.indexing.indexer import cell_of_frames
 from ...physics.indexing.known_lattices import says_crystals
+from collections.abc import Callable
+from dataclasses import field
+from typing import NamedTuple
+import pandas as pd
+import xarray as xr
+from ...data.frames.peaks import find_frame_peaks
+from ...data.frames.selection import evenly_spaced
+from ..metrics.indexing import lattice_rows
+from ..metrics.physics import summarise_physics
+from ...physics.indexing.cells import Cell, read_cell
+from ...physics.indexing.indexer import FEWEST_PEAKS, Indexer, make_indexer
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -53,8 +63,134 @@ if TYPE_CHECKING:
     from xrddiff.config.words.vocabulary import Config
 
 # %% auto #0
-__all__ = ['blocks_of', 'Counterparts', 'SampleEvaluation', 'CodecEvaluation', 'principal_components', 'reference_rows',
-           'unseen_still', 'samples_of', 'open_evaluation']
+__all__ = ['LATTICES', 'CONTROLS', 'cells_of', 'unmatched_cells', 'LatticePart', 'SetLattices', 'blocks_of', 'Counterparts',
+           'SampleEvaluation', 'CodecEvaluation', 'principal_components', 'reference_rows', 'unseen_still',
+           'samples_of', 'open_evaluation']
+
+# %% ../../../nbs/judge/inference/evaluation.ipynb #0591289d
+def cells_of(frames: xr.Dataset, cell: Any = None) -> list[tuple[Cell, np.ndarray]]:
+    """The unit cells of frames, the most frequent first, each with the positions of the frames that have it.
+
+    Cells within 1% and 1° are one. A frame has the cell of its first crystal; a frame that has none, or
+    does not say its crystals, has `cell`, or the most frequent one. Empty if no cell is known.
+    cell: of the data, as `read_cell` takes it.
+    """
+    known = None if cell is None else read_cell(cell)
+    own = frames["cell"].values[:, 0] if says_crystals(frames) else np.full((frame_count(frames), 6), np.nan)
+    found: list[Cell] = [] if known is None else [known]
+    of, says = np.zeros(len(own), int), np.isfinite(own).all(1)
+    for i in np.flatnonzero(says):
+        alike = [k for k, other in enumerate(found) if other.like(own[i], 0.01, 1.0)]
+        found += [] if alike else [Cell(tuple(own[i]))]
+        of[i] = alike[0] if alike else len(found) - 1
+    if known is None and found:  # frames without a crystal
+        of[~says] = np.bincount(of[says]).argmax()
+    groups = [(known, np.flatnonzero(of == k)) for k, known in enumerate(found)]
+    return sorted((g for g in groups if len(g[1])), key=lambda g: -len(g[1]))
+
+# %% ../../../nbs/judge/inference/evaluation.ipynb #93dfa3b5
+def unmatched_cells(samples: xr.Dataset, real: xr.Dataset, cell: Any = None) -> list[Cell]:
+    """The cells of samples that no real frame has, within 5% and 3°; empty if real frames do not say theirs.
+
+    cell: of the real frames, as `read_cell` takes it.
+    """
+    there = [known for known, _ in cells_of(real, cell)]
+    if not there or not says_crystals(samples):
+        return []
+    asked = cells_of(samples)
+    return [known for known, _ in asked if not any(other.like(known.parameters) for other in there)]
+
+# %% ../../../nbs/judge/inference/evaluation.ipynb #4c3b4061
+LATTICES = "lattices of "  # before the name of a set whose frames are indexed
+CONTROLS = 60  # rotated frames from which the chance level of a set is learnt
+
+
+class LatticePart(NamedTuple):
+    """Rows of `lattice_rows` for frames of a set, or why there are none."""
+
+    rows: pd.DataFrame
+    why: dict[str, str]
+
+
+class _Prepared(NamedTuple):
+    """Frames of a set, their peaks, and an indexer for each cell with the positions of its frames."""
+
+    frames: xr.Dataset
+    peaks: pd.DataFrame
+    indexers: list[tuple[Indexer, np.ndarray]]
+
+# %% ../../../nbs/judge/inference/evaluation.ipynb #f7245ca2
+@dataclass
+class SetLattices:
+    """Measurements of the best lattices of some frames of each set, block by block.
+
+    cell: the unit cell of frames that do not say theirs, None if it is not known.
+    most: largest number of frames of a set that are indexed.
+    seed: the seed.
+    frames_of: (name of a set, positions in it) -> these frames, as the detector would count them.
+    given: `cell` is used for all frames, whatever they say.
+    """
+
+    cell: Any
+    most: int
+    seed: int
+    frames_of: Callable[[str, np.ndarray], xr.Dataset]
+    given: bool = False
+    _prepared: dict[str, _Prepared] = field(default_factory=dict)
+
+    def chosen(self, sets: Mapping[str, int]) -> dict[str, np.ndarray]:
+        """The positions, within each of the `sets` (name -> number of frames), of the frames that are indexed."""
+        return {name: evenly_spaced(range(n), self.most) for name, n in sets.items() if self.most and n}
+
+    def measure(self, name: str, chosen: np.ndarray, rows: slice) -> LatticePart:
+        """Measurements of the best lattices of these rows of the `chosen` frames of a set."""
+        why: dict[str, str] = {}
+        at = np.arange(len(chosen))[rows]
+        try:
+            if name not in self._prepared:
+                self._prepared[name] = self._prepare(self.frames_of(name, chosen))
+        except BadInput as error:
+            return LatticePart(pd.DataFrame(index=range(len(at))), {"rate": str(error)})
+        frames, peaks, indexers = self._prepared[name]
+        parts = []
+        for indexer, members in indexers:
+            own = np.intersect1d(at, members)
+            place = pd.Series(np.arange(len(own)), own)
+            some = peaks[peaks["frame"].isin(own)]
+            some = some.assign(frame=some["frame"].map(place))
+            parts += [lattice_rows(select_frames(frames, own), indexer, some, why).set_axis(own)] if len(own) else []
+        return LatticePart(pd.concat(parts).sort_index(), why)
+
+    def _prepare(self, frames: xr.Dataset) -> _Prepared:
+        if self.given:
+            cells = [(read_cell(self.cell), np.arange(frame_count(frames)))]
+        elif not (cells := cells_of(frames, self.cell)):
+            raise BadInput("the frames do not give their unit cell (inference.cell)")
+        peaks, indexers = find_frame_peaks(frames), []
+        for cell, members in cells:
+            own = peaks[peaks["frame"].isin(members)]
+            words = dict(frames=members.tolist(), peaks=own, lattices=1, controls=CONTROLS, seed=self.seed)
+            indexers.append((make_indexer(frames, cell, **words), members))
+        return _Prepared(frames, peaks, indexers)
+
+    def tables(self, seen: Mapping[str, Sequence[LatticePart]], why: dict[str, str]) -> dict[str, pd.DataFrame]:
+        """The numbers of the indexed frames of each set, from `summarise_physics`; `why` gets the reason
+        if there are none.
+
+        seen: for each set, the results of `measure` in order.
+        """
+        out = {}
+        for name, parts in seen.items():
+            rows, reasons = zip(*parts, strict=True)
+            if found := next(filter(None, reasons), None):
+                why |= found
+                continue
+            rows = pd.concat(rows, ignore_index=True)
+            out[name] = summarise_physics(rows, seed=self.seed).dropna(how="all")
+            if "rate" not in out[name].index:
+                del out[name]
+                why["rate"] = f"no frame of the {name} has the {FEWEST_PEAKS} peaks that indexing needs"
+        return out
 
 # %% ../../../nbs/judge/inference/evaluation.ipynb #081ee327
 def blocks_of(n: int, batch_size: int = 1) -> list[slice]:

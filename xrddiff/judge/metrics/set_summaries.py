@@ -24,13 +24,116 @@ from ...data.transforms.spatial import uncut
 from ...data.frames.noise import background_sigma, draw_counts, quantum, sample_frames
 from ...data.frames.peaks import find_frame_peaks, radius_map, tile_bins
 from .diversity import block_means, distances_within
-from .encoder import ENCODER, encoder_record, frame_features
 from .frame_statistics import FrameStatistics, photon_pictures
 from .radial_profiles import bin_edges, bin_numbers
+from functools import cache
+from importlib.resources import files
+import torch
+from safetensors.torch import load_file
+from torch import nn
+from ...core.files import sha256
+from ...data.frames.frames import above_pedestal, frame_mask
 
 # %% auto #0
-__all__ = ['LEVELS', 'numbers_of', 'frame_metric', 'ReferenceDetector', 'noise_scale', 'rings_of', 'level_of', 'table_of',
+__all__ = ['LARGEST', 'ENCODER', 'LEVELS', 'encoder_input', 'FrameEncoder', 'encoder_record', 'read_encoder', 'frame_features',
+           'numbers_of', 'frame_metric', 'ReferenceDetector', 'noise_scale', 'rings_of', 'level_of', 'table_of',
            'peak_pixels', 'frame_numbers', 'Ruler', 'SetSummary', 'measure_block']
+
+# %% ../../../nbs/judge/metrics/set_summaries.ipynb #70aad292
+LARGEST = 256**2  # pixels of a frame; larger ones are summed over blocks
+
+
+def encoder_input(image: np.ndarray, mask: np.ndarray, radius: np.ndarray, step: float = 0.0) -> np.ndarray:
+    """A frame as the encoder takes it, (panel, 3, y, x) float32: u, mask, distance from the beam.
+
+    image: (y, x) or (panel, ss, fs), less its pedestal. mask: bool, True = valid. radius: from the
+    beam, any unit, with the shape of the image. step: of the counts; 0 = none.
+    """
+    size = image.shape[-2:]
+    k = int(np.ceil(np.sqrt(image.size / LARGEST)))
+    blocks = [-(-n // k) for n in size]
+    shape = (-1, *blocks)
+
+    def means(values: np.ndarray, valid: np.ndarray | None = None) -> np.ndarray:
+        # an edge block of fewer pixels has the mean of those
+        padded = [(0, b * k - n) for b, n in zip(blocks, size, strict=True)]
+        values = values.reshape(-1, *size)
+        if k == 1:
+            return values if valid is None else np.where(valid.reshape(values.shape), values, np.nan)
+        valid = np.ones(values.shape, bool) if valid is None else valid.reshape(values.shape)
+        values, valid = (np.pad(v, [(0, 0), *padded]) for v in (np.where(valid, values, 0), valid))
+        cut = (len(values), blocks[0], k, blocks[1], k)
+        total, count = (v.reshape(cut).sum((2, 4), dtype=np.float64) for v in (values, valid))
+        with np.errstate(invalid="ignore"):
+            return np.where(2 * count >= k * k, total / count, np.nan).reshape(shape)
+
+    x, rho = k * k * means(image, mask & np.isfinite(image)), means(radius)
+    seen = np.isfinite(x)
+    x = np.where(seen, x, 0)
+    sigma = step * background_sigma(np.rint(x / step).astype(np.int64), seen) if step else background_sigma(x, seen)
+    s = float(np.hypot(sigma if np.isfinite(sigma) else 0.0, step)) or 1.0
+    rho = np.nan_to_num(rho / max(float(np.nanmax(rho)), 1e-9))
+    return np.stack([np.arcsinh(x / s), seen, rho], axis=1).astype(np.float32)
+
+# %% ../../../nbs/judge/metrics/set_summaries.ipynb #f93e93f8
+class FrameEncoder(nn.Module):
+    """Frames (n, panel, 3, y, x) to features (n, 32), see `encoder_input`."""
+
+    features = 32
+
+    def __init__(self) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for narrow, wide, width in ((3, 24, 5), (24, 48, 3), (48, 64, 3), (64, 96, 3)):
+            layers += [nn.Conv2d(narrow, wide, width, 2, width // 2, bias=False), nn.BatchNorm2d(wide), nn.ReLU()]
+        self.body = nn.Sequential(*layers)
+        self.out = nn.Sequential(nn.Linear(2 * 96, self.features), nn.BatchNorm1d(self.features, affine=False))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """The features of frames."""
+        n, panels = x.shape[:2]
+        y = self.body(x.flatten(0, 1)).unflatten(0, (n, panels)).movedim(2, 1).flatten(2)
+        return self.out(torch.cat([y.mean(2), y.amax(2)], dim=1))
+
+# %% ../../../nbs/judge/metrics/set_summaries.ipynb #3e53fed2
+ENCODER = "diffraction-1"  # name and version; other weights need another version
+
+
+@cache
+def encoder_record() -> dict[str, Any]:
+    """The record of the weights: `name`, `sha256`, `command`, `seed`, `held_out` and more."""
+    return json.loads((files("xrddiff") / "judge" / "weights" / f"{ENCODER}.json").read_text(encoding="utf-8"))
+
+
+@cache
+def read_encoder() -> FrameEncoder:
+    """The encoder with its weights; raises `BadInput` if they are not those of the record."""
+    path = files("xrddiff") / "judge" / "weights" / f"{ENCODER}.safetensors"
+    if (found := sha256(path)) != (expected := encoder_record()["sha256"]):
+        raise BadInput(f"{path} has the hash {found}; expected {expected}, so the package is damaged: install it again")
+    encoder = FrameEncoder().eval().requires_grad_(False)
+    encoder.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in load_file(path).items()})
+    return encoder
+
+# %% ../../../nbs/judge/metrics/set_summaries.ipynb #07746004
+def frame_features(ds: xr.Dataset, step: float | None = None) -> np.ndarray:
+    """Features of each frame, (n, 32) float32.
+
+    step: of the counts; None takes that of the frames.
+    """
+    encoder = read_encoder()
+    step = quantum(ds) if step is None else step
+    shape = ds["intensity"].shape[1:]
+    radius = radius_map(ds)
+    if radius is None:  # from the middle
+        y, x = (np.arange(n) - (n - 1) / 2 for n in shape[-2:])
+        radius = np.broadcast_to(np.hypot(y[:, None], x), shape)
+    out = np.empty((frame_count(ds), encoder.features), np.float32)
+    for i in range(len(out)):
+        image = encoder_input(above_pedestal(ds, i), frame_mask(ds, i), radius, step)
+        with torch.inference_mode():
+            out[i] = encoder(torch.from_numpy(image)[None])[0].numpy()
+    return out
 
 # %% ../../../nbs/judge/metrics/set_summaries.ipynb #636819fc
 def numbers_of(name: str, found: Any, n: int) -> np.ndarray:

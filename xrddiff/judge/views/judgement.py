@@ -18,7 +18,9 @@ from ..metrics.judgement import title_of
 from ..metrics.verdict import findings_of, rule_findings, verdict_of
 from .report import FINDINGS, Report
 from .samples import plot_distribution, plot_ratios, show_samples
-from .two_sample import add_two_sample, two_sample_pictures
+from ..metrics.frame_statistics import STEPS
+from ..metrics.two_sample import SETS
+from .plots import INTENSITY, LINES, SMALL, Picture, _tidy
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -26,9 +28,114 @@ if TYPE_CHECKING:
 
     from xrddiff.judge.metrics.judgement import Judgement
 
+    from xrddiff.judge.metrics.set_summaries import SetSummary
+    from xrddiff.judge.metrics.two_sample import TwoSample
+
 # %% auto #0
-__all__ = ['LATENTS', 'FIRST', 'first_numbers', 'generation_pictures', 'add_generation', 'add_answers', 'add_distances',
-           'add_lattices']
+__all__ = ['LATENTS', 'FIRST', 'plot_aucs', 'show_surest', 'two_sample_pictures', 'add_two_sample', 'aucs_by_group',
+           'first_numbers', 'generation_pictures', 'add_generation', 'add_answers', 'add_distances', 'add_lattices']
+
+# %% ../../../nbs/judge/views/judgement.ipynb #7157f595
+def plot_aucs(found: Mapping[str, TwoSample]) -> Figure:
+    """AUC of each group of statistics, of all, and of pictures, with intervals of 95%; a colour for each set."""
+    rows = _rows_of(found)
+    figure = Picture(5.4, 0.9 + 0.32 * len(rows))
+    ax = figure.subplots()
+    for k, (name, test) in enumerate(found.items()):
+        table = test.table.reindex(rows)
+        y = np.arange(len(rows)) + 0.5 * (k - (len(found) - 1) / 2) / len(found)
+        reach = np.abs(table[["low", "high"]].to_numpy().T - table["auc"].to_numpy())
+        style = dict(color=LINES[(k + 1) % len(LINES)], marker="oDs"[k % 3], ms=4, ls="none", lw=1)
+        ax.errorbar(table["auc"], y, xerr=reach, label=SETS[name], **style)
+    ax.axvline(0.5, color="k", lw=0.8, ls=":")
+    ax.set(xlim=(min(0.4, ax.get_xlim()[0]), 1.02), ylim=(len(rows) - 0.5, -0.5))
+    ax.set_yticks(range(len(rows)), [_label(name) for name in rows])
+    _tidy(ax, "AUC of a classifier; 0.5 is a coin").tick_params(axis="y", labelsize=SMALL)
+    ax.legend(fontsize=SMALL, frameon=False, ncols=len(found), loc="lower left", bbox_to_anchor=(0, 1), borderpad=0)
+    return figure
+
+
+def show_surest(real: SetSummary, made: SetSummary, found: TwoSample, n: int = 4) -> Figure:
+    """The frames of which the classifier is surest: `n` held-out frames that look real, and `n` samples that do not."""
+    chosen = found.surest(n)
+    pictures = {"real": real.pictures[chosen["real"]], "made": made.pictures[chosen["made"]]}
+    height, width = real.pictures.shape[1:]
+    side = 8.0 / (2 * n)
+    figure = Picture(8.0, min(side * height / width, 4.0) + 0.35)
+    axes = figure.subplots(1, 2 * n, squeeze=False)[0]
+    top = max(float(np.percentile(p, 99.8)) for p in pictures.values() if p.size) / STEPS
+    for ax, picture in zip(axes, np.concatenate([*pictures.values()]), strict=False):
+        ax.imshow(picture / STEPS, cmap=INTENSITY, vmin=0, vmax=max(top, 1e-3), interpolation="nearest")
+    for ax in axes:
+        ax.set_axis_off()
+    for ax, title in zip(axes[::n], ("held-out frames, surely real", "samples, surely not"), strict=True):
+        ax.set_title(title, fontsize=SMALL, loc="left")
+    return figure
+
+# %% ../../../nbs/judge/views/judgement.ipynb #fc713fa0
+def two_sample_pictures(judgement: Judgement) -> dict[str, Figure]:
+    """The figures "aucs" and "surest"; none where nothing was tested."""
+    found = judgement.two_samples
+    if "samples" not in found:
+        return {}
+    sets = (judgement.summaries[name] for name in ("held out", "samples"))
+    return {"aucs": plot_aucs(found), "surest": show_surest(*sets, found["samples"])}
+
+
+def add_two_sample(report: Report, judgement: Judgement, pictures: Mapping[str, Figure]) -> None:
+    """Add what the classifier found and what it looks at; nothing where nothing was tested."""
+    found = judgement.two_samples
+    if "samples" not in found:
+        return
+    told = found["samples"]
+    text = (
+        "A classifier is trained on training frames and half of the samples, and tested on held-out frames and the other half. "
+        "AUC: in how many of the pairs of a real frame and a sample it finds the sample; 0.5 is a coin. "
+        f"The number that counts is that of {_label(told.first)}, chosen before the test. "
+        "Fresh real frames: training frames in the place of samples."
+    )
+    report.add(
+        "Can a classifier tell samples from real frames?", text, table=aucs_by_group(found), figure=pictures.get("aucs")
+    )
+    text = (
+        "Means of the statistics that weigh most in the answer by all statistics, and the frames of which it is surest."
+    )
+    report.add("What the classifier looks at", text, table=_weights_table(told), figure=pictures.get("surest"))
+    if len(told.classes):
+        report.add(
+            "Class by class", "The same classifier, tested on the frames of each class.", table=_readable(told.classes)
+        )
+
+
+def aucs_by_group(found: Mapping[str, TwoSample]) -> pd.DataFrame:
+    """A row for each group of statistics, a column for each set: the AUC with its interval."""
+    table = pd.DataFrame({SETS[name]: _readable(test.table)["AUC"] for name, test in found.items()})
+    return table.reindex(_rows_of(found)).rename(index=_label)
+
+
+def _rows_of(found: Mapping[str, TwoSample]) -> list[str]:
+    """Names of the rows of all tests, in their order."""
+    return list(dict.fromkeys(name for test in found.values() for name in test.table.index))
+
+
+def _label(row: str) -> str:
+    return "all statistics" if row == "all" else row
+
+
+def _weights_table(found: TwoSample, n: int = 6) -> pd.DataFrame:
+    """The statistics that weigh most, with their means in samples and in real frames."""
+    top = found.weights.head(n)
+    columns = {"samples": top["made"], "real frames": top["real"], "share in the answer": top["share"]}
+    return pd.DataFrame(columns).set_axis(top["group"] + ": " + top["name"])
+
+
+def _readable(table: pd.DataFrame) -> pd.DataFrame:
+    """AUC and interval as text, and the numbers of frames."""
+    text = [
+        f"{row.auc:.2f} ({row.low:.2f} to {row.high:.2f})" if row.auc == row.auc else "" for row in table.itertuples()
+    ]
+    counts = table[["made", "real"]].astype(int).rename(columns={"made": "samples", "real": "real frames"})
+    return pd.DataFrame({"AUC": text}, table.index).join(counts)
 
 # %% ../../../nbs/judge/views/judgement.ipynb #55ede65f
 LATENTS = {

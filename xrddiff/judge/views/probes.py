@@ -14,10 +14,42 @@ from matplotlib.axes import Axes
 from ...core.plugin_probes import expect
 from ...core.registry import Entry, register
 from .plots import Picture
-from ...learn.telemetry.probes import probe_epochs
+from ...learn.telemetry.rules import SEVERITIES, Evidence
 
 # %% auto #0
-__all__ = ['probe_chart']
+__all__ = ['probe_epochs', 'probe_health_rule', 'probe_chart']
+
+# %% ../../../nbs/judge/views/probes.ipynb #4b5ae17c
+def probe_epochs(count: int = 5) -> list[dict[str, float]]:
+    """Rows of the table of epochs of a training whose loss falls."""
+    return [
+        dict(
+            epoch=i, step=10 * i, loss_mean=1 / i, loss_std=0.1 / i, loss_median=1 / i, loss_min=0.8 / i,
+            loss_max=1.2 / i, validation_loss=1.1 / i, lr=1e-4, grad_norm_mean=1 / i, grad_norm_max=2 / i,
+            ema_divergence=0.01 * i, samples_per_second=100.0, seconds=2.0, memory_mb=500.0,
+        )
+        for i in range(1, count + 1)
+    ]  # fmt: skip
+
+
+@register("probe", "health_rule")
+def probe_health_rule(thing: Any, entry: Entry) -> Iterator[str]:
+    """no epoch and five: None, or a sentence; and its traits"""
+    missing = [name for name in ("severity", "when", "cause", "remedy", "source") if name not in entry.traits]
+    expect(not missing, f"is registered without {', '.join(missing)}")
+    expect(
+        entry.traits["severity"] in SEVERITIES,
+        f"has the severity {entry.traits['severity']!r}, none of {', '.join(SEVERITIES)}",
+    )
+    when = entry.traits["when"]
+    times = {when} if isinstance(when, str) else set(when)
+    expect(times and times <= {"row", "epoch", "result"}, f"is checked when={when!r}; expected row, epoch or result")
+    rows = [dict(split="train", epoch=i, step=i, loss=1 / (i + 1), lr=1e-4) for i in range(20)]
+    full = Evidence(rows, probe_epochs(), [], dict(batch_size=8, ranks=1, nodes=1, total_steps=50, first_loss=1.0))
+    for evidence in (Evidence(), full):
+        found = thing(evidence)
+        expect(found is None or isinstance(found, str), f"returned a {type(found).__name__}")
+    yield "no epoch and five"
 
 # %% ../../../nbs/judge/views/probes.ipynb #b1538267
 @register("probe", "chart")

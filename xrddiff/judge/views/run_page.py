@@ -17,17 +17,240 @@ from ...core.errors import BadInput
 from ...core.gate import read_json
 from ...core.mediums import for_shell
 from .report import FINDINGS, Report, ReportImage, Section, read_picture
-from .training_charts import best_epoch, epoch_values
 from .training_figures import chart_title, drawable, training_pictures
 from ...learn.telemetry.history import read_epochs, read_history
 from ...learn.telemetry.rules import VERDICT, Finding, of_samples, read_findings
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from ...core.registry import register
+from .plots import LINES, SMALL, TINY, _axes, _tidy
 
 if TYPE_CHECKING:
     import pandas as pd
 
 # %% auto #0
-__all__ = ['health_lines', 'said_before', 'health_verdict', 'add_health', 'add_epochs', 'add_samples_over_epochs', 'limits',
-           'run_commands', 'made_with', 'add_commands', 'settings_section', 'has_history', 'finish_report']
+__all__ = ['epoch_values', 'best_epoch', 'loss_linear', 'loss_log', 'loss_distribution', 'loss_slope', 'loss_derivative',
+           'loss_parts_of', 'loss_parts', 'learning_rate', 'grad_norm', 'ema_divergence', 'throughput', 'epoch_time',
+           'memory', 'health_lines', 'said_before', 'health_verdict', 'add_health', 'add_epochs',
+           'add_samples_over_epochs', 'limits', 'run_commands', 'made_with', 'add_commands', 'settings_section',
+           'has_history', 'finish_report']
+
+# %% ../../../nbs/judge/views/run_page.ipynb #04864ef5
+def epoch_values(history: pd.DataFrame, *names: str) -> np.ndarray:
+    """The first of these columns that has a number, as float64 with NaN where there is none.
+
+    Raises `BadInput`, with what is missing, if none of them has.
+    """
+    for name in names:
+        if name in history and np.isfinite(found := history[name].to_numpy(np.float64, na_value=np.nan)).any():
+            return found
+    raise BadInput(f"this training recorded no {' or '.join(n.replace('_', ' ') for n in names)}")
+
+# %% ../../../nbs/judge/views/run_page.ipynb #7332dd2f
+def best_epoch(history: pd.DataFrame) -> int:
+    """The row of the best epoch."""
+    return int(np.nanargmin(epoch_values(history, "validation_loss", "loss_mean")))
+
+# %% ../../../nbs/judge/views/run_page.ipynb #8f397c0d
+def _chart(ax: Axes | None, title: str, y: str) -> Axes:
+    """New or given axes over epochs."""
+    ax = _axes(ax, 4.6, 2.7)
+    _tidy(ax, "epoch", y)
+    ax.set_title(title, fontsize=SMALL, loc="left")
+    ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    return ax
+
+
+def _line(ax: Axes, history: pd.DataFrame, values: np.ndarray, label: str, color: str, **style: object) -> None:
+    """A line through the epochs that have a value, with dots where they are few."""
+    known = np.isfinite(values)
+    marker = "o" if known.sum() <= 12 else ""
+    style = dict(lw=1.4, marker=marker, ms=2.5) | style
+    ax.plot(history["epoch"].to_numpy()[known], values[known], color=color, label=label, **style)
+
+
+def _star(ax: Axes, history: pd.DataFrame, values: np.ndarray) -> Axes:
+    """A star on the curve at the best epoch, and the legend."""
+    row = best_epoch(history)
+    if np.isfinite(values[row]):
+        look = dict(marker="*", ms=11, mew=0.7, ls="none", color=LINES[5], mec=LINES[0], zorder=5, clip_on=False)
+        epoch = history["epoch"].iloc[row]
+        ax.plot(epoch, values[row], label=f"best epoch, {epoch:g}: {values[row]:.4g}", **look)
+    ax.legend(fontsize=TINY, frameon=False)
+    return ax
+
+# %% ../../../nbs/judge/views/run_page.ipynb #5d290c79
+def _log(ax: Axes) -> None:
+    """A logarithmic axis with plain numbers, enough of them for its range."""
+    ax.set_yscale("log")
+    low, high = ax.get_ylim()
+    few = LogLocator(subs=(1,) if high > 1000 * low else (1, 2, 5))
+    ax.yaxis.set_major_locator(MaxNLocator(5) if high < 10 * low else few)
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
+    ax.yaxis.set_minor_formatter(NullFormatter())
+
+# %% ../../../nbs/judge/views/run_page.ipynb #6d822b0e
+def _losses(ax: Axes, history: pd.DataFrame) -> Axes:
+    mean = epoch_values(history, "loss_mean")
+    _line(ax, history, mean, "training, mean of the epoch", LINES[1])
+    if "validation_loss" in history and history["validation_loss"].notna().any():
+        _line(ax, history, epoch_values(history, "validation_loss"), "validation", LINES[2], ls="--")
+    return _star(ax, history, epoch_values(history, "validation_loss", "loss_mean"))
+
+
+@register("chart", title="Loss")
+def loss_linear(history: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """The mean loss of each epoch, and the validation loss."""
+    epoch_values(history, "loss_mean")
+    return _losses(_chart(ax, "Loss", "loss"), history)
+
+# %% ../../../nbs/judge/views/run_page.ipynb #72f1b1ff
+@register("chart", title="Loss, logarithmic")
+def loss_log(history: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """The same on a logarithmic axis."""
+    if np.nanmin(epoch_values(history, "loss_mean")) <= 0 or history.get("validation_loss", pd.Series([1])).min() <= 0:
+        raise BadInput("the loss is not positive, so it has no logarithm")
+    ax = _losses(_chart(ax, "Loss, logarithmic", "loss"), history)
+    _log(ax)
+    return ax
+
+# %% ../../../nbs/judge/views/run_page.ipynb #78aa8ed4
+@register("chart", title="Loss of the steps of an epoch")
+def loss_distribution(history: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """Mean ± standard deviation, median, least and largest loss of the steps of each epoch."""
+    mean, std = epoch_values(history, "loss_mean"), epoch_values(history, "loss_std")
+    ax, epoch = _chart(ax, "Loss of the steps of an epoch", "loss"), history["epoch"].to_numpy()
+    ax.fill_between(epoch, mean - std, mean + std, color=LINES[1], alpha=0.22, lw=0, label="mean ± σ")
+    for name, label in (("loss_min", "least and largest"), ("loss_max", "_")):
+        if name in history:
+            _line(ax, history, epoch_values(history, name), label, "0.55", lw=0.8, ls=":", marker="")
+    if "loss_median" in history:
+        _line(ax, history, epoch_values(history, "loss_median"), "median", LINES[3], lw=1.0, ls="--", marker="")
+    _line(ax, history, mean, "mean", LINES[1])
+    return _star(ax, history, mean)
+
+# %% ../../../nbs/judge/views/run_page.ipynb #b7c036eb
+def loss_slope(history: pd.DataFrame) -> np.ndarray:
+    """Change of the mean loss per epoch. Raises `BadInput` for fewer than three epochs."""
+    mean = epoch_values(history, "loss_mean")
+    if len(mean) < 3:
+        raise BadInput(f"a slope needs three epochs, this training has {len(mean)}")
+    return np.gradient(mean, history["epoch"].to_numpy(np.float64), edge_order=2)
+
+
+@register("chart", title="Slope of the loss")
+def loss_derivative(history: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """How much the mean loss changes per epoch; below zero it falls."""
+    slope = loss_slope(history)
+    ax = _chart(ax, "Slope of the loss", "change per epoch")
+    ax.axhline(0, color="0.55", lw=0.8)
+    _line(ax, history, slope, "_", LINES[1])
+    return _star(ax, history, slope)
+
+# %% ../../../nbs/judge/views/run_page.ipynb #d3bc4885
+_NO_PARTS = ("loss", "grad_norm", "latent", "pairwise_mse")
+
+
+def loss_parts_of(history: pd.DataFrame) -> dict[str, np.ndarray]:
+    """The parts of the loss by name, without weights and other numbers."""
+    names = [c.removesuffix("_mean") for c in history if c.endswith("_mean")]
+    found = [
+        n for n in names if n not in _NO_PARTS and not n.endswith("_weight") and history[f"{n}_mean"].notna().any()
+    ]
+    return {name: epoch_values(history, f"{name}_mean") for name in found}
+
+
+@register("chart", title="Parts of the loss")
+def loss_parts(history: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """Each part of the loss, before its weight."""
+    parts = loss_parts_of(history)
+    if len(parts) < 2:
+        raise BadInput("the loss of this model has one part only")
+    ax = _chart(ax, "Parts of the loss, before their weights", "mean of the epoch")
+    for i, (name, values) in enumerate(parts.items()):
+        _line(ax, history, values, name.replace("_", " "), LINES[1 + i % 4], ls=("-", "--", ":")[i // 4 % 3])
+    if min(np.nanmin(v) for v in parts.values()) > 0:
+        _log(ax)
+    return _star(ax, history, next(iter(parts.values())))
+
+# %% ../../../nbs/judge/views/run_page.ipynb #815aeeb0
+@register("chart", title="Learning rate")
+def learning_rate(history: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """The learning rate at the end of each epoch, from zero on."""
+    lr = epoch_values(history, "lr")
+    ax = _chart(ax, "Learning rate", "learning rate")
+    _line(ax, history, lr, "_", LINES[3])
+    ax.set_ylim(0, 1.3 * np.nanmax(lr) or 1)
+    ax.ticklabel_format(axis="y", scilimits=(-2, 3))
+    ax.yaxis.get_offset_text().set_fontsize(TINY)
+    return _star(ax, history, lr)
+
+
+@register("chart", title="Gradient norm")
+def grad_norm(history: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """Mean and largest norm of the gradient in each epoch, before clipping."""
+    mean = epoch_values(history, "grad_norm_mean")
+    ax = _chart(ax, "Gradient norm, before clipping", "norm")
+    if "grad_norm_max" in history:
+        _line(ax, history, epoch_values(history, "grad_norm_max"), "largest", LINES[2], lw=1.0, ls="--")
+    _line(ax, history, mean, "mean", LINES[1])
+    if np.nanmin(mean) > 0:
+        _log(ax)
+    return _star(ax, history, mean)
+
+# %% ../../../nbs/judge/views/run_page.ipynb #7f769582
+@register("chart", title="Distance of the averaged weights")
+def ema_divergence(history: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """Relative distance of the averaged weights from the trained ones."""
+    apart = epoch_values(history, "ema_divergence")
+    ax = _chart(ax, "Distance of the averaged weights, ‖θ − θ_EMA‖ / ‖θ‖", "relative distance")
+    _line(ax, history, apart, "_", LINES[4])
+    if np.nanmin(apart) > 0:
+        _log(ax)
+    return _star(ax, history, apart)
+
+# %% ../../../nbs/judge/views/run_page.ipynb #38a0ddea
+@register("chart", title="Throughput")
+def throughput(history: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """Frames per second in each epoch, from zero on."""
+    speed = epoch_values(history, "samples_per_second")
+    ax = _chart(ax, "Throughput", "frames per second")
+    _line(ax, history, speed, "_", LINES[3])
+    ax.set_ylim(0, 1.15 * np.nanmax(speed))
+    return _star(ax, history, speed)
+
+
+@register("chart", title="Time of an epoch")
+def epoch_time(history: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """The duration of each epoch, and how long all of them took."""
+    seconds = epoch_values(history, "seconds")
+    whole = np.nansum(seconds)
+    ax = _chart(ax, "Time of an epoch", "seconds")
+    said = f"{whole:.0f} s" if whole < 120 else f"{whole / 60:.0f} min" if whole < 7200 else f"{whole / 3600:.1f} h"
+    ax.bar(history["epoch"], seconds, color=LINES[1], width=0.75, label=f"{said} in all")
+    ax.set_ylim(0, 1.3 * np.nanmax(seconds))
+    return _star(ax, history, seconds)
+
+# %% ../../../nbs/judge/views/run_page.ipynb #696d8adb
+_MEMORY = (
+    (("gpu_peak_mb", "largest"), ("gpu_reserved_mb", "reserved"), ("gpu_allocated_mb", "allocated")),
+    (("memory_peak_mb", "largest"), ("memory_mb", "at the end of the epoch")),
+)
+
+
+@register("chart", title="Memory")
+def memory(history: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """Memory of the GPU in each epoch, or of the process on a CPU."""
+    most = epoch_values(history, "gpu_peak_mb", "memory_peak_mb", "gpu_allocated_mb", "memory_mb")
+    on_gpu = any(c in history and history[c].notna().any() for c, _ in _MEMORY[0])
+    ax = _chart(ax, "Memory of the GPU" if on_gpu else "Memory of the process", "MB")
+    for (name, label), color in zip(_MEMORY[0 if on_gpu else 1], LINES[2:], strict=False):
+        if name in history and history[name].notna().any():
+            _line(ax, history, epoch_values(history, name), label, color)
+    ax.set_ylim(0, 1.3 * np.nanmax(most))
+    return _star(ax, history, most)
 
 # %% ../../../nbs/judge/views/run_page.ipynb #e446f83f
 def _sentence(text: str) -> str:

@@ -14,17 +14,24 @@ import xarray as xr
 from ...core.seeds import numpy_rng
 from ...data.frames.frames import frame_count
 from ..inference.twins import WAYS, TwinJudgement, twin_table, twin_words
-from .comparison import show_sets
 from .plots import INTENSITY, SMALL, intensity_norm
 from .report import Report
 from ...physics.twins.spot_brightness import ROCKING
 from ...physics.twins.twin import Twin, twin_frames
+from pathlib import Path
+import pandas as pd
+from ...core.mediums import for_plot
+from ...data.frames.selection import evenly_spaced, select_frames
+from ..inference.comparison import Comparison, ComparisonPlan, open_frames_of
+from .plots import frame_picture
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    import xarray as xr
 
 # %% auto #0
-__all__ = ['mixed_windows', 'show_mixed', 'key_of', 'show_brightness', 'twin_pictures', 'twin_report']
+__all__ = ['mixed_windows', 'show_mixed', 'key_of', 'show_brightness', 'twin_pictures', 'twin_report', 'show_sets',
+           'plot_lattice_shares', 'comparison_pictures', 'comparison_report']
 
 # %% ../../../nbs/judge/views/twins.ipynb #3895051a
 def mixed_windows(held: xr.Dataset, made: xr.Dataset, n: int = 20, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -120,4 +127,75 @@ def twin_report(twin: Twin, judged: TwinJudgement, pictures: Mapping[str, Figure
     learnt = f"A count scatters by {noise.variance:.3f} of Poisson's variance, and shares {noise.right:.1%} with the pixel to the right, {noise.below:.1%} with the one below."
     report.add("What was learnt", learnt, figure=pictures["spots"])
     report.add("The key", key_of(pictures["own"]))
+    return report
+
+# %% ../../../nbs/judge/views/twins.ipynb #fdae050d
+def show_sets(sets: Mapping[str, xr.Dataset], n: int = 6) -> Figure:
+    """`n` frames of each set, a row each, on a common scale for each row."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(1.35 * n + 0.6, 1.55 * len(sets)), layout="constrained")
+    axes = figure.subplots(len(sets), n, squeeze=False)
+    for row, (name, ds) in zip(axes, sets.items(), strict=True):
+        few = select_frames(ds, evenly_spaced(range(frame_count(ds)), n))
+        pictures = [frame_picture(few, i)[0] for i in range(frame_count(few))]
+        norm = intensity_norm(np.stack(pictures), "asinh", ds["intensity"].attrs.get("background_sigma"))
+        for ax in row[len(pictures) :]:
+            ax.set_axis_off()
+        for ax, picture in zip(row, pictures, strict=False):
+            ax.set(xticks=[], yticks=[], facecolor="#8c8c8c")  # grey: masked
+            ax.imshow(picture, cmap=INTENSITY, norm=norm, interpolation="nearest")
+        row[0].set_title(for_plot(name), fontsize=SMALL, loc="left")
+    return figure
+
+
+def plot_lattice_shares(rows: Mapping[str, pd.DataFrame]) -> Figure:
+    """The share of a frame's peaks on its best lattice: a histogram for each set."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.2, 2.4), layout="constrained")
+    ax, edges = figure.subplots(), np.linspace(0, 1, 26)
+    for (name, table), colour in zip(rows.items(), ("#0072B2", "#D55E00"), strict=False):
+        values = table["on_lattice"].dropna() if "on_lattice" in table else ()  # frames without a geometry
+        if len(values):
+            weights = np.full(len(values), 1 / len(values))
+            ax.hist(
+                values,
+                edges,
+                weights=weights,
+                histtype="step",
+                lw=1.6,
+                color=colour,
+                label=for_plot(f"{name} ({len(values)})"),
+            )
+    if ax.get_legend_handles_labels()[0]:
+        ax.legend(fontsize=SMALL, loc="upper center")
+    ax.set_xlabel("share of a frame's peaks on its best lattice", fontsize=SMALL)
+    ax.set_ylabel("share of the frames", fontsize=SMALL)
+    ax.tick_params(labelsize=SMALL)
+    ax.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def comparison_pictures(comparison: Comparison, plan: ComparisonPlan) -> dict[str, Figure]:
+    """ "frames" of each set, and "lattice", see `plot_lattice_shares`."""
+    sources = {"reference": plan.reference, "frames": plan.frames}
+    sets = {name: open_frames_of(source) for name, source in sources.items() if source is not None}
+    return {"frames": show_sets(sets), "lattice": plot_lattice_shares(comparison.rows)}
+
+
+def comparison_report(comparison: Comparison, plan: ComparisonPlan, pictures: Mapping[str, Figure]) -> Report:
+    """The report: frames, numbers, sentences, and why numbers are missing."""
+    beside = f" beside {Path(plan.reference).name}" if plan.reference else ""
+    sizes = ", ".join(
+        f"{n} {'frames' if name == 'frames' else 'of the reference'}" for name, n in comparison.sizes.items()
+    )
+    report = Report(f"{Path(plan.frames).name}{beside}", f"{sizes}.")
+    said = [("", sentence) for sentence in comparison.words()]
+    report.add("Frames", lines=said, figure=pictures["frames"])
+    missing = [("", f"Not measured, {name}: {reason}") for name, reason in comparison.why.items()]
+    text = "An interval (from, to) of 95 % comes from resampling the frames; the reference of a distance is that between two halves of the reference. Distances look at no more than 4000 frames of each set."
+    table = pd.DataFrame.from_dict(comparison.table(), orient="index")
+    report.add("Numbers", text, lines=missing, table=table)
+    report.add("Lattice", "", figure=pictures["lattice"])
     return report

@@ -11,12 +11,145 @@ from collections.abc import Iterable
 import numpy as np
 
 from ...core.errors import BadInput
-from .bravais import OBLIQUE, conventional_cell
 from .cells import Cell, basis_parameters, reduce_basis
 from .orientations import TOLERANCE, hemisphere, miller_indices
+from itertools import product
+import gemmi
 
 # %% auto #0
-__all__ = ['RANGES', 'NEAR', 'MOST', 'lattice_vectors', 'find_lattice', 'common_cell']
+__all__ = ['OBLIQUE', 'RANGES', 'NEAR', 'MOST', 'conventional_cell', 'primitive_basis', 'lattice_vectors', 'find_lattice',
+           'common_cell']
+
+# %% ../../../nbs/physics/indexing/lattice_search.ipynb #09358881
+OBLIQUE = 0.8  # degrees: by how much an axis may miss its place in the lattice
+_TRACE = {2: -1, 3: 0, 4: 1, 6: 2}  # of a rotation of this order
+_NET = np.array([x for x in product(range(-3, 4), repeat=3) if any(x)])
+
+
+def _turns(A: np.ndarray, tolerance: float) -> np.ndarray:
+    """The rotations (n, 3, 3) of a reduced basis, in its coordinates; of a smaller tolerance where they are no group of a lattice."""
+    cell = gemmi.UnitCell(*basis_parameters(A))
+    while True:
+        ops = gemmi.find_lattice_symmetry(cell, "P", tolerance).sym_ops
+        W = np.array([op.rot for op in ops], int) // gemmi.Op.DEN
+        W = W[np.linalg.det(W) > 0]
+        if len(W) in (1, 2, 4, 6, 8, 12, 24):
+            return W
+        tolerance *= 0.7
+
+
+def _of_order(order: int, turns: np.ndarray) -> list[np.ndarray]:
+    """The rotations of an order."""
+    return [W for W in turns if np.trace(W) == _TRACE[order]]
+
+
+def _axis(W: np.ndarray) -> np.ndarray:
+    """The shortest lattice vector (3,) along the axis of a rotation; the first number that is not 0 is positive."""
+    order = next(n for n, trace in _TRACE.items() if trace == np.trace(W))
+    P = sum(np.linalg.matrix_power(W, k) for k in range(order))
+    u = P[:, np.abs(P).sum(0).argmax()]
+    u = u // np.gcd.reduce(u)
+    return u * np.sign(u[np.flatnonzero(u)[0]])
+
+
+def _square(u: np.ndarray, G: np.ndarray) -> np.ndarray:
+    """Squared lengths (…) of vectors (…, 3)."""
+    return np.einsum("...i,ij,...j->...", u, G, u)
+
+
+def _holds(C: np.ndarray, point: tuple[int, int, int], parts: int = 2) -> bool:
+    """Is this point, in halves (or another part) of the axes C (rows), one of the lattice?"""
+    return bool((C.T @ np.array(point) % parts == 0).all())
+
+# %% ../../../nbs/physics/indexing/lattice_search.ipynb #55f9b823
+def _uniaxial(turns: np.ndarray, G: np.ndarray, order: int) -> np.ndarray:
+    """The axes (rows) of a lattice with one axis of this order."""
+    main = _axis(_of_order(order, turns)[0])
+    across = [u for u in map(_axis, _of_order(2, turns)) if (u != main).any()]
+    a = min(across, key=lambda u: round(float(_square(u, G)), 6))
+    b = _of_order(4 if order == 4 else 3, turns)[0] @ a
+    C = np.array([a, b, main])
+    C[2] *= 1 if np.linalg.det(C) > 0 else -1
+    if order == 3 and not _holds(C, (2, 1, 1), 3):  # the reverse setting
+        C[:2] = -C[:2]
+    return C
+
+
+def _orthorhombic(turns: np.ndarray, G: np.ndarray) -> tuple[np.ndarray, str]:
+    C = np.array(sorted(map(_axis, _of_order(2, turns)), key=lambda u: float(_square(u, G))))
+    points = round(abs(np.linalg.det(C)))
+    if points == 2 and not _holds(C, (1, 1, 1)):
+        odd = next(i for i in range(3) if _holds(C, tuple(int(j != i) for j in range(3))))
+        return C[[*(i for i in range(3) if i != odd), odd]], "C"
+    return C, {1: "P", 2: "I", 4: "F"}[points]
+
+
+def _monoclinic(turns: np.ndarray, G: np.ndarray) -> tuple[np.ndarray, str]:
+    (W,) = _of_order(2, turns)
+    b, net = _axis(W), _NET[(_NET @ W.T == -_NET).all(1)]
+    net = net[np.argsort(_square(net, G), kind="stable")]
+    a, c = net[0], next(v for v in net if np.cross(net[0], v).any())
+    C = np.array([a, b, c])
+    if round(abs(np.linalg.det(C))) == 1:
+        return C, "P"
+    if _holds(C, (1, 1, 0)):
+        return C, "C"
+    if _holds(C, (0, 1, 1)):
+        return C[::-1], "C"
+    ways = [np.array([a + sign * c, b, v]) for sign in (1, -1) for v in (a, c)]  # I: a diagonal is the a of C
+    return min(ways, key=lambda w: float(_square(w[0], G) + 1.001 * _square(w[2], G))), "C"
+
+
+def _axes(turns: np.ndarray, G: np.ndarray) -> tuple[np.ndarray, str]:
+    """The conventional axes (rows), in coordinates of the reduced basis, and the centring."""
+    n = len(turns)
+    if n == 1:
+        return np.eye(3, dtype=int), "P"
+    if n in (2, 4):
+        C, centring = _monoclinic(turns, G) if n == 2 else _orthorhombic(turns, G)
+        C = C.copy()
+        C[0] *= -1 if n == 2 and C[0] @ G @ C[2] > 0 else 1
+        C[1] *= 1 if np.linalg.det(C) > 0 else -1
+        return C, centring
+    if n == 24:
+        C = np.unique([_axis(W) for W in _of_order(4, turns)], axis=0)
+        C[2] *= 1 if np.linalg.det(C) > 0 else -1
+        return C, {1: "P", 2: "I", 4: "F"}[round(np.linalg.det(C))]
+    C = _uniaxial(turns, G, {6: 3, 8: 4, 12: 6}[n])
+    return C, "R" if n == 6 else {1: "P", 2: "I"}[round(np.linalg.det(C))]
+
+# %% ../../../nbs/physics/indexing/lattice_search.ipynb #392f12e5
+def conventional_cell(A: np.ndarray, tolerance: float = OBLIQUE) -> Cell:
+    """The conventional cell, with its centring, of the lattice with direct basis A (3, 3; rows in Å), primitive.
+
+    tolerance: degrees by which axes may miss the symmetry; what is equal by symmetry is made equal.
+    """
+    A = reduce_basis(A)
+    turns = _turns(A, tolerance)
+    G = np.mean([W.T @ A @ A.T @ W for W in turns], axis=0)
+    C, centring = _axes(turns, G)
+    g = C @ G @ C.T
+    edges = np.sqrt(np.diag(g))
+    angles = np.degrees(np.arccos([g[i, j] / edges[i] / edges[j] for i, j in ((1, 2), (0, 2), (0, 1))]))
+    if len(turns) > 2:  # what is fixed, without the rounding of an arc cosine
+        angles = np.rint(angles)
+    elif len(turns) == 2:
+        angles[[0, 2]] = 90
+    return Cell((*edges, *angles), centring)
+
+
+_PRIMITIVE = {
+    "P": np.eye(3), "A": [[1, 0, 0], [0, 0.5, 0.5], [0, -0.5, 0.5]], "B": [[0.5, 0, 0.5], [0, 1, 0], [-0.5, 0, 0.5]],
+    "C": [[0.5, 0.5, 0], [-0.5, 0.5, 0], [0, 0, 1]], "I": [[-0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0.5, 0.5, -0.5]],
+    "F": [[0, 0.5, 0.5], [0.5, 0, 0.5], [0.5, 0.5, 0]], "R": np.array([[2, 1, 1], [-1, 1, 1], [-1, -2, 1]]) / 3,
+}  # fmt: skip
+
+
+def primitive_basis(cell: Cell) -> np.ndarray:
+    """A basis (3, 3; rows in Å) of all points of the lattice of a cell."""
+    if cell.centring == "R" and abs(cell.parameters[5] - 120) > 0.1:  # rhombohedral axes
+        return cell.A
+    return np.array(_PRIMITIVE[cell.centring]) @ cell.A
 
 # %% ../../../nbs/physics/indexing/lattice_search.ipynb #93b7a7b8
 def _projection_maxima(

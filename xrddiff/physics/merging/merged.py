@@ -14,13 +14,83 @@ import pandas as pd
 
 from ...core.errors import BadInput
 from ...core.seeds import numpy_rng
-from .errors import ErrorModel, chi_squared, far_out, fit_errors
 from .observations import Observations, group_reflections
 from .scaling import LEAST_STRENGTH, METHODS, Scaling, fit_scaling
 from .shared import SharedIntensities, shared_intensities
+from scipy.optimize import least_squares
 
 # %% auto #0
-__all__ = ['MERGES', 'LEAST_PART', 'ROUNDS', 'Merged', 'merge_reflections', 'resampled']
+__all__ = ['FAR', 'MERGES', 'LEAST_PART', 'ROUNDS', 'ErrorModel', 'equal_bins', 'fit_errors', 'chi_squared', 'far_out', 'Merged',
+           'merge_reflections', 'resampled']
+
+# %% ../../../nbs/physics/merging/merged.ipynb #6afe3e41
+@dataclass(frozen=True)
+class ErrorModel:
+    """σ'² = a² [σ² + b m + (c m)²]."""
+
+    a: float = 1.0
+    b: float = 0.0
+    c: float = 0.0
+
+    def variance(self, sigma: np.ndarray, expected: np.ndarray) -> np.ndarray:
+        """σ'² (n,) of observations with `sigma` of which `expected` (n,) is expected."""
+        m = np.maximum(expected, 0)
+        return self.a**2 * (sigma**2 + self.b * m + (self.c * m) ** 2)
+
+
+def equal_bins(order: np.ndarray, bins: int) -> list[np.ndarray]:
+    """The places of values (n,) in bins of equal numbers, the smallest values first."""
+    return np.array_split(np.argsort(order, kind="stable"), bins)
+
+
+def fit_errors(
+    sigma: np.ndarray, expected: np.ndarray, residual: np.ndarray, share: np.ndarray, bins: int = 10
+) -> ErrorModel:
+    """The error model of observations (n,): their `sigma`, what is `expected`, the `residual` to it, and the `share` η that each has in its mean.
+
+    The residuals are expected to have variance σ'² (1 - η). Fewer than ten observations for each bin leave the sigmas as they are.
+    """
+    ok = share < 0.9
+    sigma, expected, residual, share = (v[ok] for v in (sigma, expected, residual, share))
+    if len(sigma) < 10 * bins:
+        return ErrorModel()
+    places, scale = equal_bins(expected, bins), np.median(sigma)
+    squared = residual**2 / (1 - share)
+
+    def model(theta: np.ndarray) -> ErrorModel:
+        return ErrorModel(float(np.exp(theta[0])), float(scale * theta[1] ** 2), float(theta[2] ** 2))
+
+    def off(theta: np.ndarray) -> np.ndarray:
+        z2 = squared / model(theta).variance(sigma, expected)
+        return np.append(np.log([z2[at].mean() + 1e-12 for at in places]), 1e-3 * theta)
+
+    starts = [np.array([0.0, 0.5, c]) for c in (0.1, 0.6)]
+    found = [least_squares(off, start, method="trf") for start in starts]
+    return model(min(found, key=lambda x: x.cost).x)
+
+
+def chi_squared(
+    variance: np.ndarray, expected: np.ndarray, residual: np.ndarray, share: np.ndarray, bins: int = 5
+) -> np.ndarray:
+    """χ² of observations in `bins` of what is expected, the weakest first; NaN where there is none."""
+    ok = share < 0.9
+    z2 = residual[ok] ** 2 / (variance[ok] * (1 - share[ok]))
+    return np.array([z2[at].mean() if len(at) else np.nan for at in equal_bins(expected[ok], bins)])
+
+# %% ../../../nbs/physics/merging/merged.ipynb #ffeead6d
+FAR = 6.0  # σ from the mean of the others
+
+
+def far_out(residual: np.ndarray, weight: np.ndarray, share: np.ndarray, which: np.ndarray) -> np.ndarray:
+    """Which observations (n,) are outliers, of each reflection the worst at most.
+
+    residual: to the mean that has them in it. weight: 1/σ'², 0 for those that are left out. which: their reflections (n,).
+    """
+    # to the mean of the others the residual is r/(1 - η), with variance σ'²/(1 - η)
+    z2 = residual**2 * weight / np.maximum(1 - share, 1e-6)
+    many, worst = np.bincount(which, weight > 0) >= 3, np.zeros(int(which.max(initial=0)) + 1)
+    np.maximum.at(worst, which, z2)
+    return many[which] & (z2 > FAR**2) & (z2 == worst[which])
 
 # %% ../../../nbs/physics/merging/merged.ipynb #17180df8
 MERGES = (*METHODS, "posterior")  # partial, and the posterior of each intensity

@@ -20,12 +20,146 @@ from ...core.errors import BadInput, nearest
 from .artefacts import Artefacts
 from .crystal import Crystal, reflections
 from .crystal_files import MeasuredFactors, crystal_of_file
-from .detector_files import FoundDetector, detector_of_file
 from .experiments import EXPERIMENTS, Background, Beam, Experiment, Sample, find_experiment
 from .spectra import SPECTRA
+from typing import NamedTuple
+import xarray as xr
+from ...data.formats.geometry_apply import apply_geometry, read_geometry
+from ...data.formats.readers import open_frames
+from ...data.frames.frames import make_frames, validate_frames
+from ...data.frames.geometry import PanelGeometry, geometry_of
+from ...data.frames.rows import ArrayRows
+from ...data.headers.gate import check_size, readable
+from ...data.headers.geometry_files import DetectorFile
+from ...data.headers.unpacked import inner_suffix
+from .experiments import Detector
+from .layouts import PixelLayout
 
 # %% auto #0
-__all__ = ['BANDWIDTHS', 'MOST_REFLECTIONS', 'own_experiment', 'described_experiment']
+__all__ = ['OWN_WORDS', 'BANDWIDTHS', 'MOST_REFLECTIONS', 'FoundDetector', 'detector_of_file', 'own_experiment',
+           'described_experiment']
+
+# %% ../../../nbs/physics/simulation/own_experiments.ipynb #69a909e0
+OWN_WORDS = {"psf": 0.8, "read_noise": 0.0, "pedestal": 0.0, "efficiency": 1.0}  # what frames do not say
+_GEOMETRY = (".poni", ".geom", ".expt")
+
+
+class FoundDetector(NamedTuple):
+    """A detector, and the beam that its file tells of."""
+
+    detector: Detector
+    wavelength: float  # Å
+    polarization: float
+
+
+def detector_of_file(source: str | Path, /, **words: Any) -> FoundDetector:
+    """The detector of a file.
+
+    - `source`: anything that `open_frames` reads, of which the first frame counts; a `.geom`, `.poni` or
+      `.expt` file; or the name of an experiment.
+    - `words`: `psf` (px), `read_noise`, `pedestal` (ADU), `efficiency`, `saturation`, and options of
+      `open_frames`: `geometry=`, `wavelength=` (Å), `gain=`, `mask=`, `automask=`, ….
+
+    Raises `BadInput` for files without a geometry, and for a white beam.
+    """
+    own = {n: words.pop(n) for n in (*OWN_WORDS, "saturation") if n in words}
+    for name, value in own.items():
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, int | float)
+            or not np.isfinite(value)
+            or (value < 0 and name != "pedestal")
+        ):
+            raise BadInput(f"{name} is {value!r}; expected a number{'' if name == 'pedestal' else ', 0 or more'}")
+    if str(source) in EXPERIMENTS:
+        if words or own:
+            raise BadInput(
+                f"{source} is a named experiment, whose detector is as it is; expected no {', '.join(words | own)}"
+            )
+        e = EXPERIMENTS[str(source)]
+        return FoundDetector(e.detector, e.beam.wavelength, e.beam.polarization)
+    path = readable(Path(source))
+    ds = _of_geometry(path, words) if inner_suffix(path) in _GEOMETRY else open_frames(path, **words)
+    return _found(ds, path, own)
+
+# %% ../../../nbs/physics/simulation/own_experiments.ipynb #856c5a05
+def _found(ds: xr.Dataset, path: Path, own: dict[str, Any]) -> FoundDetector:
+    """The detector of frames."""
+    if "wavelength_range" in ds.attrs:
+        raise BadInput(f"{path} was recorded with a white beam, which is not simulated; expected one wavelength")
+    geometry = geometry_of(ds)
+    about, value = ds["intensity"].attrs, ds["intensity"]
+    shape = tuple(int(n) for n in value.shape[1:])
+    check_size((1, *shape), np.float64, f"the detector of {path}")
+    mask = np.ones(shape, bool)
+    if "mask" in ds:
+        mask = (ds["mask"].isel(frame=0) if "frame" in ds["mask"].dims else ds["mask"]).values
+    counting = about["units"] == "photon"
+    gain = about.get("gain")
+    if gain is None:
+        warnings.warn(
+            f"{path} is in ADU and does not say its gain: 1 ADU per photon is taken; gain= gives another", stacklevel=3
+        )
+    most = np.iinfo(value.dtype).max if value.dtype.kind in "iu" else 2**20
+    told = ds.attrs.get("saturation") or (2**20 - 1 if counting else min(most, 2**16 - 1))
+    settings = {n: own.get(n, ds.attrs.get(n, default)) for n, default in OWN_WORDS.items()}
+    center = (geometry.image_geometry if isinstance(geometry, PanelGeometry) else geometry).beam_center
+    return FoundDetector(
+        Detector(
+            str(ds.attrs.get("detector", path.name)),
+            "counting" if counting else "integrating",
+            shape,
+            geometry.pixel_size,
+            geometry.distance,
+            tuple(float(c) for c in center),
+            gain=1.0 if counting or gain is None else float(gain),
+            saturation=int(min(float(own.get("saturation", told)), 2**24)),
+            layout=PixelLayout(mask, geometry if isinstance(geometry, PanelGeometry) else None),
+            **{n: float(v) for n, v in settings.items()},
+        ),
+        float(geometry.wavelength),
+        float(ds.attrs.get("polarization", 0.99)),
+    )
+
+# %% ../../../nbs/physics/simulation/own_experiments.ipynb #5d2467f8
+def _of_geometry(path: Path, words: dict[str, Any]) -> xr.Dataset:
+    """One blank frame of the detector of a geometry file."""
+    allowed = ("wavelength", "units", "gain", "polarization")
+    if wrong := [n for n in words if n not in allowed]:
+        raise BadInput(
+            f"{path} is a geometry file, which takes no {wrong[0]}=; expected {', '.join(allowed)}, or a frame with geometry=FILE"
+        )
+    described = read_geometry(path)
+    shape = _stored_shape(described, path)
+    check_size((1, *shape), np.float64, f"the detector of {path}")
+    blank = ArrayRows(np.zeros((1, *shape), np.uint8), str(path))
+    found = apply_geometry({"intensity": blank}, described, None)
+    found["mask"] = found["mask"].joined(found["intensity"].shape)
+    for name in ("flags", "layout", "gains", "pedestals"):
+        found.pop(name, None)
+    found |= {n: v for n, v in words.items() if v is not None}
+    found.setdefault("units", "ADU" if found.get("gain") not in (None, 1.0) else "photon")
+    found["intensity"] = found["intensity"][:]
+    return validate_frames(make_frames(**found), str(path))
+
+
+def _stored_shape(described: DetectorFile, path: Path) -> tuple[int, ...]:
+    """The shape of frames (…, y, x) in which a geometry file places its panels."""
+    panels = described.panels
+    if not panels:
+        if described.shape is None:
+            raise BadInput(
+                f"{path} does not say how many pixels the detector has; expected a frame of it, with geometry={path.name}"
+            )
+        return tuple(described.shape)
+    if described.unplaced:
+        alike = len({p.shape for p in panels}) == 1
+        if len(panels) > 1 and alike:
+            return (len(panels), *panels[0].shape)
+        return sum(p.shape[0] for p in panels), max(p.max_fs for p in panels) + 1
+    planes = max((i for p in panels for i in p.fixed.values()), default=-1) + 1
+    plane = max(p.max_ss for p in panels) + 1, max(p.max_fs for p in panels) + 1
+    return (planes, *plane) if planes else plane
 
 # %% ../../../nbs/physics/simulation/own_experiments.ipynb #c98b78cb
 BANDWIDTHS = {"mono": 1e-4, "pink": 1e-2, "sase": 1e-3}

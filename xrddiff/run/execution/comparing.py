@@ -17,14 +17,21 @@ from ...core.progress import Bar
 from .notebooks import execute_anew
 from ...core.safe_write import check_output, is_free
 from .workers import Workers, open_workers, parse_workers, run_tasks
+from collections.abc import Mapping
+from ...core.safe_write import new_output, save_table
+from ...core.files import package_version, write_json
 
 if TYPE_CHECKING:
     from xrddiff.judge.inference.comparison import Comparison, ComparisonPlan
     from xrddiff.judge.inference.recoveries import RecoveryPlan
     from xrddiff.judge.inference.twin_plan import TwinPlan
+    import xarray as xr
+
+    from xrddiff.judge.inference.merges import MergePlan, MergeResult
 
 # %% auto #0
-__all__ = ['BLOCK', 'compare_together', 'folder_for', 'execute_compare', 'execute_twin', 'execute_recovery']
+__all__ = ['BLOCK', 'FILES', 'compare_together', 'folder_for', 'execute_compare', 'execute_twin', 'execute_recovery',
+           'save_merged', 'write_merge', 'execute_merge']
 
 # %% ../../../nbs/run/execution/comparing.ipynb #eb020641
 @lru_cache(maxsize=1)
@@ -124,3 +131,44 @@ def _execute(notebook: str, plan: TwinPlan, folder: str | os.PathLike, terminal:
     """Execute a notebook of a plan in a new folder."""
     plan.known()
     return execute_anew(folder, notebook, dict(plan=asdict(plan)), terminal=terminal)
+
+# %% ../../../nbs/run/execution/comparing.ipynb #5d601836
+FILES = ("merged.mtz", "unmerged.mtz", "merged.hkl", "shells.csv")
+
+
+def save_merged(found: MergeResult, folder: str | os.PathLike) -> Path:
+    """Write merged intensities into a new folder, which is there when all of it is; returns it. Raises `BadInput` if it has something in it."""
+    with new_output(folder, kind="folder", command="xrddiff merge") as path:
+        write_merge(found, path)
+    return Path(folder).expanduser()
+
+
+def write_merge(found: MergeResult, path: Path) -> None:
+    """Write the files of a merge into the folder `path`, which this makes."""
+    from xrddiff.judge.exports.package import write_sums
+    from xrddiff.judge.views.merging import merging_report
+    from xrddiff.physics.merging.files import write_hkl, write_merged_mtz, write_unmerged_mtz
+
+    (path / "metrics").mkdir(parents=True)
+    cell, group = found.gathered.cell.parameters, found.gathered.group
+    write_merged_mtz(found.merged, path / "merged.mtz", cell, group, found.gathered.wavelength)
+    write_unmerged_mtz(found.merged, path / "unmerged.mtz", cell, group, found.gathered.wavelength)
+    write_hkl(found.merged, path / "merged.hkl", group)
+    save_table(found.shells, path / "shells.csv", index="shell")
+    if found.merged.posterior is not None:
+        save_table(found.merged.posterior.table, path / "posterior.csv")
+    write_json(path / "metrics" / "summary.json", {name: {"merged": value} for name, value in found.summary.items()})
+    about: Mapping[str, Any] = {"plan": asdict(found.plan), "notes": list(found.notes), "xrddiff": package_version()}
+    write_json(path / "metrics" / "merging.json", about)
+    merging_report(found).write(path)
+    write_sums(path)
+
+
+def execute_merge(plan: MergePlan, folder: str | os.PathLike, frames: xr.Dataset | None = None) -> MergeResult:
+    """Merge what a plan asks for, and save it in a new folder. frames: those of the source, if they are open."""
+    from xrddiff.judge.inference.merges import merge_data
+
+    with new_output(folder, kind="folder", reads=plan, command="xrddiff merge") as path:
+        found = merge_data(plan, frames)
+        write_merge(found, path)
+    return found

@@ -17,9 +17,11 @@ from typing import Any
 from ...core.errors import BadInput, XrddiffError
 from ...core.files import is_path, lock, open_appending, sealed, state_folder
 from ...core.gate import from_json, read_text
+from .commands import QueuedJob, batch_script, cancel_jobs, cluster_name
 
 # %% auto #0
-__all__ = ['Submission', 'record_submission', 'submissions', 'Target', 'find_target']
+__all__ = ['Submission', 'record_submission', 'submissions', 'Target', 'find_target', 'job_of_script', 'submission_in_queue',
+           'known_jobs', 'find_job', 'cancel_targets']
 
 # %% ../../../nbs/run/slurm/ledger.ipynb #2dc21a39
 @dataclass(frozen=True)
@@ -193,3 +195,73 @@ def find_target(text: str, known: Sequence[Submission]) -> Target:
             f"{text if len(text) < 300 else text[:60] + '…'} is neither a job nor a run: expected a number such as 4711 or 4711_3, or the folder of a run"
         )
     return Target(None, None, path)
+
+# %% ../../../nbs/run/slurm/ledger.ipynb #2250ff7d
+def job_of_script(script: str) -> dict[str, Any] | None:
+    """The job in a batch script written by `xrddiff submit`; None for any other script."""
+    found = re.search(r"^XRDDIFF_JOB=\$\(cat <<'JOB'\n(.*?)\nJOB$", script, re.M | re.S)
+    try:
+        job = from_json(found.group(1), "the job of the script") if found else None
+    except BadInput:
+        return None
+    return job if isinstance(job, dict) and isinstance(job.get("run_dirs"), list) else None
+
+# %% ../../../nbs/run/slurm/ledger.ipynb #e33bb678
+def submission_in_queue(number: int, cluster: str = "") -> Submission | None:
+    """The submission, read from SLURM's copy of the batch script.
+
+    None if xrddiff did not write the script, or if the job has left the queue.
+    """
+    try:
+        script = batch_script(number)
+    except XrddiffError:
+        return None
+    if (job := job_of_script(script)) is None:
+        return None
+    log = re.search(r"^#SBATCH --output=\"?(.*?)\"?$", script, re.M)
+    array = re.search(r"^#SBATCH --array=(\S+)", script, re.M)
+    where = log.group(1).replace('\\"', '"') if log else ""
+    found = Submission(number, job, {}, where, "", array.group(1) if array else None, cluster)
+    return found if found.is_sound else None
+
+
+def known_jobs(queued: Sequence[QueuedJob], cluster: str) -> dict[int, Submission]:
+    """The newest submission for each job number.
+
+    Jobs that were passed to sbatch directly are included as long as they are in the queue.
+    """
+    known = {s.id: s for s in submissions(cluster)}
+    for number in sorted({q.base for q in queued if not q.is_over} - set(known)):
+        if s := submission_in_queue(number, cluster):
+            known[number] = s
+    return known
+
+
+def find_job(text: str) -> Target:
+    """The job or run that a command-line argument names: 4711, 4711_3, or a run folder.
+
+    Raises `BadInput` if it is none of these.
+    """
+    try:
+        here = cluster_name()
+    except XrddiffError:  # no cluster here
+        here = None
+    known = sorted(
+        submissions(), key=lambda s: s.cluster == here
+    )  # numbers repeat between clusters: the newest is found first
+    target = find_target(text, known)
+    if target.submission is None and target.id is not None and (s := submission_in_queue(target.id)):
+        return find_target(text, [s])
+    return target
+
+
+def cancel_targets(texts: Sequence[str]) -> list[Target]:
+    """Cancel the jobs that are named by number or by run folder; returns them. Raises `BadInput`,
+    and cancels none, if one of them is not a pending or running job of this cluster.
+    """
+    known = submissions(cluster_name())
+    targets = [find_target(text, known) for text in texts]
+    if stray := next((t for t in targets if t.slurm_id is None), None):
+        raise BadInput(f"{stray} belongs to no job that was submitted here; expected the number of a job")
+    cancel_jobs(*(t.slurm_id for t in targets))
+    return targets

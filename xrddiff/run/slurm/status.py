@@ -26,12 +26,19 @@ from xrddiff.run.slurm.commands import (
     past_states,
     queue,
 )
-from .known_jobs import known_jobs
+from .ledger import known_jobs
 from .ledger import Submission, Target, find_target, submissions
+import time
+from dataclasses import dataclass
+from ...config.saved_config import need_run
+from ...core.errors import BadInput
+from ...core.files import is_path
+from ..execution.status import Standing, read_standing
+from .ledger import find_job
 
 # %% auto #0
 __all__ = ['STATUS_COLUMNS', 'DETAILS', 'job_state', 'Jobs', 'current_state', 'job_rows', 'status_table', 'status_cells',
-           'detail_lines']
+           'detail_lines', 'Watched', 'find_watched']
 
 # %% ../../../nbs/run/slurm/status.ipynb #e5b10002
 def job_state(number: str, word: str | None, where: str = "") -> JobState:
@@ -268,3 +275,46 @@ def detail_lines(rows: Sequence[dict[str, Any]]) -> list[str]:
         width = max(map(len, told), default=0)
         lines += ["", f"job {row['id']}", *(f"  {k:<{width}}  {plain_text(v)}" for k, v in told.items())]
     return lines
+
+# %% ../../../nbs/run/slurm/status.ipynb #2915132d
+@dataclass
+class Watched:
+    """A run to watch: its folder, the number of its job ("" without one), and the log of the job."""
+
+    run: Path
+    job: str = ""
+    log: Path | None = None
+    submission: Submission | None = None
+    asked: float = float("-inf")
+    said: JobState | None = None
+
+    def standing(self, *, ask_every: float = 10.0) -> Standing:
+        """Its current state; SLURM is asked every `ask_every` seconds."""
+        self.ask(ask_every)
+        return read_standing(self.run, self.said, log=self.log)
+
+    def ask(self, ask_every: float = 10.0) -> None:
+        """Ask SLURM for the state of the job, if there is one and it was not asked just now."""
+        if time.monotonic() - self.asked > ask_every:
+            self.asked = time.monotonic()
+            self.said = Jobs(known=self.submission and [self.submission]).of(self.run)
+
+# %% ../../../nbs/run/slurm/status.ipynb #fa2b0c2d
+def find_watched(text: str | os.PathLike) -> Watched:
+    """The run that an argument names: a run folder, or a job (4711, 4711_3). Raises `BadInput` if there is none."""
+    text = os.fspath(text)
+    if is_path(Path(text).expanduser(), "dir"):
+        run = Path(text).expanduser().absolute()
+        target = find_target(str(run), submissions())
+        if target.submission is None:
+            need_run(run, text)
+            return Watched(run)
+    else:
+        target = find_job(text)
+    s = target.submission
+    if target.run_dir is None or s is None:
+        hint = f"it has the tasks {s.array}: expected one, as in {text}_{s.tasks[0]}" if s and s.tasks else (
+            "expected a job that `xrddiff submit` submitted, or the folder of a run"
+        )  # fmt: skip
+        raise BadInput(f"{text}: no run of this job is known; {hint}")
+    return Watched(target.run_dir, target.slurm_id or text, s.log_file(target.task), s)

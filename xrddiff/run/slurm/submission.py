@@ -30,15 +30,75 @@ from ..execution.run_folder import cpu_count, environment, make_free_folder
 from ..execution.status import run_state
 from .commands import cluster_name, queue, submit_script
 from .job import Job, pass_signals
-from .known_jobs import find_job, known_jobs
+from .ledger import find_job, known_jobs
 from .ledger import Submission, Target, record_submission
-from .needs import BASE, check_job_memory, memory_of_rank, restarts_note
 from .profiles import Profile, load_profile
 from .scripts import log_pattern, render_script
+from typing import TYPE_CHECKING
+from ...config.saved_config import load_config
+from ...core.ranks.scaling import read_speed
+from ..execution.status import read_progress
+
+if TYPE_CHECKING:
+    from xrddiff.config.words.vocabulary import Config
 
 # %% auto #0
-__all__ = ['chosen_profile', 'plan_runs', 'plan_script', 'plan_command', 'JobPlan', 'plan_submission', 'submit_plan', 'send_plan',
-           'sent_lines', 'run_here', 'resumable', 'plan_resume']
+__all__ = ['BASE', 'LARGEST', 'memory_of_rank', 'check_job_memory', 'restarts_note', 'chosen_profile', 'plan_runs', 'plan_script',
+           'plan_command', 'JobPlan', 'plan_submission', 'submit_plan', 'send_plan', 'sent_lines', 'run_here',
+           'resumable', 'plan_resume']
+
+# %% ../../../nbs/run/slurm/submission.ipynb #40fb0ae3
+BASE = 500e6  # bytes of a process with PyTorch that trains a network of no size
+LARGEST = 300e6  # weights; the largest model of a preset has 235 million
+
+
+def memory_of_rank(p: Profile) -> int:
+    """The bytes that a rank may take; without a unit, SLURM's memory is in MiB."""
+    number, unit = re.fullmatch(r"([0-9]+)([KMGT]?)", p.memory_per_cpu).groups()
+    return int(number) * 1024 ** " KMGT".index(unit or "M") * p.cpus_per_task
+
+
+def check_job_memory(cfg: Config, p: Profile) -> None:
+    """Raise `BadInput` if a rank of the profile has less memory than the model of a run needs at least.
+
+    Weights are counted, which costs an import of PyTorch, only where they may be too many.
+    """
+    free, weights, own = memory_of_rank(p), 0, cfg.size.widths or cfg.model.network_options.keys() - {"scale_shift"}
+    if p.platform == "cpu" and BASE < free and (own or free < BASE + 20 * LARGEST):
+        from xrddiff.judge.inference.building import count_weights
+
+        weights = count_weights(cfg)
+    need = BASE + 20 * weights
+    if need > free:
+        of = (
+            f"; {weights / 1e6:,.0f} M weights with their gradients and moments take the most" if weights > 25e6 else ""
+        )
+        raise BadInput(
+            f"memory_per_cpu: found {p.memory_per_cpu}, which is {free / 1e9:.3g} GB for a rank of {p.cpus_per_task} CPUs; "
+            f"expected at least {int(need / p.cpus_per_task / 2**20) + 1}M{of}"
+        )
+
+# %% ../../../nbs/run/slurm/submission.ipynb #d84bdf1c
+def restarts_note(run: str | os.PathLike, p: Profile) -> str:
+    """A sentence if the training of a run, at its pace so far, outlasts all restarts of a job; "" if not, or not known.
+
+    Ranks are taken to share the work evenly.
+    """
+    try:
+        cfg, at = load_config(Path(run) / "config.yaml"), read_progress(run)
+        spent = sum(row["seconds"] * row["ranks"] for row in read_speed(run))
+    except BadInput:
+        return ""
+    if at.part or not at.step or cfg.training.max_steps is None:
+        return ""
+    left = spent / at.step * (cfg.training.max_steps - at.step) / p.ranks
+    most = (p.time_seconds - p.signal_seconds) * (p.max_requeues + 1)
+    if left <= most:
+        return ""
+    return (
+        f"about {left / 3600:,.3g} hours of training are left, and the job with all its {p.max_requeues} restarts lasts "
+        f"{most / 3600:,.3g} (time_limit, max_requeues); `xrddiff resume` goes on after it"
+    )
 
 # %% ../../../nbs/run/slurm/submission.ipynb #a3fb92f7
 def chosen_profile(

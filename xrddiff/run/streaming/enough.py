@@ -24,7 +24,7 @@ from ...physics.indexing.cells import Cell, fit_cell, read_cell
 from ...physics.merging.drift import Drift, find_drifts
 from ...physics.merging.forecast import FEWEST_CRYSTALS, MEASURES, TITLES, Forecast, forecast
 from ...physics.merging.symmetry import space_group
-from ..execution.merging import write_merge
+from ..execution.comparing import write_merge
 from .answering import BASIS
 
 # %% auto #0

@@ -31,18 +31,112 @@ from ...data.frames.selection import select_frames
 from ...judge.views.plots import INTENSITY, LINES, SMALL, TINY, Picture, _tidy, frame_picture, intensity_norm
 from ...judge.views.report import Report
 from ...learn.telemetry.history import read_history
-from .differences import comparison_words, differing_settings, metrics_of_runs, ranked, shared_metric
 from .listing import Asked, RunRow, describe_run, find_runs
+from ...config.composition import compose_config, known_presets
+from ...config.used_words import unused_words
+from ...config.words.vocabulary import GROUPS, Config, get_word, vocabulary
+from .listing import KEY_METRICS, read_metrics
 
 if TYPE_CHECKING:
     import xarray as xr
 
     from xrddiff.config.words.vocabulary import Config
+    import pandas as pd
 
 # %% auto #0
-__all__ = ['MOST_SHOWN', 'RunComparison', 'open_comparison', 'take_comparison', 'loss_kind', 'colours', 'plot_curves',
-           'SharedFrames', 'shared_samples', 'shared_reconstructions', 'show_shared', 'heights', 'plot_parallel',
-           'runs_report', 'write_comparison', 'execute_comparison']
+__all__ = ['MOST_SHOWN', 'differing_settings', 'metrics_of_runs', 'shared_metric', 'ranked', 'comparison_words', 'RunComparison',
+           'open_comparison', 'take_comparison', 'loss_kind', 'colours', 'plot_curves', 'SharedFrames',
+           'shared_samples', 'shared_reconstructions', 'show_shared', 'heights', 'plot_parallel', 'runs_report',
+           'write_comparison', 'execute_comparison']
+
+# %% ../../../nbs/run/studies/comparison.ipynb #bbe2a7b9
+_OWN = ("resume", "run_name", "output_dir")  # of each run, and no setting
+
+
+def _preset_values(cfg: Config) -> Config | None:
+    """The configuration that the presets of a run give by themselves; None where they are not here."""
+    known = known_presets(cfg)
+    try:
+        return compose_config(known) if len(known) == len(cfg.presets) else None
+    except BadInput:
+        return None
+
+
+def differing_settings(configs: Mapping[str, Config]) -> pd.DataFrame:
+    """What differs between runs: a row for each run, a column for each preset and word.
+
+    `configs`: the configurations by the names of the runs. A word that has no effect in a run is
+    missing there.
+    """
+    import pandas as pd
+
+    made: dict[tuple, Config | None] = {}
+    for cfg in configs.values():
+        if (chosen := tuple(cfg.presets.items())) not in made:
+            made[chosen] = _preset_values(cfg)
+    unused = {run: unused_words(cfg) for run, cfg in configs.items()}
+    columns = {g: {run: cfg.presets.get(g, "") for run, cfg in configs.items()} for g in GROUPS}
+    for word in (w for w in vocabulary() if w not in _OWN):
+        values = {run: get_word(cfg, word) for run, cfg in configs.items()}
+        presets = {run: made[tuple(cfg.presets.items())] for run, cfg in configs.items()}
+        if all(p is not None and get_word(p, word) == values[run] for run, p in presets.items()):
+            continue
+        columns[word] = {run: None if word in unused[run] else value for run, value in values.items()}
+    different = {name: column for name, column in columns.items() if len({repr(v) for v in column.values()}) > 1}
+    return pd.DataFrame(different, index=list(configs), dtype=object)
+
+# %% ../../../nbs/run/studies/comparison.ipynb #e77ce56f
+def metrics_of_runs(runs: Mapping[str, Path]) -> pd.DataFrame:
+    """The numbers of `metrics/summary.json`: a row for each run, a column for each metric that at
+    least one has.
+    """
+    import pandas as pd
+
+    found = {name: read_metrics(path) for name, path in runs.items()}
+    columns = list(dict.fromkeys(metric for row in found.values() for metric in row))
+    return pd.DataFrame({c: [found[run].get(c) for run in runs] for c in columns}, index=list(runs), dtype=float)
+
+
+def shared_metric(table: pd.DataFrame) -> str | None:
+    """The first of `KEY_METRICS` that every row of `metrics_of_runs` has and that tells them
+    apart; None where there is none.
+    """
+    full = [name for name in KEY_METRICS if name in table and len(table) and table[name].notna().all()]
+    return next((name for name in full if table[name].nunique() > 1), None)
+
+
+def ranked(table: pd.DataFrame) -> list[str]:
+    """The names of the runs, the best first by `shared_metric`; in their order where there is none."""
+    name = shared_metric(table)
+    if name is None:
+        return list(table.index)
+    return list(table.sort_values(name, ascending=KEY_METRICS[name] == "minimize", kind="stable").index)
+
+# %% ../../../nbs/run/studies/comparison.ipynb #8e48a984
+def comparison_words(rows: Sequence[RunRow], settings: pd.DataFrame, metrics: pd.DataFrame) -> list[str]:
+    """Sentences about runs: how many ended how, in what they differ, which is best, and what
+    cannot be compared.
+
+    - `rows`: of all runs, those without results too.
+    - `settings`, `metrics`: of those that can be compared.
+    """
+    states = {state: sum(row.state == state for row in rows) for state in dict.fromkeys(row.state for row in rows)}
+    said = [f"{len(rows)} runs: " + ", ".join(f"{n} {state}" for state, n in states.items()) + "."]
+    said.append(
+        f"They differ in {', '.join(settings.columns)}." if len(settings.columns) else "Their settings are equal."
+    )
+    name = shared_metric(metrics)
+    for equal in (m for m in KEY_METRICS if m in metrics and metrics[m].notna().all() and metrics[m].nunique() == 1):
+        said.append(f"All of them have {equal} {metrics[equal].iloc[0]:.4g}, so it does not tell them apart.")
+    if name is not None:
+        best, worst = ranked(metrics)[0], ranked(metrics)[-1]
+        more = "highest" if KEY_METRICS[name] == "maximize" else "lowest"
+        said.append(
+            f"Best by {name} ({more}): {best}, {metrics.loc[best, name]:.4g}; last: {worst}, {metrics.loc[worst, name]:.4g}."
+        )
+    elif not any(m in metrics and metrics[m].notna().all() for m in KEY_METRICS):
+        said.append("They have no key metric in common.")
+    return said
 
 # %% ../../../nbs/run/studies/comparison.ipynb #cccbd4fe
 def _called(configs: Mapping[str, Config], settings: pd.DataFrame) -> dict[str, str]:
