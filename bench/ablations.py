@@ -69,8 +69,8 @@ class Judge:
     def __call__(self, samples: Any, told: bool) -> dict[str, Any]:
         """What is said of these frames; `told`: they were asked for a lattice, and are indexed. Expected counts are drawn."""
         from xrddiff.data.frames.noise import draw_counts
-        from xrddiff.judge.metrics.asked_lattices import asked_and_found
         from xrddiff.judge.metrics.distribution import DISTANCES as names
+        from xrddiff.judge.metrics.indexing import asked_and_found
         from xrddiff.judge.metrics.judgement import judge_summaries, title_of
 
         expected = samples.attrs["samples_are"] == "expected values"

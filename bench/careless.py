@@ -58,8 +58,7 @@ def measure(seed: int, frames: list[int], folder: Path, program: Path, iteration
     import numpy as np
 
     from xrddiff.physics.merging.files import write_unmerged_mtz
-    from xrddiff.physics.merging.merged import merge_reflections
-    from xrddiff.physics.merging.shared import shared_intensities
+    from xrddiff.physics.merging.merged import merge_reflections, shared_intensities
     from xrddiff.physics.merging.statistics import half_set_agreement
     from xrddiff.physics.simulation.experiments import find_experiment
 

@@ -23,8 +23,7 @@ from xrddiff.app.cli.main import main as command
 from xrddiff.config.composition import inference_config
 from xrddiff.data.frames.frames import frame_count, frame_image, frame_mask
 from xrddiff.data.frames.selection import select_frames
-from xrddiff.data.transforms.limits import drawn_range
-from xrddiff.data.transforms.values import HEADROOM
+from xrddiff.data.transforms.values import HEADROOM, drawn_range
 from xrddiff.judge.inference.judges import ConditionJudges
 from xrddiff.judge.inference.sample_jobs import open_sample_job
 from xrddiff.judge.metrics.diversity import wilson_interval

@@ -43,8 +43,7 @@ def measure(name: str, seed: int, frames: int, folder: str | None) -> list[dict]
     import numpy as np
     import pandas as pd
 
-    from xrddiff.physics.merging.merged import merge_reflections
-    from xrddiff.physics.merging.shared import shared_intensities
+    from xrddiff.physics.merging.merged import merge_reflections, shared_intensities
 
     (group, truth), every, rows = true_intensities(name), observations(name, seed, frames, folder), []
     for count in [n for n in COUNTS if n <= frames]:

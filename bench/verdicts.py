@@ -23,7 +23,7 @@ from xrddiff.core.files import remove
 from xrddiff.core.seeds import numpy_rng
 from xrddiff.data.formats.store import read_store, save_frames
 from xrddiff.data.frames.selection import select_frames
-from xrddiff.data.transforms.limits import DRAWN
+from xrddiff.data.transforms.values import DRAWN
 from xrddiff.judge.inference.evaluation import blocks_of, open_evaluation
 from xrddiff.judge.metrics.corruptions import blur, drop_peaks, gaussian_noise, shuffle_spots
 from xrddiff.judge.metrics.verdict import Verdict, verdict_of

@@ -39,7 +39,7 @@ MATHEMATICS = {
     "What is no measurement, and what is a peak": (
         "data/frames: masks bit_images quiet_areas shadows automask peaks peak_matching labels …",
     ),
-    "What a network sees": ("data/transforms: values spatial topk pipelines limits …",),
+    "What a network sees": ("data/transforms: values spatial topk pipelines …",),
     "Autoencoders": (
         "learn: losses",
         "learn/models: layers autoencoder codebook latent_space",
@@ -52,15 +52,15 @@ MATHEMATICS = {
         "physics/indexing: cells rays orientations lattice_search refinement chance indexer lattice_maps integration reflections expected_intensities …",
     ),
     "Twins of a detector": (
-        "physics/twins: measured_backgrounds count_noise spot_shapes spot_brightness indexed_exposures twin …",
+        "physics/twins: measured_backgrounds count_noise spot_shapes indexed_exposures twin …",
     ),
     "Posteriors": (
         "judge/posteriors: likelihoods",
         "judge/metrics: coverage",
-        "judge/posteriors: counts crystals crystal_densities crystal_sampling crystal_stills …",
+        "judge/posteriors: crystals crystal_densities crystal_sampling crystal_stills …",
     ),
     "Judgement": (
-        "judge/metrics: peak_scores radial_profiles physics spots indexing merging diversity distribution encoder feature_distances judgement …",
+        "judge/metrics: peak_scores radial_profiles physics indexing merging diversity distribution feature_distances judgement …",
     ),
 }
 # Guides in reading order: NAME of docs/guides/NAME.md, or another page of the repository.

@@ -22,7 +22,7 @@ from xrddiff.config.saved_config import to_yaml
 from xrddiff.core.errors import BadInput, XrddiffError
 from xrddiff.data.formats.readers import open_frames
 from xrddiff.data.frames.frames import validate_frames
-from xrddiff.data.transforms.limits import drawn_range, range_words
+from xrddiff.data.transforms.values import drawn_range, range_words
 from xrddiff.judge.inference.during import read_samples
 from xrddiff.judge.inference.generators import open_generator
 from xrddiff.judge.inference.sample_jobs import open_sample_job

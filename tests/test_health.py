@@ -242,7 +242,7 @@ def test_samples_far_out(tmp_path):
 
 def test_the_rules_read_what_the_report_reads():
     """A model that follows its conditions in a few of its samples, and draws beyond the data, is found; a good one is not."""
-    from xrddiff.data.transforms.limits import range_words
+    from xrddiff.data.transforms.values import range_words
     from xrddiff.judge.metrics.conditions import class_answer, judged_facts
     from xrddiff.judge.metrics.judgement import Judgement
     from xrddiff.judge.metrics.verdict import verdict_of

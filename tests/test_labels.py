@@ -14,8 +14,17 @@ from xrddiff.core.errors import BadInput
 from xrddiff.data.formats.readers import open_frames
 from xrddiff.data.formats.store import save_frames
 from xrddiff.data.frames.frames import make_frames
-from xrddiff.data.frames.labels import check_conditions, class_names, decoded, label_names, label_problem, label_value
-from xrddiff.data.frames.own_labels import are_classes, encode, label_name
+from xrddiff.data.frames.labels import (
+    are_classes,
+    check_conditions,
+    class_names,
+    decoded,
+    encode,
+    label_name,
+    label_names,
+    label_problem,
+    label_value,
+)
 from xrddiff.judge.views.inspection import inspect_file
 from xrddiff.learn.loading.datasets import open_words, prepare_words
 from xrddiff.learn.models.conditioning import Conditions

@@ -453,7 +453,7 @@ def test_the_page_and_the_card_of_a_run_of_an_odd_name(odd_runs, capsys):
 
 @names
 def test_the_card_of_a_run(odd, tmp_path):
-    from xrddiff.judge.views.model_card import model_card
+    from xrddiff.judge.views.run_reports import model_card
 
     cfg = compose_config(["model=vae_kl", "data=sim128"])
     cfg.presets["model"], cfg.presets["data"] = odd, odd

@@ -230,7 +230,7 @@ TOY = (
     'model = "vae_kl"\nexperiment_type = "train"\ndata = "full"\noverrides = []\nrun_dir = None',
     "import json, os, time\nfrom types import SimpleNamespace\n"
     "from xrddiff.run.execution.run_folder import open_run\nfrom xrddiff.config.composition import compose_config\n"
-    "from xrddiff.core.ranks.agreement import Ranks\nfrom xrddiff.core.ranks.stopping import StopRequest\n"
+    "from xrddiff.core.ranks.agreement import Ranks\nfrom xrddiff.core.ranks.agreement import StopRequest\n"
     'cfg = compose_config([f"model={model}", f"experiment_type={experiment_type}", f"data={data}", *overrides])\n'
     "run = open_run(cfg, run_dir)\nrank, size = (int(os.environ[n]) for n in ('RANK', 'WORLD_SIZE'))\n"
     "ranks = Ranks(SimpleNamespace(process_index=rank, num_processes=size))\nfrom test_ranks_runs import act",

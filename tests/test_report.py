@@ -50,7 +50,7 @@ COLUMNS = ["lr", "loss_std", "loss_min", "loss_max", "loss_median", "recon_mean"
 
 
 def test_charts_are_drawn_from_the_columns_that_there_are():
-    from xrddiff.judge.views.training_figures import drawable, training_dashboard
+    from xrddiff.judge.views.charts import drawable, training_dashboard
 
     epochs = np.arange(1, 6)
     least = pd.DataFrame({"epoch": epochs, "loss_mean": 1.0 / epochs})

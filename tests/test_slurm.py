@@ -417,7 +417,7 @@ from xrddiff.learn.diffusion.particles import svgd
 from xrddiff.core.ranks.agreement import Ranks
 from xrddiff.core.ranks.rendezvous import initialize_distributed
 from xrddiff.core.ranks.ring import shares
-from xrddiff.core.ranks.stopping import StopRequest
+from xrddiff.core.ranks.agreement import StopRequest
 from xrddiff.core.registry import register
 from xrddiff.run.slurm.job import RankCommand
 

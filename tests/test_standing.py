@@ -25,7 +25,8 @@ from xrddiff.app.widgets.training_monitor import TrainingFiles
 from xrddiff.core.errors import BadInput, XrddiffError
 from xrddiff.core.files import sha256, write_json
 from xrddiff.data.formats.store import save_frames
-from xrddiff.judge.views import charts, model_card
+from xrddiff.judge.views import charts
+from xrddiff.judge.views import run_reports as model_card
 from xrddiff.physics.simulation.simulate import simulate
 from xrddiff.run.execution import status as standing
 from xrddiff.run.execution.status import (

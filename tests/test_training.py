@@ -779,7 +779,7 @@ def test_going_on_from_an_earlier_checkpoint_sets_later_ones_aside(tmp_path, one
 def test_a_stop_during_validation_is_made_up_for(tmp_path, one_thread):
     import torch
 
-    from xrddiff.core.ranks.stopping import StopRequest
+    from xrddiff.core.ranks.agreement import StopRequest
     from xrddiff.learn.training.trainer import Trainer
 
     def trainer(name):

@@ -14,8 +14,7 @@ from xrddiff.core.gate import read_json
 from xrddiff.core.launcher import python_words, run
 from xrddiff.data.formats.store import save_frames
 from xrddiff.run.execution.sharing import JUDGED
-from xrddiff.run.studies.kept_rows import PICTURES, ROW
-from xrddiff.run.studies.listing import list_runs
+from xrddiff.run.studies.listing import PICTURES, ROW, list_runs
 
 HEAVY = (
     "torch",
@@ -104,7 +103,7 @@ def test_few_samples_are_judged_on_request(trained, capsys):
 
 
 def test_the_display_of_a_run_is_drawn_once_and_follows_its_files(trained, monkeypatch):
-    monkeypatch.setattr("xrddiff.run.studies.kept_rows.RECENT", 0.0)
+    monkeypatch.setattr("xrddiff.run.studies.listing.RECENT", 0.0)
     (trained / PICTURES).unlink(missing_ok=True)
     first = xd.open_run(trained)._repr_html_()
     assert first.count("data:image/png") >= 2 and (trained / PICTURES).is_file()
@@ -119,7 +118,7 @@ def test_the_display_of_a_run_is_drawn_once_and_follows_its_files(trained, monke
 
 
 def test_the_row_of_a_run_follows_what_is_done_with_it(trained, monkeypatch):
-    monkeypatch.setattr("xrddiff.run.studies.kept_rows.RECENT", 0.0)
+    monkeypatch.setattr("xrddiff.run.studies.listing.RECENT", 0.0)
     before = list_runs(trained.parent)
     assert (trained / ROW).is_file() and before[0].state == "finished"
     assert list_runs(trained.parent) == before

@@ -19,7 +19,7 @@ def report(args: argparse.Namespace) -> int:
     """
     from xrddiff.config.saved_config import load_config, need_run
     from xrddiff.core.plugins import need_plugins
-    from xrddiff.judge.views.model_card import rewrite_reports
+    from xrddiff.judge.views.run_reports import rewrite_reports
     from xrddiff.run.slurm.status import current_state
 
     run = Path(args.run).expanduser()

@@ -23,7 +23,7 @@ from ...core.templates import render
 from ...run.execution.run_folder import Run
 from ...run.execution.status import RunState
 from ...run.slurm.status import current_state
-from ...run.studies.kept_rows import FOLDERS, PICTURES, SETS, files_mark, keep_row, read_row
+from ...run.studies.listing import FOLDERS, PICTURES, SETS, files_mark, keep_row, read_row
 
 if TYPE_CHECKING:
     import pandas as pd

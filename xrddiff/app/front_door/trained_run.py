@@ -366,7 +366,7 @@ class TrainedRun(RunNumbers):
 
         Raises `BadInput` if nothing was trained in it.
         """
-        from xrddiff.judge.views.model_card import rewrite_reports
+        from xrddiff.judge.views.run_reports import rewrite_reports
 
         how = current_state(self.whole)
         return Page(rewrite_reports(self.whole, self.cfg, "" if how.finished else how.sentence)[-1])

@@ -15,7 +15,7 @@ import anywidget
 import ipywidgets
 from traitlets import Dict, List, Unicode
 
-from .refreshing import Refreshed
+from .shown import Refreshed
 from .shown import Panel, draw_lines, source
 from .training_monitor import open_monitor
 from ...config.composition import compose_config

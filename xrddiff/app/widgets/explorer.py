@@ -35,7 +35,7 @@ from xrddiff.app.widgets.mask_edits import (
     save_edited,
 )
 from .measures import Measured, unmasked_pixels
-from .ring_centers import CALIBRANTS, FittedCenter, calibrant_rings, fit_center
+from .measures import CALIBRANTS, FittedCenter, calibrant_rings, fit_center
 from .shown import source
 from ...config.words.data_sets import CATALOG
 from ...core.errors import BadInput

@@ -16,7 +16,7 @@ import anywidget
 import ipywidgets
 from traitlets import List, Unicode
 
-from .refreshing import Refreshed, signature
+from .shown import Refreshed, signature
 from .shown import Panel, draw_lines, source
 from .training_monitor import open_monitor
 from ...core.errors import BadInput, XrddiffError

@@ -17,10 +17,16 @@ from collections.abc import Sequence
 from dataclasses import replace
 from ...core.errors import BadInput
 from ...data.frames.geometry import Geometry, PanelGeometry, pixel_positions, ring_resolution
+import itertools
+from dataclasses import dataclass
+import scipy
+from ...data.frames.geometry import ring_radius
+from ...physics.simulation.scattering import ICE_RINGS
 
 # %% auto #0
-__all__ = ['line_profile', 'box_statistics', 'with_center', 'flat_radius', 'radial_curve', 'angle_axis', 'packed_plot',
-           'Measured', 'unmasked_pixels']
+__all__ = ['CUBIC', 'CALIBRANTS', 'SECTORS', 'line_profile', 'box_statistics', 'with_center', 'flat_radius', 'radial_curve',
+           'angle_axis', 'packed_plot', 'Measured', 'unmasked_pixels', 'calibrant_spacings', 'calibrant_rings',
+           'FittedCenter', 'ring_points', 'fit_center']
 
 # %% ../../../nbs/app/widgets/measures.ipynb #9113008a
 def line_profile(
@@ -251,3 +257,130 @@ def unmasked_pixels(picture: CanvasImage) -> np.ndarray:
     """Which pixels of a picture are valid, bool (y, x)."""
     masked = picture.masked
     return np.ones(picture.intensity.shape, bool) if masked is None else masked == 0
+
+# %% ../../../nbs/app/widgets/measures.ipynb #fba6a3f8
+CUBIC = {"LaB6": (4.156826, "P"), "CeO2": (5.411529, "F"), "Si": (5.431144, "D")}  # edge in Å; D: as diamond
+CALIBRANTS = (*CUBIC, "AgBh", "ice")
+
+
+def calibrant_spacings(name: str) -> list[float]:
+    """The spacings d (Å) of a calibrant, largest first."""
+    if name not in CALIBRANTS:
+        raise BadInput(f"the calibrant is {name!r}; expected one of {', '.join(CALIBRANTS)}")
+    if name == "AgBh":
+        return [58.380 / n for n in range(1, 31)]
+    if name == "ice":
+        return [d for d, _ in ICE_RINGS]
+    a, lattice = CUBIC[name]
+    squares = {sum(n * n for n in hkl) for hkl in itertools.product(range(9), repeat=3) if _allowed(hkl, lattice)} - {0}
+    return [a / np.sqrt(n) for n in sorted(squares) if n <= 64]
+
+
+def _allowed(hkl: tuple[int, int, int], lattice: str) -> bool:
+    """Whether a cubic lattice has this reflection."""
+    odd = sum(n % 2 for n in hkl)
+    return lattice == "P" or odd == 3 or (odd == 0 and (lattice == "F" or sum(hkl) % 4 == 0))
+
+
+def calibrant_rings(name: str, geometry: Geometry) -> list[tuple[float, float]]:
+    """(d in Å, radius in px) of the rings of a calibrant that cross the picture of a flat detector."""
+    d = np.array(calibrant_spacings(name))
+    (x0, y0), (h, w) = geometry.beam_center, geometry.shape
+    far = np.hypot(max(x0, w - x0), max(y0, h - y0))
+    radius = ring_radius(d, geometry)
+    return [(float(f"{a:.4g}"), float(r)) for a, r in zip(d, radius, strict=True) if r < far]
+
+# %% ../../../nbs/app/widgets/measures.ipynb #5f013aa5
+SECTORS = 72
+
+
+@dataclass(frozen=True)
+class FittedCenter:
+    """center: (x, y) px; sigma: its standard errors; scale: of the radii; points: how many were fitted; rms: their distance from
+    the rings, px.
+    """
+
+    center: tuple[float, float]
+    sigma: tuple[float, float]
+    scale: float
+    points: int
+    rms: float
+
+
+def ring_points(
+    image: np.ndarray, valid: np.ndarray, center: Sequence[float], radii: np.ndarray, reach: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(x, y, number of the ring) of points on rings about `center`, each within `reach` px of its radius."""
+    middle = (radii[1:] + radii[:-1]) / 2
+    gap = np.minimum(np.diff(radii, prepend=-np.inf), np.diff(radii, append=np.inf))
+    reaches = np.minimum(reach, 0.48 * gap)
+    y, x = (
+        np.arange(n, dtype=np.float32) + np.float32(0.5 - c) for n, c in zip(image.shape, center[::-1], strict=True)
+    )
+    r = np.sqrt(x**2 + (y**2)[:, None])
+    ring = np.searchsorted(middle, np.arange(int(r.max()) + 2) + 0.5)[r.astype(np.int32)]
+    j, i = np.nonzero(valid & (np.abs(r - radii[ring]) < reaches[ring]))
+    k, phi = ring[j, i], np.arctan2(y[j], x[i])
+    sector = ((phi / (2 * np.pi) + 0.5) * SECTORS).astype(int) % SECTORS
+    wide = int(np.ceil(reach))
+    at = (k * SECTORS + sector) * 2 * wide + np.floor(r[j, i] - radii[k] + wide).astype(int)
+    shape = len(radii), SECTORS, 2 * wide
+    n, total = (np.bincount(at, w, minlength=np.prod(shape)).reshape(shape) for w in (None, image[j, i]))
+    return _points_of(n, total, center, radii, reaches)
+
+
+def _points_of(n: np.ndarray, total: np.ndarray, center: Sequence[float], radii: np.ndarray, reaches: np.ndarray):
+    """The points of sums over bins of 1 px across each sector of each ring."""
+    offset = np.arange(n.shape[2]) - n.shape[2] // 2 + 0.5
+    inside = np.abs(offset) < reaches[:, None, None] - 0.5
+    good = ((n > 0) | ~inside).all(2) & (reaches >= 4)[:, None]  # no gap in the sector
+    mean = np.where(inside, total / np.maximum(n, 1), np.nan)[good]
+    if not len(mean):
+        return np.zeros(0), np.zeros(0), np.zeros(0, int)
+    base = np.nanquantile(mean, 0.3, axis=1, keepdims=True)
+    light = np.nan_to_num(mean - base, nan=0.0)
+    noise = 1.4826 * np.nanmedian(np.abs(np.diff(mean, axis=1)), axis=1) / np.sqrt(2)
+    top = np.argmax(light, axis=1)[:, None]
+    near = np.abs(np.arange(light.shape[1]) - top) <= 3
+    weight = np.where(near, np.maximum(light, 0), 0)
+    rho = (weight * offset).sum(1) / np.maximum(weight.sum(1), 1e-12)
+    ring, sector = np.nonzero(good)
+    kept = (np.take_along_axis(light, top, 1)[:, 0] > 4 * np.maximum(noise, 1e-9)) & (np.abs(rho) < reaches[ring] - 1.5)
+    rho, phi = rho + radii[ring], 2 * np.pi * ((sector + 0.5) / SECTORS - 0.5)
+    return (center[0] + rho * np.cos(phi))[kept], (center[1] + rho * np.sin(phi))[kept], ring[kept]
+
+# %% ../../../nbs/app/widgets/measures.ipynb #8ab15e02
+def fit_center(
+    image: np.ndarray, valid: np.ndarray, radii: Sequence[float], center: Sequence[float], reach: float = 16.0
+) -> FittedCenter:
+    """The centre of rings of these radii (px, up to a common scale), from a `center` that is right within about `reach` px.
+
+    image, valid: (y, x); valid: bool. Raises `BadInput` if too few rings are seen near `center`.
+    """
+    radii = np.sort(np.asarray(radii, np.float64))
+    now, found = np.array([*center, 1.0], np.float64), None
+    for within in (reach, reach, 0.6 * reach, 0.6 * reach):
+        x, y, k = ring_points(image, valid, now[:2], now[2] * radii, within) if len(radii) else (np.zeros(0),) * 3
+        if len(x) < 12:
+            raise BadInput(
+                f"rings were found in {len(x)} directions only; expected 12 or more within {reach:g} px of where they are "
+                "drawn: drag the centre nearer to them, or choose another calibrant"
+            )
+        found = scipy.optimize.least_squares(
+            lambda p, x=x, y=y, k=k: np.hypot(x - p[0], y - p[1]) - p[2] * radii[k],
+            now,
+            loss="soft_l1",
+            f_scale=0.5,
+            x_scale=(1, 1, 1e-3),
+        )
+        now = found.x
+    error = np.hypot(x - now[0], y - now[1]) - now[2] * radii[k]
+    close = np.abs(error) < 2
+    rms = float(np.sqrt((error[close] ** 2).mean())) if close.any() else np.inf
+    sigma = rms * np.sqrt(np.diag(np.linalg.pinv(found.jac[close].T @ found.jac[close])))
+    if close.mean() < 0.5 or sigma[:2].max() > 0.5:
+        raise BadInput(
+            f"{close.mean():.0%} of {len(x)} points lie on rings about one centre; expected half of them or more: drag the centre "
+            "nearer to the rings, or choose another calibrant"
+        )
+    return FittedCenter((float(now[0]), float(now[1])), (float(sigma[0]), float(sigma[1])), float(now[2]), len(x), rms)

@@ -22,10 +22,150 @@ from ...core.mediums import for_shell
 from ...judge.inference.conditions import SampleConditions
 from ...learn.loading.augmentations import TOLD
 from ...learn.training.checkpoints import load_checkpoint
+from typing import TYPE_CHECKING
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+import pandas as pd
+from .canvas import CanvasImage, Marks, picture_of
+from .explorer import marks_of
+from ...data.frames.frames import frame_mask
+from ...data.frames.geometry import frame_geometry
+from ...physics.indexing.cells import Cell
+from ...physics.indexing.known_lattices import crystals_of, expected_spots, says_crystals
+from ...run.execution.drawing import draw_samples
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from xrddiff.judge.inference.sample_jobs import SampleJob
 
 # %% auto #0
-__all__ = ['sample_line', 'sample_overrides', 'sample_command', 'run_conditions', 'ConditionControls', 'option_control',
-           'kept_steps', 'WeakerControls']
+__all__ = ['KEPT_SAMPLES', 'KEPT_STEPS', 'asked_marks', 'Drawing', 'Cancelled', 'draw_each', 'sample_line', 'sample_overrides',
+           'sample_command', 'run_conditions', 'ConditionControls', 'option_control', 'kept_steps', 'WeakerControls']
+
+# %% ../../../nbs/app/widgets/sample_controls.ipynb #7ae706a4
+def asked_marks(samples: xr.Dataset, i: int) -> list[Marks]:
+    """Where reflections were requested in sample `i`; [] if no crystal was requested."""
+    if not says_crystals(samples):
+        return []
+    crystals = crystals_of(samples["cell"].values[i], samples["orientation"].values[i])
+    geometry = frame_geometry(samples, i)
+    tables = [expected_spots(Cell(tuple(map(float, cell))), U, geometry) for cell, U in crystals]
+    return [marks_of(pd.concat(tables), geometry, "asked", "asked")] if tables else []
+
+# %% ../../../nbs/app/widgets/sample_controls.ipynb #70d60849
+KEPT_SAMPLES, KEPT_STEPS = 8, 32
+
+
+@dataclass
+class Drawing:
+    """Samples that were drawn, and how.
+
+    overrides: the words that they were drawn with. condition: the chosen conditions. samples:
+        Frames. job: see `SampleJob`. steps: what the sampler's callback received, for the first
+        samples. kept: the rows of `steps` in the order of samples. marks: of the samples that were
+        viewed, see `asked_marks`.
+    """
+
+    overrides: list[str]
+    condition: dict[str, Any] = field(default_factory=dict)
+    samples: xr.Dataset | None = None
+    job: SampleJob | None = None
+    steps: list[dict[str, Any]] = field(default_factory=list)
+    kept: int = 0
+    total: int = 0
+    seen: int = 0
+    each: int = 1
+    marks: dict[int, list[Marks]] = field(default_factory=dict)
+
+    def open(self, job: SampleJob) -> None:
+        """Receive the job, before anything is drawn."""
+        i, model = job.cfg.inference, job.generator.model
+        first = i.first_sample
+        self.job, size = job, i.batch_size
+        self.each = job.sampler.steps
+        if job.generator.autoregressive:
+            self.each = model.tokens if model.order == "raster" else job.settings.order_steps or 16
+        batches = -(-(first + job.count) // size) - first // size
+        self.total = batches * self.each
+        self.kept = min(KEPT_SAMPLES, job.count, size - first % size)
+
+    def see(self, step: Mapping[str, Any]) -> None:
+        """Receive a step of the sampler."""
+        self.seen += 1
+        every, i = -(-self.each // KEPT_STEPS), step["i"]
+        if self.seen > self.each or (self.each - 1 - i) % every:
+            return
+        start = self.job.cfg.inference.first_sample % self.job.cfg.inference.batch_size
+        rows = slice(start, start + self.kept)
+        if "done" in step:
+            own = {"x": step["x"][rows].clone(), "done": step["done"][rows].clone()}
+        else:
+            own = {"x": step["denoised"][rows].float().clone(), "sigma": float(np.ravel(step["sigma"])[0])}
+        self.steps.append({"i": i, **own})
+
+    def picture(self, sample: int, step: int, title: str) -> CanvasImage:
+        """Sample `sample` as it was estimated at the kept step number `step`; −1: as it was drawn."""
+        if sample not in self.marks:
+            self.marks[sample] = asked_marks(self.samples, sample)
+        drawn = picture_of(self.samples, sample, title, marks=self.marks[sample])
+        if step < 0 or step >= len(self.steps) or sample >= self.kept:
+            return drawn
+        g, s = self.job.generator, self.steps[step]
+        image, valid = g.picture(s["x"][sample : sample + 1]), frame_mask(g.template, 0)
+        if "done" in s:
+            done = s["done"][sample].numpy()
+            side = [-(-n // d) for n, d in zip(image.shape, done.shape, strict=True)]
+            valid = valid & np.kron(done, np.ones(side, bool))[: image.shape[0], : image.shape[1]].astype(bool)
+        return replace(drawn, intensity=image.astype(np.float32), valid=valid)
+
+    def when(self, step: int) -> str:
+        """The kept step number `step` in words."""
+        if not 0 <= step < len(self.steps):
+            return "drawn"
+        s = self.steps[step]
+        level = "" if "sigma" not in s else f", σ = {s['sigma']:.2g}"
+        return f"after step {s['i'] + 1} of {self.each}{level}"
+
+# %% ../../../nbs/app/widgets/sample_controls.ipynb #e5e99b21
+class Cancelled(Exception):
+    """The user has cancelled the drawing."""
+
+
+def draw_each(
+    run: str | Path,
+    asked: Sequence[Drawing],
+    stop: threading.Event,
+    tell: Callable[[int, int], Any],
+    threads: int | None = None,
+) -> None:
+    """Draw the requests in `asked` from a run, one after another.
+
+    stop: set it to cancel. tell: called after each step with the steps done and in total. threads:
+        of PyTorch; None = those of this thread. Raises `Cancelled` as soon as `stop` is set.
+    """
+    import torch
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    done = 0
+
+    def see(drawing: Drawing) -> Callable[[dict[str, Any]], None]:
+        def step(step: dict[str, Any]) -> None:
+            nonlocal done
+            if stop.is_set():
+                raise Cancelled
+            drawing.see(step)
+            done += 1
+            tell(done, drawing.total * len(asked))
+
+        return step
+
+    for drawing in asked:
+        if stop.is_set():
+            raise Cancelled
+        drawing.samples = draw_samples(run, drawing.overrides, opened=drawing.open, callback=see(drawing), progress=False)  # fmt: skip
 
 # %% ../../../nbs/app/widgets/sample_controls.ipynb #b9c2cca5
 def sample_line(count: int, words: Mapping[str, Any], names: Sequence[str] = ()) -> str:

@@ -14,7 +14,7 @@ import ipywidgets
 from ipywidgets import Layout
 from traitlets import Bool, Dict, Float, Int, List, TraitError, Unicode, link
 
-from .background_drawing import Cancelled, Drawing, draw_each
+from .sample_controls import Cancelled, Drawing, draw_each
 from .canvas import FrameView, draw_pictures
 from .points import Slide
 from xrddiff.app.widgets.sample_controls import (

@@ -21,9 +21,15 @@ from ...core.errors import XrddiffError
 from ...core.mediums import plain_text
 from ...core.templates import render
 from ...judge.views.plots import SMALL, Picture
+import os
+import threading
+import time
+from collections.abc import Iterable
+from contextvars import copy_context
+from pathlib import Path
 
 # %% auto #0
-__all__ = ['source', 'Shown', 'Panel', 'draw_lines']
+__all__ = ['source', 'Shown', 'Panel', 'draw_lines', 'Refreshed', 'signature']
 
 # %% ../../../nbs/app/widgets/shown.ipynb #01c8dad4
 def source(*names: str) -> str:
@@ -152,3 +158,128 @@ def draw_lines(lines: Sequence[str], title: str = "", *, most: int = 60) -> Pict
         below -= 1.6 * 1.35 * SMALL / 72 / (height + 0.2)
     figure.text(left, below, "\n".join(shown), **style)
     return figure
+
+# %% ../../../nbs/app/widgets/shown.ipynb #5f6482f5
+class Refreshed(Shown):
+    """A widget that polls something every `every` seconds while it is on screen.
+
+    `look` reads, in a thread; `take` shows what it returned, on the kernel's loop. `lease`: seconds until
+    the thread ends unless `here` is called again.
+    """
+
+    every, lease = 2.0, 150.0
+
+    def __init__(self, *args: Any, **words: Any):
+        """The arguments are those of the widget."""
+        self._guard, self._wake = threading.Lock(), threading.Event()
+        self._thread: threading.Thread | None = None
+        self._until, self._trouble = 0.0, ""
+        super().__init__(*args, **words)
+
+    def look(self) -> Any:
+        """What is new; None if nothing is."""
+        raise NotImplementedError
+
+    def take(self, news: Any) -> None:
+        """Show what is new."""
+        raise NotImplementedError
+
+    @property
+    def follows(self) -> bool:
+        """Whether the thread is polling now."""
+        return self._thread is not None
+
+    def here(self) -> None:
+        """The widget is on screen."""
+        with self._guard:
+            self._until = time.monotonic() + self.lease
+            if self._thread is None:
+                follow = copy_context().run  # a chart of a plug-in is known to the thread too
+                self._thread = threading.Thread(
+                    target=follow, args=(self._follow,), daemon=True, name=f"{type(self).__name__} follows"
+                )
+                self._thread.start()
+
+    def rest(self) -> None:
+        """The widget is no longer on screen."""
+        with self._guard:
+            self._until = 0.0
+        self._wake.set()
+
+    def close(self) -> None:
+        """Close the widget, which ends the thread."""
+        self.rest()
+        super().close()
+
+    def refresh(self) -> None:
+        """Poll and show now, without the thread."""
+        try:
+            news = self.look()
+        except XrddiffError as error:
+            self._report_trouble(str(error))
+        else:
+            self._take(news)
+
+    def _report_trouble(self, trouble: str) -> None:
+        self._trouble = trouble
+        self.say(trouble)
+
+    def _take(self, news: Any) -> None:
+        if self._trouble and self.sentence == self._trouble:
+            self.sentence = ""
+        self._trouble = ""
+        if news is not None:
+            said = self.sentence
+            self.guarded(self.take)(news)
+            self.sentence = self.sentence or said
+
+    def _follow(self) -> None:
+        while True:
+            self._wake.clear()
+            try:
+                news = self.look()
+            except XrddiffError as error:
+                self._call_on_loop(self._report_trouble, str(error))
+            except Exception as error:  # if the thread ended silently, the run would seem to stand still
+                self._call_on_loop(self._report_trouble, f"internal error: {type(error).__name__}: {error}")
+            else:
+                self._call_on_loop(self._take, news)
+            self._wake.wait(self.every)
+            with self._guard:
+                if time.monotonic() >= self._until:
+                    self._thread = None
+                    return
+
+    def _call_on_loop(self, callback: Any, value: Any) -> None:
+        """Call it on the event loop of the kernel and wait until that has happened, or the widget is no
+        longer on screen.
+        """
+        if value is None and not self._trouble:
+            return
+        done = threading.Event()
+
+        def call() -> None:
+            try:
+                callback(value)
+            finally:
+                done.set()
+
+        loop = self._loop
+        if loop is None or not loop.is_running():
+            return call()
+        loop.call_soon_threadsafe(call)
+        while not done.wait(1.0) and time.monotonic() < self._until:
+            pass
+
+# %% ../../../nbs/app/widgets/shown.ipynb #28af1c5f
+def signature(paths: Iterable[str | os.PathLike]) -> tuple[Any, ...]:
+    """The times of change and the sizes of files and folders; None for those that are not there."""
+    return tuple(map(_mark, paths))
+
+
+def _mark(path: str | os.PathLike) -> tuple[int, int, int] | None:
+    try:
+        about = Path(path).stat()
+    except OSError:
+        return None
+    return about.st_mtime_ns, about.st_size, about.st_ino

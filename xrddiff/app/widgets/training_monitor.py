@@ -15,14 +15,14 @@ import anywidget
 import pandas as pd
 from traitlets import Bytes, Int, List, Unicode
 
-from .refreshing import Refreshed, signature
+from .shown import Refreshed, signature
 from .shown import Panel, source
 from ...core.errors import BadInput, nearest
 from ...core.registry import get
 from ...judge.views.charts import plot_history
 from ...judge.views.plots import Picture, png
-from ...judge.views.themes import png_pair
-from ...judge.views.training_figures import chart_title, drawable, training_dashboard
+from ...judge.views.plots import png_pair
+from ...judge.views.charts import chart_title, drawable, training_dashboard
 from ...learn.telemetry.history import SAMPLES, read_epochs, read_history
 from ...learn.telemetry.rules import read_findings
 from ...run.execution.status import PHASES, TRAINING, USE, Progress
@@ -75,7 +75,7 @@ def draw_training(folder: str | os.PathLike, chart: str, epoch: int | None = Non
         return plot_history(read_history(folder))
     if chart == DRAWN:
         from xrddiff.judge.inference.during import read_samples  # imports PyTorch, which takes seconds
-        from xrddiff.judge.views.over_epochs import show_epoch, show_over_epochs
+        from xrddiff.judge.views.samples import show_epoch, show_over_epochs
 
         samples = read_samples(folder)
         return show_over_epochs(samples) if epoch is None else show_epoch(samples, epoch)

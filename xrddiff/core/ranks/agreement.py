@@ -15,10 +15,80 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ..errors import RankFailed
-from .stopping import StopRequest
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
+from typing import ClassVar
 
 # %% auto #0
-__all__ = ['Ranks']
+__all__ = ['StopRequest', 'Ranks']
+
+# %% ../../../nbs/core/ranks/agreement.ipynb #177c0556
+class StopRequest:
+    """Within `with`, the `signals` set `reason` instead of ending the process; `request` does
+    the same from code.
+
+    A nested request starts with the reason of the outer one and passes its own reason on; a Ctrl-C
+    is not passed on.
+    `alone`: no other rank waits for this one, so a signal may interrupt what runs within
+    `breakable`, by `SystemExit`.
+    """
+
+    _open: ClassVar[list[StopRequest]] = []  # those of the main thread, the innermost last
+
+    def __init__(self, signals: Sequence[str] = ("SIGUSR2", "SIGTERM", "SIGINT"), *, alone: bool = False) -> None:
+        self.signals, self.alone = signals, alone
+        self.reason: str | None = None
+        self._before: dict[int, Any] = {}
+        self._breakable = False
+
+    def __bool__(self) -> bool:
+        return self.reason is not None
+
+    @classmethod
+    def current(cls) -> StopRequest | None:
+        """The innermost active request."""
+        return cls._open[-1] if cls._open else None
+
+    def request(self, reason: str = "a request") -> None:
+        """Ask the run to stop after the current step."""
+        self.reason = self.reason or reason
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self.reason is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.request(signal.Signals(number).name)
+        if self.alone and self._breakable:
+            raise SystemExit(0)
+
+    @contextmanager
+    def breakable(self) -> Iterator[None]:
+        """For work that can be repeated: a signal interrupts it, if this rank is alone."""
+        self._breakable = True
+        try:
+            yield
+        finally:
+            self._breakable = False
+
+    def __enter__(self) -> StopRequest:
+        if threading.current_thread() is threading.main_thread():  # elsewhere Python allows no handlers
+            if self._open and self._open[-1]:
+                self.request(self._open[-1].reason)
+            self._open.append(self)
+            numbers = [getattr(signal, s) for s in self.signals if hasattr(signal, s)]
+            self._before = {n: signal.signal(n, self._on_signal) for n in numbers}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
+        if self in self._open:
+            self._open.remove(self)
+            if self._open and self.reason not in (None, "SIGINT"):
+                self._open[-1].request(self.reason)
 
 # %% ../../../nbs/core/ranks/agreement.ipynb #1300b1ff
 class Ranks:

@@ -31,7 +31,7 @@ from xrddiff.core.ranks.environment import (
     read_environment,
     set_environment,
 )
-from .stopping import StopRequest
+from .agreement import StopRequest
 
 if TYPE_CHECKING:
     from xrddiff.core.ranks.agreement import Ranks

@@ -14,7 +14,7 @@ import numpy as np
 
 from ...core.errors import BadInput
 from ...core.registry import register
-from ..frames.own_labels import label_name
+from ..frames.labels import label_name
 from ..frames.rows import ArrayRows, Rows
 from ..headers.gate import as_bad_input, check_size, readable
 from ..headers.sources import ZarrRows, zarr_place

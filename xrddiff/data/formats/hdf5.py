@@ -20,7 +20,7 @@ from ...core.errors import BadInput, nearest
 from ...core.registry import register
 from .images import natural
 from ..frames.bounds import most_bytes
-from ..frames.own_labels import label_name
+from ..frames.labels import label_name
 from ..frames.rows import Rows
 from ..headers.cxi_planes import cxi_geometry, join_plane
 from ..headers.gate import as_bad_input, check_chunks, check_dataset, open_hdf5, read_whole

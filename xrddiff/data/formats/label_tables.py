@@ -19,7 +19,7 @@ from ...core.errors import BadInput
 from ...core.gate import read_cells
 from ..frames.bounds import MOST_FRAMES, most_bytes
 from ..frames.frames import frame_count, validate_frames
-from ..frames.own_labels import are_classes, class_text, label_name
+from ..frames.labels import are_classes, class_text, label_name
 from ..headers.gate import as_bad_input, readable
 from ..headers.header_rules import warn
 

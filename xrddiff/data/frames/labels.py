@@ -20,13 +20,83 @@ import xarray as xr
 from ...core.errors import BadInput, nearest
 from .frames import frame_count, frame_image, frame_mask, missing_geometry
 from .geometry import Geometry, PanelGeometry, geometry_of
-from .own_labels import FRAME_NAMES, MOST_CLASSES, align, class_text, encode
 from .peaks import find_frame_peaks
+import keyword
+import re
 
 # %% auto #0
-__all__ = ['SYSTEMS', 'HITS', 'LABELS', 'crystal_system', 'peak_resolution', 'frame_resolution', 'background_level', 'spot_level',
+__all__ = ['FRAME_NAMES', 'NETWORK_NAMES', 'MOST_CLASSES', 'SYSTEMS', 'HITS', 'LABELS', 'label_name', 'are_classes', 'class_text',
+           'encode', 'align', 'crystal_system', 'peak_resolution', 'frame_resolution', 'background_level', 'spot_level',
            'Label', 'label_names', 'class_names', 'decoded', 'read_label', 'with_labels', 'join_labels',
            'merge_classes', 'label_problem', 'check_conditions', 'describe_labels', 'label_words', 'label_value']
+
+# %% ../../../nbs/data/frames/labels.ipynb #1bf7ccde
+FRAME_NAMES = frozenset("intensity mask frame x y ss fs panel xyz peak q sample latent drawn distance pixel_size beam_center frame_panel frame_source frame_series".split())  # fmt: skip
+NETWORK_NAMES = frozenset("T_destination add_module append apply bfloat16 buffers call_super_init children clear compile cpu cuda double dump_patches eval extra_repr fields float forward get_buffer get_extra_state get_parameter get_submodule half ipu items keys load_state_dict modules mtia named_buffers named_children named_modules named_parameters parameters pop register_backward_hook register_buffer register_forward_hook register_forward_pre_hook register_full_backward_hook register_full_backward_pre_hook register_load_state_dict_post_hook register_load_state_dict_pre_hook register_module register_parameter register_state_dict_post_hook register_state_dict_pre_hook requires_grad_ set_extra_state set_submodule share_memory state_dict to to_empty train training type update values width xpu zero_grad".split())  # fmt: skip
+
+
+def label_name(name: Any) -> str:
+    """`name` as a valid label name: an identifier that frames and networks do not use already."""
+    text = re.sub(r"\W+", "_", str(name).strip()).strip("_")
+    taken = text in FRAME_NAMES | NETWORK_NAMES or text.startswith(("peak_", "panel_")) or keyword.iskeyword(text)
+    return text if text.isidentifier() and not taken else f"label_{text}".rstrip("_")
+
+# %% ../../../nbs/data/frames/labels.ipynb #24c9e05e
+MOST_CLASSES = 1024
+
+
+def are_classes(values: np.ndarray) -> bool:
+    """Whether values (n,) are classes by the rule above; otherwise they are numbers."""
+    if values.dtype.kind not in "iu":
+        return values.dtype.kind != "f"
+    known = values[values != -1] if values.dtype.kind == "i" else values
+    different = len(np.unique(known))
+    return different <= MOST_CLASSES and (different < len(known) or not len(known))
+
+
+def class_text(v: Any) -> str:
+    """A value of a label as the name of its class; '' for unknown."""
+    if isinstance(v, bytes):
+        v = v.decode(errors="replace")
+    if isinstance(v, bool | np.bool_):
+        return str(bool(v)).lower()
+    if isinstance(v, float | np.floating):
+        return "" if np.isnan(v) else f"{v:.15g}"
+    return "" if v is None else str(v).strip()
+
+
+def encode(values: Any, classes: Sequence[str] | None = None) -> tuple[np.ndarray, tuple[str, ...] | None]:
+    """Labels (n,) as (classes int64, −1 unknown, their names), or as (numbers float32, NaN unknown,
+    None).
+
+    classes: names that are known already, as a checkpoint has them; a value that is not among them
+        is unknown.
+    """
+    values = np.asarray(values)
+    if classes is None and not are_classes(values):
+        return values.astype(np.float32), None
+    kind = values.dtype.kind
+    different, at = np.unique(values.astype(object).astype(str) if kind in "OUT" else values, return_inverse=True)
+    names = ["" if kind == "i" and v == -1 else class_text(v) for v in different.tolist()]
+    if classes is None:
+        classes = tuple(dict.fromkeys(n for n in (names if kind in "iu" else sorted(names)) if n))
+    number = {name: k for k, name in enumerate(classes)} | {"": -1}
+    return np.array([number.get(n, -1) for n in names], np.int64)[at.ravel()], tuple(classes)
+
+
+def align(columns: Sequence[np.ndarray | None], counts: Sequence[int]) -> list[np.ndarray]:
+    """The columns of a label in several files as columns of one kind, unknown for the `counts`
+    frames of a file that has none.
+    """
+    kinds = {c.dtype.kind for c in columns if c is not None}
+    if kinds & set("OUTb"):  # text in one file, numbers in another
+        return [
+            np.full(n, "") if c is None else np.array(["" if v == -1 else class_text(v) for v in c.tolist()], str)
+            for c, n in zip(columns, counts, strict=True)
+        ]
+    whole = kinds <= set("iu") and are_classes(np.concatenate([c for c in columns if c is not None]))
+    dtype, unknown = (np.int64, -1) if whole else (np.float64, np.nan)
+    return [np.full(n, unknown, dtype) if c is None else c.astype(dtype) for c, n in zip(columns, counts, strict=True)]
 
 # %% ../../../nbs/data/frames/labels.ipynb #e96c73c1
 SYSTEMS = ("triclinic", "monoclinic", "orthorhombic", "tetragonal", "trigonal", "hexagonal", "cubic")

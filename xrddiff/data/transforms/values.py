@@ -21,15 +21,79 @@ from ..frames.curves import IntegerTable, QuickMask, look_up, zero_masked
 from ..frames.frames import frame_mask
 from ..frames.noise import MAX_FIT_FRAMES, background_sigma, quantum, sample_frames, valid_pixels
 from ..frames.rows import frame_origin, is_lazy, lazy_frames
+import scipy
+from ..frames.frames import frame_count
 
 if TYPE_CHECKING:
     import torch
 
     Array = np.ndarray | torch.Tensor
+    import xarray as xr
 
 # %% auto #0
-__all__ = ['TRANSFORMS', 'Scale', 'Pedestal', 'Standardise', 'HEADROOM', 'Transform', 'image_extremes', 'widened', 'within',
-           'ValueTransform', 'Asinh', 'Log1p', 'Sqrt', 'Linear', 'Anscombe', 'MinMaxPerImage']
+__all__ = ['DRAWN', 'LIMITS', 'TRANSFORMS', 'Scale', 'Pedestal', 'Standardise', 'HEADROOM', 'held', 'drawn_range', 'range_words',
+           'Transform', 'image_extremes', 'widened', 'within', 'ValueTransform', 'Asinh', 'Log1p', 'Sqrt', 'Linear',
+           'Anscombe', 'MinMaxPerImage']
+
+# %% ../../../nbs/data/transforms/values.ipynb #9785ea07
+DRAWN = ("beyond_limits", "drawn_lowest", "drawn_highest")
+LIMITS = "intensity_limits"
+
+
+def held(drawn: np.ndarray, limits: tuple[float, float]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """(`drawn` within `limits`, what was beyond them).
+
+    drawn: intensities of the valid pixels of frames (frame, pixel).
+    limits: lowest and highest intensity.
+    The second are the variables `DRAWN`, of length (frame,): the pixels beyond the limits, int64, and the
+    lowest and the highest intensity before they were cut, float32.
+    """
+    most = np.finfo(np.float32).max
+    low, high = (f(axis=1).clip(-most, most).astype(np.float32) for f in (drawn.min, drawn.max))
+    beyond = ((drawn < np.float32(limits[0])) | (drawn > np.float32(limits[1]))).sum(1)
+    return drawn.clip(*limits), dict(zip(DRAWN, (beyond.astype(np.int64), low, high), strict=True))
+
+# %% ../../../nbs/data/transforms/values.ipynb #edd70ace
+def _lowest_share(k: int, n: int, level: float = 0.95) -> float:
+    """The lower end of Wilson's interval of a share, of which k of n were seen."""
+    if k == 0:
+        return 0.0
+    p, z = k / n, scipy.special.ndtri(0.5 + 0.5 * level)
+    return float((2 * n * p + z**2 - z * math.sqrt(4 * n * p * (1 - p) + z**2)) / (2 * (n + z**2)))
+
+
+def drawn_range(samples: xr.Dataset) -> dict[str, Any] | None:
+    """What `samples` were drawn beyond the limits of their model; None if they do not record it.
+
+    frames: how many samples. beyond: how many of them have pixels beyond the limits. share_low: the lower end
+    (Wilson, 95 %) of the share of such samples. pixels: the share of all valid pixels. lowest, highest: of
+    what was drawn. lower, upper: the limits.
+    """
+    if LIMITS not in samples.attrs or any(name not in samples.variables for name in DRAWN):
+        return None
+    cut, low, high = (samples[name].values for name in DRAWN)
+    n, (lower, upper) = frame_count(samples), map(float, samples.attrs[LIMITS])
+    if not n:
+        return None
+    beyond, valid = int((cut > 0).sum()), int(frame_mask(samples, 0).sum())
+    share_low = _lowest_share(beyond, n)
+    return {
+        "frames": n, "beyond": beyond, "share_low": share_low,
+        "pixels": float(cut.sum() / max(valid * n, 1)), "lowest": float(low.min()), "highest": float(high.max()),
+        "lower": lower, "upper": upper,
+    }  # fmt: skip
+
+
+def range_words(found: Mapping[str, Any]) -> str:
+    """What `drawn_range` found, as a sentence without its full stop."""
+    to, limit = found["highest"], found["upper"]
+    if to <= limit and found["lowest"] < found["lower"]:
+        to, limit = found["lowest"], found["lower"]
+    share = f"{found['pixels']:.1%}" if found["pixels"] >= 0.001 else f"{found['pixels']:.1g}"
+    return (
+        f"{found['beyond']:.0f} of {found['frames']:.0f} samples were drawn outside the possible range of counts "
+        f"({share} of all pixels), up to {to:.4g}; they are cut at {limit:.4g}, a fifth beyond the range of the training frames"
+    )
 
 # %% ../../../nbs/data/transforms/values.ipynb #def4f77c
 TRANSFORMS: dict[str, type[Transform]] = {}  # by name, as in a state

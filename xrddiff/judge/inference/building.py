@@ -34,7 +34,7 @@ from ...learn.diffusion.denoisers import SPAN, Denoiser
 from ...learn.models.autoregressive import AutoregressiveDiffusion, make_autoregressive
 from ...learn.models.latent_space import LatentSpace
 from ...learn.recipes.autoencoders import build_autoencoder
-from ...learn.recipes.condition_use import condition_use
+from ...learn.recipes.setup import condition_use
 from ...learn.recipes.latents import LatentLoader, open_latent_space
 from ...learn.recipes.setup import run_loaders, run_trainer, windowed
 from ...learn.recipes.starting import check_alike, open_init

@@ -18,7 +18,7 @@ from ...core.files import remove
 from ...core.registry import get
 from ...data.formats.store import read_store, save_frames
 from ...data.frames.selection import select_frames
-from ...data.transforms.limits import drawn_range
+from ...data.transforms.values import drawn_range
 from .samplers import draw_settings, ready_sampler
 from ..metrics.set_summaries import Ruler
 from ...learn.models.latent_space import pairwise_mse

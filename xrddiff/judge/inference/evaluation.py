@@ -22,7 +22,7 @@ from ...core.registry import Names, get
 from ...data.formats.store import read_store
 from ...data.frames.frames import frame_count
 from ...data.frames.selection import select_frames
-from ...data.transforms.limits import drawn_range
+from ...data.transforms.values import drawn_range
 from ...data.transforms.pipelines import transform_from_state
 from .generators import open_generator
 from .judges import ConditionJudges, asked_crystals, asked_of_all

@@ -23,7 +23,7 @@ from ...core.registry import get, name_of
 from ...data.formats.store import read_store, save_frames
 from ...data.frames.frames import frame_mask
 from ...data.frames.geometry import is_cut
-from ...data.transforms.limits import LIMITS, held
+from ...data.transforms.values import LIMITS, held
 from ...data.transforms.pipelines import transform_from_state
 from ...data.transforms.spatial import as_images
 from ...data.transforms.values import Transform, widened

@@ -38,7 +38,7 @@ from .guides import Guide, open_guide
 from .measured import NetworkFrames, open_fitted, to_network
 from .samplers import ready_sampler
 from ..metrics.coverage import Coverage, coverage, interval, window_coverage
-from ..posteriors.counts import counted
+from ..posteriors.likelihoods import counted
 from ..posteriors.likelihoods import Poisson, fit_dispersion, likelihood_of, scattering
 from ...learn.diffusion.inpainting import inpaint, posterior
 from ...learn.diffusion.keyed_sampling import SampleNoise, Sampler

@@ -20,7 +20,7 @@ from torch import Tensor
 from ...config.composition import inference_config
 from ...config.saved_config import to_yaml
 from ...data.frames.noise import draw_counts
-from ...data.transforms.limits import held
+from ...data.transforms.values import held
 from .detectors import detector_note, moved
 from .generators import Generator, open_generator
 from .guides import Guide, open_guide

@@ -15,14 +15,117 @@ import scipy
 from ...data.frames.peaks import beam_offsets
 from .diversity import block_means
 from .radial_profiles import bin_edges, bin_numbers, ring_sums
-from .spots import median_shape
+from typing import Any
+import xarray as xr
+from ...data.frames.frames import above_pedestal, beam_center_of, frame_mask
+from ...data.frames.geometry import Geometry, PanelGeometry
+from ...data.frames.peaks import pixels_around
+from ...physics.indexing.rays import scattering_vectors
 
 if TYPE_CHECKING:
     import xarray as xr
 
 # %% auto #0
-__all__ = ['RINGS', 'SECTORS', 'SHARES', 'ABOVE', 'SPOTS', 'STEPS', 'LARGEST', 'polar_map', 'without_spots', 'share_of',
+__all__ = ['RINGS', 'SECTORS', 'SHARES', 'ABOVE', 'SPOTS', 'STEPS', 'LARGEST', 'neighbour_vectors', 'neighbour_spacing',
+           'spot_shapes', 'strong_peaks', 'median_shape', 'shape_table', 'polar_map', 'without_spots', 'share_of',
            'window_mean', 'noise_statistics', 'spot_statistics', 'FrameStatistics', 'photon_pictures']
+
+# %% ../../../nbs/judge/metrics/frame_statistics.ipynb #4416ba81
+def neighbour_vectors(peaks: pd.DataFrame, geometry: Geometry | PanelGeometry) -> np.ndarray:
+    """From each peak of one frame to its nearest neighbour, in reciprocal space: (N, 3) in 1/Å; empty
+    for fewer than two peaks.
+    """
+    if len(peaks) < 2:
+        return np.zeros((0, 3))
+    s = scattering_vectors(peaks, geometry)
+    return s[scipy.spatial.cKDTree(s).query(s, k=2)[1][:, 1]] - s
+
+
+def neighbour_spacing(peaks: pd.DataFrame, geometry: Geometry | PanelGeometry) -> np.ndarray:
+    """Lengths of `neighbour_vectors` relative to random positions, (N,): spots that avoid each
+    other, as on a lattice, have few small values.
+
+    The unit is ½/√density, with the density of peaks within a tenth of the detector around each.
+    """
+    length = np.linalg.norm(neighbour_vectors(peaks, geometry), axis=1)
+    if len(length) < 4:
+        return np.zeros(0)
+    s = scattering_vectors(peaks, geometry)
+    k = min(len(s) - 1, 6)
+    around = scipy.spatial.cKDTree(s).query(s, k=k + 1)[0][:, -1]
+    return length * 2 * np.sqrt(k / np.pi) / around
+
+# %% ../../../nbs/judge/metrics/frame_statistics.ipynb #bc56464e
+def spot_shapes(
+    image: np.ndarray, peaks: pd.DataFrame, mask: np.ndarray | None = None, radius: float = 3.5
+) -> pd.DataFrame:
+    """`width` (px, σ of a Gaussian, the pixel's width taken off) and `elongation` of peaks; NaN where
+    a masked pixel is near, or noise outweighs the spot.
+
+    image: (y, x) or (panel, ss, fs). peaks: with `fs`, `ss`, `background` (and `panel`).
+    mask: bool, True = valid. radius: px around the centroid.
+    """
+    *_, height, width = image.shape
+    pixels = np.asarray(image, np.float64).ravel()
+    valid = np.ones(pixels.size, bool) if mask is None else np.asarray(mask).ravel()
+    panel = peaks["panel"].to_numpy(np.intp) if image.ndim == 3 else np.zeros(len(peaks), np.intp)
+    fs, ss = peaks["fs"].to_numpy(), peaks["ss"].to_numpy()
+    at, x, y, _, near = pixels_around(fs, ss, panel * height * width, (height, width), radius)
+    excess = np.where(near, pixels[at] - peaks["background"].to_numpy()[:, None], 0)
+    total = excess.sum(1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        mx, my = ((excess * v).sum(1) / total for v in (x, y))
+        dx, dy = x - mx[:, None], y - my[:, None]
+        xx, yy, xy = ((excess * v).sum(1) / total for v in (dx * dx, dy * dy, dx * dy))
+        # of a disc that cuts the spot's tails, the background's share cancels in the mean
+        half, apart = (xx + yy) / 2 - 1 / 12, np.hypot((xx - yy) / 2, xy)
+        good = (total > 0) & (half > apart) & (valid[at] | ~near).all(1)
+        shape = {"width": np.sqrt(half), "elongation": np.sqrt((half + apart) / (half - apart))}
+    return pd.DataFrame({name: np.where(good, v, np.nan) for name, v in shape.items()}, index=peaks.index)
+
+
+def strong_peaks(peaks: pd.DataFrame) -> pd.DataFrame:
+    """The peaks whose shape can be measured: those of SNR 15 and more."""
+    return peaks[peaks["snr"] >= 15] if "snr" in peaks else peaks
+
+
+def median_shape(image: np.ndarray, peaks: pd.DataFrame, mask: np.ndarray | None = None) -> np.ndarray:
+    """Median width (px) and elongation of the strong peaks of an image, (2,); NaN if none can be measured."""
+    shape = spot_shapes(image, strong_peaks(peaks), mask).to_numpy()
+    known = shape[np.isfinite(shape).all(1)]
+    return np.median(known, axis=0) if len(known) else np.full(2, np.nan)
+
+
+def shape_table(ds: xr.Dataset, peaks: pd.DataFrame, shells: int = 4, **options: Any) -> pd.DataFrame:
+    """Median width (px) and elongation of the strong peaks of a data set, in `shells` of radius with
+    equal numbers of peaks: `radius` (px from the beam), `width`, `elongation`, `count`.
+
+    peaks: with the columns of `find_frame_peaks`; see `strong_peaks`.
+    """
+    strong, parts = strong_peaks(peaks), []
+    for frame, table in strong.groupby("frame"):
+        shape = spot_shapes(above_pedestal(ds, int(frame)), table, frame_mask(ds, int(frame)), **options)
+        parts.append(shape.assign(radius=_radii(ds, table)))
+    if not parts:
+        return pd.DataFrame(columns=["radius", "width", "elongation", "count"])
+    every = pd.concat(parts).dropna().sort_values("radius", kind="stable")
+    cut = [p for p in np.array_split(np.arange(len(every)), shells) if len(p)]
+    rows = [every.iloc[p].median().to_dict() | {"count": len(p)} for p in cut]
+    return (
+        pd.DataFrame(rows)[["radius", "width", "elongation", "count"]]
+        if rows
+        else pd.DataFrame(columns=["radius", "width", "elongation", "count"])
+    )
+
+
+def _radii(ds: xr.Dataset, peaks: pd.DataFrame) -> np.ndarray:
+    """Distance of peaks from the beam, px."""
+    if "panel" in peaks:
+        geometry = PanelGeometry.from_frames(ds)
+        x, y, _ = geometry.to_lab(peaks["panel"].to_numpy(), peaks["fs"].to_numpy(), peaks["ss"].to_numpy())
+        return np.hypot(x, y) / geometry.pixel_size
+    x0, y0 = beam_center_of(ds)
+    return np.hypot(peaks["fs"].to_numpy() - x0, peaks["ss"].to_numpy() - y0)
 
 # %% ../../../nbs/judge/metrics/frame_statistics.ipynb #95c7b863
 RINGS, SECTORS = 20, 8

@@ -18,9 +18,12 @@ from ...data.frames.frames import beam_center_of, frame_count
 from ...physics.indexing.indexer import FEWEST_PEAKS, Indexer, Indexing, index_frames
 from ...physics.indexing.orientations import indexed_peaks
 from ...physics.indexing.rays import scattering_vectors
+from ...data.frames.selection import evenly_spaced, select_frames
+from ...physics.indexing.known_lattices import has_crystals, known_lattices, need_lattices
 
 # %% auto #0
-__all__ = ['lattice_rows', 'turned_peaks', 'on_lattice', 'pooled_peaks']
+__all__ = ['lattice_rows', 'turned_peaks', 'on_lattice', 'pooled_peaks', 'median_interval', 'exchanged_crystals',
+           'asked_and_found']
 
 # %% ../../../nbs/judge/metrics/indexing.ipynb #f9556613
 def lattice_rows(
@@ -99,3 +102,58 @@ def pooled_peaks(
         )
         pool = np.concatenate([pool, own[far]])
     return pd.DataFrame(pool, columns=columns).assign(frame=0)
+
+# %% ../../../nbs/judge/metrics/indexing.ipynb #8973481c
+def median_interval(values: np.ndarray) -> tuple[float, float]:
+    """95% interval of the median of independent values (n,), by resampling; NaN if n < 2."""
+    if len(values) < 2:
+        return np.nan, np.nan
+    words = dict(n_resamples=500, method="percentile", rng=numpy_rng("median interval"))
+    return tuple(map(float, scipy.stats.bootstrap((values,), np.median, **words).confidence_interval))
+
+
+def _row(found: Indexing) -> dict[str, float]:
+    table = found.table[(found.table["peaks"] >= FEWEST_PEAKS) & (found.table["predicted"].fillna(0) > 0)]
+    if not len(table):
+        return {"frames": 0.0}
+    low, high = median_interval(table["share"].to_numpy())
+    return {
+        "frames": float(len(table)),
+        "peaks": float(table["peaks"].median()),
+        "on_lattice": float(table["share"].median()),
+        "on_lattice_low": low,
+        "on_lattice_high": high,
+        "likely_found": float((table["found"] / table["predicted"]).median()),
+        "distance_px": float(table["rmsd_px"].median()),
+    }
+
+
+def exchanged_crystals(ds: xr.Dataset) -> xr.Dataset:
+    """`ds` with the crystals of each frame replaced by those of the next frame that has as many."""
+    need_lattices(ds)
+    count = np.isfinite(ds["cell"].values[..., 0]).sum(1)
+    order = np.arange(len(count))
+    for n in np.unique(count):
+        own = np.flatnonzero(count == n)
+        order[own] = np.roll(own, -1)
+    return ds.assign({name: (ds[name].dims, ds[name].values[order]) for name in ("cell", "orientation")})
+
+
+def asked_and_found(
+    samples: xr.Dataset, real: xr.Dataset | None = None, limit: int = 100
+) -> tuple[pd.DataFrame, Indexing]:
+    """(a row each for samples, real frames with known crystals, and samples with exchanged lattices;
+    the samples' lattices and peaks).
+
+    limit: frames of each set at most, evenly spaced for real ones, from the beginning for samples.
+    Raises `BadInput` if no lattices were requested for the samples.
+    """
+    few = select_frames(samples, np.arange(min(limit, frame_count(samples))))
+    found = known_lattices(few)
+    rows = {"samples": _row(found)}
+    if real is not None and has_crystals(real):
+        rows["held-out frames"] = _row(
+            known_lattices(select_frames(real, evenly_spaced(range(frame_count(real)), limit)))
+        )
+    rows["lattices exchanged"] = _row(known_lattices(exchanged_crystals(few), peaks=found.peaks))
+    return pd.DataFrame(rows).T, found

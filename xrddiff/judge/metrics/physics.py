@@ -20,7 +20,7 @@ from ...data.frames.frames import above_pedestal, frame_count, frame_mask
 from ...data.frames.peaks import PeakFinder, background_bins, find_frame_peaks, radius_map
 from .diversity import wilson_interval
 from .indexing import lattice_rows
-from .spots import median_shape
+from .frame_statistics import median_shape
 from ...physics.indexing.indexer import Indexer, Indexing
 
 # %% auto #0

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ...data.transforms.limits import range_words
+from ...data.transforms.values import range_words
 from .conditions import judged_facts, peak_words
 from .distribution import DISTANCES
 from .diversity import wilson_interval

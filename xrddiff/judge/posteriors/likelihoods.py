@@ -13,9 +13,13 @@ import xarray as xr
 from torch import Tensor
 
 from ...core.errors import BadInput
+from collections.abc import Callable
+from ...learn.diffusion.inpainting import Decode, guided
+from ...learn.diffusion.samplers import Denoise
 
 # %% auto #0
-__all__ = ['Poisson', 'PoissonGaussian', 'NegativeBinomial', 'scattering', 'fit_dispersion', 'likelihood_of']
+__all__ = ['Photons', 'Poisson', 'PoissonGaussian', 'NegativeBinomial', 'scattering', 'fit_dispersion', 'likelihood_of',
+           'working_response', 'counted']
 
 # %% ../../../nbs/judge/posteriors/likelihoods.ipynb #c1aca3fe
 def _poisson(n: Tensor, mu: Tensor) -> Tensor:
@@ -187,3 +191,68 @@ def likelihood_of(frames: xr.Dataset, *, gain: float | None = None, read_noise: 
     noise = float(frames.attrs.get("read_noise", 0.0) if read_noise is None else read_noise)
     words = dict(gain=float(told), pedestal=float(frames.attrs.get("pedestal", 0.0)))
     return PoissonGaussian(**words, read_noise=noise) if noise else Poisson(**words)
+
+# %% ../../../nbs/judge/posteriors/likelihoods.ipynb #6efa0e05
+Photons = Callable[[Tensor], Tensor]  # network values -> expected photons, each pixel by itself
+
+# %% ../../../nbs/judge/posteriors/likelihoods.ipynb #31fc6ffd
+def working_response(
+    measured: Tensor,
+    seen: Tensor,
+    photons: Photons,
+    likelihood: Poisson,
+    least: float = 0.1,
+    values: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Equations (1) and (2): (ṽ, its variance), both in the shape of the network values `seen`.
+
+    measured: in the units of the likelihood, a shape that fits that of `seen`. photons: expected
+    photons of network values. least: lower limit for the expected photons of a pixel; otherwise a
+    dark estimate would count as certain. values: the network values of `measured`, which no step
+    exceeds; None: only equation (1).
+    """
+    with torch.inference_mode(False), torch.enable_grad():
+        v = seen.detach().double().clone().requires_grad_()
+        mu = photons(v).double()
+        (slope,) = torch.autograd.grad(mu.sum(), v)
+    mu, slope = mu.detach().clamp_min(least), slope.clamp_min(1e-6)
+    n = (measured.double() - likelihood.pedestal) / likelihood.gain
+    v, step = v.detach(), (n - mu) / slope
+    part = torch.ones_like(step)
+    if values is not None:
+        reach = values.double() - v
+        part = torch.where((reach * step > 0) & (reach.abs() < step.abs()), reach / step, part)
+    # a step of the same score: the shorter it is, the smaller the variance
+    return (v + part * step).to(seen.dtype), (part * likelihood.variance(mu) / slope**2).to(seen.dtype)
+
+# %% ../../../nbs/judge/posteriors/likelihoods.ipynb #afd0979f
+def counted(
+    denoise: Denoise,
+    measured: Tensor,
+    mask: Tensor,
+    photons: Photons,
+    likelihood: Poisson,
+    *,
+    iterations: int = 5,
+    rounds: int = 1,
+    decode: Decode | None = None,
+    least: float = 0.1,
+    values: Tensor | None = None,
+) -> Denoise:
+    """`denoise` conditioned on the counts `measured` (B, 1, H, W) where `mask` (bool) is True.
+
+    photons: expected photons of network values. likelihood: of the detector. decode: of a `denoise`
+    of latents, from latents to network values. iterations, rounds: see
+    `diffusion.inpainting.guided`. least, values: see `working_response`.
+    An evaluation costs one of `denoise` and `rounds` · `iterations` backward passes.
+    """
+    if iterations < 1 or rounds < 1 or not least > 0:
+        raise BadInput(
+            f"guidance by counts got iterations {iterations}, rounds {rounds} and least {least}; expected at least 1, 1 and above 0"
+        )
+    measured = torch.where(mask, measured, likelihood.pedestal)
+
+    def response(seen: Tensor) -> tuple[Tensor, Tensor]:
+        return working_response(measured, seen, photons, likelihood, least, values)
+
+    return guided(denoise, response, mask, iterations=iterations, rounds=rounds, decode=decode)

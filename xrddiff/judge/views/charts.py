@@ -27,9 +27,16 @@ from xrddiff.judge.views.plots import (
     _imshow,
     _tidy,
 )
+from collections.abc import Iterator
+from pathlib import Path
+from ...core.files import writing
+from ...core.plugins import attempt
+from ...core.registry import entries, get
+from .plots import png_pair
 
 # %% auto #0
-__all__ = ['plot_history', 'show_latents', 'plot_profiles', 'plot_peak_scores']
+__all__ = ['FEWEST', 'NINE', 'DPI', 'plot_history', 'show_latents', 'plot_profiles', 'plot_peak_scores', 'drawable',
+           'chart_title', 'training_dashboard', 'training_pictures', 'write_training_pictures']
 
 # %% ../../../nbs/judge/views/charts.ipynb #c35681ba
 _NOT_METRICS = {
@@ -251,3 +258,88 @@ def plot_peak_scores(
         columnspacing=1.2,
     )
     return ax
+
+# %% ../../../nbs/judge/views/charts.ipynb #d8dc55ac
+FEWEST = 3  # epochs; fewer make no curve
+
+
+def drawable(history: pd.DataFrame) -> tuple[list[str], dict[str, str]]:
+    """The names of the charts that this history has the columns for, and why the others are
+    left out.
+    """
+    names, why = [], {}
+    if len(history) < FEWEST:
+        few = f"a curve over epochs needs {FEWEST} of them, this training has {len(history)}"
+        return [], dict.fromkeys(entries("chart"), few)
+    for name, entry in entries("chart").items():
+        try:
+            get("chart", name)(history, Picture(1, 1).add_subplot())
+            names.append(name)
+        except BadInput as reason:
+            why[name] = str(reason)
+        except Exception as error:  # a plug-in's mistake must not cost the report of a long training
+            if entry.own:
+                raise
+            why[name] = f"{entry.source} failed with {type(error).__name__}: {error}"
+    return names, why
+
+# %% ../../../nbs/judge/views/charts.ipynb #2e695dd8
+def chart_title(name: str) -> str:
+    """The readable title of a chart."""
+    return entries("chart")[name].traits.get("title", name.replace("_", " "))
+
+# %% ../../../nbs/judge/views/charts.ipynb #7b3e71ca
+NINE = (
+    "loss_linear loss_log loss_derivative learning_rate grad_norm ema_divergence throughput memory epoch_time "
+    "loss_distribution loss_parts"
+).split()
+
+
+def training_dashboard(history: pd.DataFrame, names: Sequence[str] | None = None) -> Picture:
+    """Up to nine charts of a training on one figure.
+
+    names: those that can be drawn, if that is known.
+    Raises `BadInput` if there is none.
+    """
+    names, why = drawable(history) if names is None else (names, {})
+    shown = [name for name in (*NINE, *(n for n in names if n not in NINE)) if name in names][:9]
+    if not shown:
+        raise BadInput(next(iter(why.values())))
+    rows = -(-len(shown) // 3)
+    figure = Picture(11.5, 2.75 * rows)
+    for ax, name in zip(figure.subplots(rows, 3, squeeze=False).flat, shown, strict=False):
+        get("chart", name)(history, ax)
+    for ax in figure.axes[len(shown) :]:
+        ax.remove()
+    return figure
+
+# %% ../../../nbs/judge/views/charts.ipynb #9a4c3ed3
+DPI = 180
+
+
+def training_pictures(history: pd.DataFrame, names: Sequence[str] | None = None) -> Iterator[tuple[str, bytes, bytes]]:
+    """Name, light PNG and dark PNG of the dashboard and of each chart that can be drawn.
+
+    names: those that can be drawn, if that is known.
+    """
+    names = drawable(history)[0] if names is None else names
+    if names:
+        yield "dashboard", *png_pair(training_dashboard(history, names), DPI)
+    for name in names:
+        pair = attempt("chart", name, lambda name=name: png_pair(get("chart", name)(history).figure, DPI))
+        if pair is not None:
+            yield name, *pair
+
+
+def write_training_pictures(history: pd.DataFrame, folder: Path) -> list[str]:
+    """Write the pictures into `folder`, each whole or not at all; returns their names.
+
+    Raises `CannotSave` if the folder cannot be written to.
+    """
+    written = []
+    for name, light, dark in training_pictures(history):
+        for file, data in ((f"{name}.png", light), (f"{name}-dark.png", dark)):
+            with writing(folder / file) as part:
+                part.write_bytes(data)
+        written.append(name)
+    return written

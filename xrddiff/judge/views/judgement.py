@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from ...data.transforms.limits import range_words
+from ...data.transforms.values import range_words
 from ..metrics.conditions import answer_table, answer_words
 from ..metrics.distribution import DISTANCES
 from ..metrics.judgement import title_of

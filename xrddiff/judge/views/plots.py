@@ -27,10 +27,12 @@ from ...core.errors import BadInput, nearest
 from ...core.mediums import for_plot
 from ...data.frames.frames import frame_image, frame_mask, frame_peaks
 from ...data.frames.geometry import Geometry, PanelGeometry, geometry_of, resolution_rings
+from dataclasses import dataclass
 
 # %% auto #0
-__all__ = ['INTENSITY', 'SIGNED', 'MASKED', 'LINES', 'SMALL', 'TINY', 'NORMS', 'PEAK_STYLES', 'Picture', 'raster', 'png',
-           'intensity_norm', 'frame_picture', 'draw_rings', 'show_frame', 'show_peaks', 'residual', 'compare_frames']
+__all__ = ['INTENSITY', 'SIGNED', 'MASKED', 'LINES', 'SMALL', 'TINY', 'NORMS', 'PEAK_STYLES', 'LIGHT', 'DARK', 'Picture',
+           'raster', 'png', 'intensity_norm', 'frame_picture', 'draw_rings', 'show_frame', 'show_peaks', 'residual',
+           'compare_frames', 'Theme', 'in_theme', 'recoloured', 'png_pair']
 
 # %% ../../../nbs/judge/views/plots.ipynb #17aab571
 INTENSITY, SIGNED, MASKED = "inferno", "RdBu_r", "#8c8c8c"
@@ -415,3 +417,80 @@ def compare_frames(
     unit = "√counts" if gain is not None else "background σ"
     _colorbar(z, axes[:, 2], f"({names[0]} − {names[1]}) / {unit}", extend="both", **kw | {"aspect": 20})
     return figure
+
+# %% ../../../nbs/judge/views/plots.ipynb #1f16ee0b
+@dataclass(frozen=True)
+class Theme:
+    """`paper` and `ink`: the colours that replace white and black of the light theme. `lines`: the
+    colours of `plots.LINES` in this one.
+    """
+
+    name: str
+    paper: str
+    ink: str
+    lines: tuple[str, ...]
+
+
+LIGHT = Theme("light", "#ffffff", "#000000", LINES)
+DARK = Theme(
+    "dark", "#161b22", "#e6e9ee", ("#e6e9ee", "#4a9fe0", "#f58a4b", "#25b889", "#e3a0c8", "#f0b429", "#a5dcff")
+)
+
+# %% ../../../nbs/judge/views/plots.ipynb #6dee916c
+def in_theme(rgb: np.ndarray, theme: Theme) -> np.ndarray:
+    """Colours (n, 3) of a light picture, 0…1, in another theme; a colour that is not a blend of its
+    colours stays.
+    """
+    old, new = (np.array([to_rgb(c) for c in (t.paper, t.ink, *t.lines[1:])]) for t in (LIGHT, theme))
+    out, least = rgb.copy(), np.full(len(rgb), 0.1)
+    for k in range(2, len(old)):
+        axes, others = (colors[[1, k]] - colors[0] for colors in (old, new))
+        shares = np.clip((rgb - old[0]) @ np.linalg.pinv(axes), 0, 1)
+        off = np.linalg.norm(rgb - old[0] - shares @ axes, axis=1) + 0.2 * shares.min(axis=1)
+        out[off < least] = np.clip(new[0] + shares @ others, 0, 1)[off < least]
+        least = np.minimum(off, least)
+    return out
+
+# %% ../../../nbs/judge/views/plots.ipynb #9faaf0ec
+def _around_images(figure: Figure, shape: tuple[int, int], dpi: float) -> np.ndarray:
+    """Which pixels (H, W) are of no image and no colour bar."""
+    out, own = np.ones(shape, bool), figure.dpi
+    figure.dpi = dpi
+    for ax in figure.axes:
+        if ax.images or any(c.get_array() is not None for c in ax.collections):
+            (x0, y0), (x1, y1) = np.clip(ax.get_window_extent().get_points(), 0, shape[::-1]).round().astype(int)
+            out[shape[0] - y1 : shape[0] - y0, x0:x1] = False
+    figure.dpi = own
+    return out
+
+
+def _image_pair(figure: Figure, dpi: float) -> tuple[bytes, bytes]:
+    drawn = raster(figure, dpi, paper=False)
+    around = _around_images(figure, drawn.shape[:2], dpi) & (drawn[..., 3] > 0)
+    alpha, pair = drawn[..., 3:] / np.float32(255), []
+    seen, which = np.unique(drawn[around][:, :3], axis=0, return_inverse=True)
+    for theme in (LIGHT, DARK):
+        colours = drawn[..., :3].astype(np.float32)
+        colours[around] = 255 * in_theme(seen / 255, theme)[which.ravel()]
+        paper = 255 * np.array(to_rgb(theme.paper), np.float32)
+        image, out = Image.fromarray(np.round(colours * alpha + paper * (1 - alpha)).astype(np.uint8)), io.BytesIO()
+        image.save(out, "png", dpi=(dpi, dpi))
+        pair.append(out.getvalue())
+    return pair[0], pair[1]
+
+# %% ../../../nbs/judge/views/plots.ipynb #9faaf0eb
+def recoloured(picture: bytes, theme: Theme) -> bytes:
+    """A light PNG with a palette, in another theme."""
+    image, out = Image.open(io.BytesIO(picture)), io.BytesIO()
+    rgb = np.array(image.getpalette("RGB")).reshape(-1, 3) / 255
+    image.putpalette(np.round(255 * in_theme(rgb, theme)).astype(np.uint8).ravel().tolist())
+    image.save(out, "png", **({"dpi": image.info["dpi"]} if "dpi" in image.info else {}))
+    return out.getvalue()
+
+
+def png_pair(figure: Figure, dpi: float) -> tuple[bytes, bytes]:
+    """The figure as PNG bytes in light and in dark. Images and colour bars are the same in both."""
+    if any(ax.images for ax in figure.axes):
+        return _image_pair(figure, dpi)
+    light = png(figure, dpi=dpi, palette=96)
+    return light, recoloured(light, DARK)

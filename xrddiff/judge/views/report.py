@@ -118,7 +118,7 @@ def shown_table(table: pd.DataFrame) -> dict[str, Any]:
 def _picture(section: Section, dpi: float) -> ReportImage | None:
     """The figure of a section as a picture, the same for the same run."""
     from xrddiff.judge.views.plots import Picture
-    from xrddiff.judge.views.themes import png_pair
+    from xrddiff.judge.views.plots import png_pair
 
     figure, path = section.figure, f"plots/{section.slug}.png"
     if figure is None or isinstance(figure, ReportImage):

@@ -17,7 +17,7 @@ from ...core.errors import BadInput
 from ...core.gate import read_json
 from ...core.mediums import for_shell
 from .report import FINDINGS, Report, ReportImage, Section, read_picture
-from .training_figures import chart_title, drawable, training_pictures
+from .charts import chart_title, drawable, training_pictures
 from ...learn.telemetry.history import read_epochs, read_history
 from ...learn.telemetry.rules import VERDICT, Finding, of_samples, read_findings
 import numpy as np

@@ -19,6 +19,18 @@ from .judgement import add_generation, generation_pictures
 from .plots import compare_frames
 from .report import Report
 from .run_page import settings_section
+from dataclasses import replace
+from ...config.used_words import model_parts
+from ...config.words.vocabulary import Config
+from ...core.errors import BadInput
+from ...core.files import write_text
+from ...core.gate import or_default, read_json
+from ...core.mediums import plain_text
+from ...core.templates import render
+from ...data.frames.exposures import NOTHING
+from .report import ReportImage, Section, read_picture, read_report, shown_section
+from .run_page import finish_report, has_history, run_commands
+from ...learn.telemetry.history import read_history
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -33,10 +45,11 @@ if TYPE_CHECKING:
     from xrddiff.learn.loading.datasets import Prepared
 
 # %% auto #0
-__all__ = ['ASKED', 'run_title', 'trial_note', 'add_settings', 'codec_verdict', 'codec_table', 'split_end', 'codec_report_text',
-           'add_codec', 'add_unseen', 'samples_lead', 'add_making', 'add_guide', 'add_counts', 'add_asked',
-           'draws_text', 'add_draws', 'posterior_text', 'add_posterior', 'way_text', 'sets_text', 'evaluation_summary',
-           'evaluation_record', 'evaluation_pictures', 'add_evaluation']
+__all__ = ['ASKED', 'SO_FAR', 'run_title', 'trial_note', 'add_settings', 'codec_verdict', 'codec_table', 'split_end',
+           'codec_report_text', 'add_codec', 'add_unseen', 'samples_lead', 'add_making', 'add_guide', 'add_counts',
+           'add_asked', 'draws_text', 'add_draws', 'posterior_text', 'add_posterior', 'way_text', 'sets_text',
+           'evaluation_summary', 'evaluation_record', 'evaluation_pictures', 'add_evaluation', 'card_metadata',
+           'model_card', 'write_run_report', 'report_so_far', 'rewrite_reports', 'rewrite_verdict']
 
 # %% ../../../nbs/judge/views/run_reports.ipynb #ebd4f4ae
 def run_title(cfg: Config, judgement: Any = None) -> str:
@@ -314,3 +327,151 @@ def add_evaluation(
     else:
         rows = {evaluation.cfg.presets["model"]: judgement}
         add_codec(report, evaluation.prepared.frames, rows, pictures["comparison"])
+
+# %% ../../../nbs/judge/views/run_reports.ipynb #054e516c
+def card_metadata(cfg: Config, summary: Mapping[str, Any], frames: str = "held-out frames") -> dict[str, Any]:
+    """The metadata of the card.
+
+    `summary`: the rows of `metrics/summary.json`; the first column is that of the model. Numbers
+    that are not finite are left out, as the Hub refuses them. `frames`: what they were measured on.
+    """
+    parts, name = model_parts(cfg), plain_text(data_name(cfg) or "own frames")
+    task = "unconditional-image-generation" if parts.denoiser else "image-to-image"
+    tags = [
+        "x-ray-diffraction",
+        "crystallography",
+        *(["diffusion"] if parts.denoiser else []),
+        *(["autoencoder"] if parts.autoencoder else []),
+    ]
+    metrics = []
+    for row, values in summary.items():
+        value = next(iter(values.values()), None) if isinstance(values, Mapping) else values
+        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+            metrics.append(dict(type=plain_text(row).replace(" ", "_"), name=plain_text(row), value=value))
+    results = [dict(task=dict(type=task), dataset=dict(type=name, name=f"{name}, {frames}"), metrics=metrics)]
+    card = dict(library_name="xrddiff", license="unknown", pipeline_tag=task, tags=tags)
+    return card | (
+        {"model-index": [dict(name=plain_text(cfg.presets.get("model", cfg.model.model_name)), results=results)]}
+        if metrics
+        else {}
+    )
+
+# %% ../../../nbs/judge/views/run_reports.ipynb #22f5ffd0
+def model_card(report: Report, cfg: Config, summary: Mapping[str, Any]) -> str:
+    """The text of the card for a finished report; `summary`: see `card_metadata`."""
+    import pandas as pd
+    import yaml
+    from markupsafe import Markup
+
+    of = lambda part: [s for s in report.ordered() if s.part == part]  # noqa: E731
+    frames = "training frames" if report.lead.startswith(NOTHING) else "held-out frames"
+    head = yaml.safe_dump(card_metadata(cfg, summary, frames), sort_keys=False, allow_unicode=True)
+    first = [dict(title=s.title, path=f"plots/{s.slug}.png") for s in of("pictures") if s.figure is not None][:1]
+    use = Section("Use", "In the folder of the run, with xrddiff installed.", commands=run_commands(Path(), cfg, "."))
+    numbers = []
+    if summary and all(isinstance(row, Mapping) for row in summary.values()):
+        numbers = [Section("Numbers", table=pd.DataFrame.from_dict(summary, orient="index"))]
+    charts = [
+        shown_section(Section(s.title, s.text), s.figure)
+        for s in of("training")
+        if s.remade and isinstance(s.figure, ReportImage)
+    ]
+    settings = (Section(s.title, s.text, s.table) for s in of("settings"))
+    rest = [use, *numbers, *of("health"), *of("limits")]
+    return render(
+        "judge/views/model_card.md.j2",
+        head=Markup(head),
+        title=report.title,
+        lead=report.lead,
+        verdict=[shown_section(s) for s in of("verdict")],
+        pictures=first,
+        sections=[*map(shown_section, rest), *charts, *map(shown_section, settings)],
+    )
+
+# %% ../../../nbs/judge/views/run_reports.ipynb #15f518f5
+def write_run_report(report: Report, run: Path, cfg: Config, *, name: str = "report", ended: bool = True) -> Path:
+    """Add what every report of a run has, and write it and the card of the model; returns the
+    path of the page.
+
+    `run`: the folder of the run, or of a part of it, which has no card of its own. `name`: of the
+    page; a page of another name comes without a card. `ended`: False for a run that is not finished. Raises `CannotSave`, one sentence.
+    """
+    finish_report(report, run, cfg, ended=ended)
+    if (run / "config.yaml").is_file() and name == "report":
+        write_text(run / "README.md", model_card(report, cfg, _summary(run)))
+    return report.write(run, name=name)
+
+# %% ../../../nbs/judge/views/run_reports.ipynb #dd95aa02
+SO_FAR = "report-so-far"
+
+
+def report_so_far(run: Path, cfg: Config, stands: str = "") -> Report:
+    """A report of the contents of a run's folder, without what only its notebook knew. `stands`: how the run stands;
+    "" if it is finished.
+    """
+    import pandas as pd
+
+    from xrddiff.judge.views.charts import plot_history
+
+    lead = (
+        f"The run is not finished: {stands.rstrip('.')}. This is its progress so far."
+        if stands
+        else "This run has no saved report data; the following comes from the files in its folder."
+    )
+    report = Report(run_title(cfg), lead)
+    summary = _summary(run)
+    if summary and all(isinstance(row, Mapping) for row in summary.values()):
+        report.add("Summary", table=pd.DataFrame.from_dict(summary, orient="index"))
+    for file in sorted((run / "plots").glob("*.png")):
+        title = file.stem.replace("-", " ").capitalize()
+        if title != "Training" and not file.stem.endswith("-dark"):
+            report.add(title, figure=read_picture(run, f"plots/{file.name}", title), part="pictures")
+    try:
+        report.add("Training", figure=plot_history(read_history(run)), part="training")
+    except BadInput:  # no rows yet
+        pass
+    return report
+
+
+def _summary(run: Path) -> dict[str, Any]:
+    """The rows of `metrics/summary.json`; none if they cannot be read."""
+    return or_default(lambda: read_json(run / "metrics" / "summary.json", dict[str, Any], 1 << 20), {})
+
+# %% ../../../nbs/judge/views/run_reports.ipynb #0da63ebb
+def rewrite_reports(run: Path, cfg: Config, stands: str = "") -> list[Path]:
+    """Write the report and the card of a run again, and those of its autoencoder; returns the
+    pages, that of the whole run last. `stands`: how the run stands, in a sentence; "" if it is finished.
+
+    Raises `BadInput` if nothing was trained in the folder, `CannotSave` if it cannot be written to.
+    """
+    parts = [part for part in (run / "autoencoder", run) if has_history(part)]
+    if not parts:
+        raise BadInput(
+            f"{run} has no training history, so there is nothing to report; expected metrics/epochs.csv or "
+            "metrics/training_metrics.csv"
+        )
+    pages = []
+    for part in parts:
+        ended = (part / "report.html").is_file() and (part != run or not stands)
+        kept = ended and (part / "metrics" / "report.json").is_file()
+        report = read_report(part) if kept else report_so_far(part, cfg, "" if ended else stands)
+        pages.append(write_run_report(report, part, cfg, name="report" if kept else SO_FAR, ended=ended))
+    return pages
+
+# %% ../../../nbs/judge/views/run_reports.ipynb #c4d0a002
+def rewrite_verdict(run: Path, cfg: Config, verdict: Section, page: str) -> Path | None:
+    """Put a newer verdict on the samples of a finished run into its report and its card; returns the page,
+    or None if the run has no saved report.
+
+    `verdict`: takes the place of what the report says of its samples first. `page`: where the rest of that judgement is, from the folder of the run.
+    """
+    try:
+        report = read_report(run)
+    except BadInput:  # a run that has not ended, or of before
+        return None
+    newer = (
+        f"The samples were judged again after the training: {page}. What follows here is of the end of the training."
+    )
+    said = replace(verdict, lines=[*verdict.lines, ("note", newer)])
+    report.sections = [said, *(s for s in report.sections if s.part != "verdict")]
+    return write_run_report(report, run, cfg)

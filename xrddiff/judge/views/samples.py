@@ -32,12 +32,22 @@ from xrddiff.judge.views.plots import (
     frame_picture,
     intensity_norm,
 )
+import io
+import shutil
+from pathlib import Path
+from matplotlib.animation import FFMpegWriter
+from PIL import Image
+from ...core.files import writing
+from ..inference.during import read_samples
+from .plots import _shrink, png
 
 if TYPE_CHECKING:
     from xrddiff.judge.metrics.set_summaries import SetSummary
+    import xarray as xr
 
 # %% auto #0
-__all__ = ['origin_of', 'show_samples', 'plot_distribution', 'plot_ratios', 'show_denoising', 'show_patches', 'show_making']
+__all__ = ['origin_of', 'show_samples', 'plot_distribution', 'plot_ratios', 'show_denoising', 'show_patches', 'show_making',
+           'show_over_epochs', 'show_epoch', 'write_video', 'draw_over_epochs']
 
 # %% ../../../nbs/judge/views/samples.ipynb #7e5103e0
 def _tiles(frames: xr.Dataset, n: int, pixels: int) -> tuple[np.ndarray, np.ndarray]:
@@ -310,3 +320,118 @@ def show_making(job: Any, number: int) -> Picture:
     show, callback = (show_patches, steps.append) if generator.autoregressive else (show_denoising, keep)
     generator.draw([number], job.settings, callback=callback)
     return show(steps, decode=generator.picture, mask=frame_mask(generator.template, 0), unit=generator.readout.unit)
+
+# %% ../../../nbs/judge/views/samples.ipynb #66a65e53
+def _tile(frames: xr.Dataset, i: int, pixels: int) -> np.ndarray:
+    """Frame `i` as a picture of at most `pixels` on a side; panels side by side."""
+    x = np.asarray(frames["intensity"][i].values, np.float32)
+    x = np.concatenate(list(x), axis=1) if x.ndim == 3 else x
+    return _shrink(x, pixels)
+
+
+def _scale(last: xr.Dataset, tiles: Sequence[np.ndarray]) -> Normalize:
+    """The colour scale of all pictures: that of the `tiles` of the last frames."""
+    return intensity_norm(np.stack(tiles), "asinh", last["intensity"].attrs.get("background_sigma"))
+
+
+def show_over_epochs(
+    samples: Mapping[int, xr.Dataset], *, count: int = 4, rows: int = 6, pixels: int = 128, name: str = "epoch"
+) -> Picture:
+    """The first `count` samples of each epoch, a row for each of at most `rows` epochs, evenly chosen.
+
+    `samples`: Frames by epoch, see `read_samples`. `pixels`: of a tile. `name`: of the folder they
+    are in.
+    """
+    every = sorted(samples)
+    epochs = [every[k] for k in sorted({round(k) for k in np.linspace(0, len(every) - 1, min(rows, len(every)))})]
+    last = samples[epochs[-1]]
+    count = min(count, last.sizes["frame"])
+    tiles = [[_tile(samples[epoch], i, pixels) for i in range(count)] for epoch in epochs]
+    norm = _scale(last, tiles[-1])
+    height, width = tiles[0][0].shape
+    figure = Picture(1.5 * count + 1.2, 1.5 * len(epochs) * height / width + 0.2)
+    axes = figure.subplots(len(epochs), count, squeeze=False)
+    for row, epoch, pictures in zip(axes, epochs, tiles, strict=True):
+        for ax, picture in zip(row, pictures, strict=True):
+            shown = _imshow(ax, picture, INTENSITY, norm, pixels)
+            ax.set(xticks=[], yticks=[])
+        row[0].set_ylabel(f"{name} {epoch}", fontsize=SMALL)
+    _colorbar(shown, axes.ravel(), _unit(last), pad=0.02, aspect=30)
+    return figure
+
+# %% ../../../nbs/judge/views/samples.ipynb #52a387d2
+def show_epoch(
+    samples: Mapping[int, xr.Dataset], epoch: int, *, count: int = 4, pixels: int = 192, name: str = "epoch"
+) -> Picture:
+    """The first `count` samples of one epoch, on the colour scale of the last one.
+
+    `samples`: Frames by epoch. `pixels`: of a tile. `name`: of the folder they are in.
+    """
+    last = samples[max(samples)]
+    count = min(count, last.sizes["frame"])
+    norm = _scale(last, [_tile(last, i, pixels) for i in range(count)])
+    tiles = [_tile(samples[epoch], i, pixels) for i in range(count)]
+    height, width = tiles[0].shape
+    figure = Picture(2.2 * count, 2.2 * height / width + 0.35)
+    for ax, tile in zip(figure.subplots(1, count, squeeze=False)[0], tiles, strict=True):
+        _imshow(ax, tile, INTENSITY, norm, pixels)
+        ax.set(xticks=[], yticks=[])
+    figure.suptitle(f"{name} {epoch}", fontsize=SMALL)
+    return figure
+
+
+def _frames_of_video(samples: Mapping[int, xr.Dataset], count: int, pixels: int, name: str) -> list[np.ndarray]:
+    figures = (show_epoch(samples, epoch, count=count, pixels=pixels, name=name) for epoch in sorted(samples))
+    return [np.asarray(Image.open(io.BytesIO(png(figure))).convert("RGB")) for figure in figures]
+
+
+def write_video(
+    samples: Mapping[int, xr.Dataset],
+    path: str | Path,
+    *,
+    count: int = 4,
+    pixels: int = 192,
+    fps: float = 4.0,
+    name: str = "epoch",
+) -> Path:
+    """Write a video of the samples over epochs; returns its path, which ends in `.mp4` or `.webp`.
+
+    `samples`: Frames by epoch. `path`: without the suffix. `fps`: pictures per second.
+    `name`: of the folder they are in.
+    """
+    pictures = _frames_of_video(samples, min(count, samples[max(samples)].sizes["frame"]), pixels, name)
+    hold = [pictures[-1]] * round(fps)  # the last one is shown a second longer
+    path = Path(path)
+    if shutil.which("ffmpeg") and FFMpegWriter.isAvailable():
+        with writing(path.with_suffix(".mp4")) as part:
+            _write_mp4([*pictures, *hold], part, fps)
+        return path.with_suffix(".mp4")
+    images = [Image.fromarray(p) for p in (*pictures, *hold)]
+    with writing(path.with_suffix(".webp")) as part:
+        images[0].save(part, "webp", save_all=True, append_images=images[1:], duration=round(1000 / fps), loop=0)
+    return path.with_suffix(".webp")
+
+
+def _write_mp4(pictures: Sequence[np.ndarray], path: Path, fps: float) -> None:
+    height, width = (side - side % 2 for side in pictures[0].shape[:2])  # H.264 wants even sides
+    figure = Picture(width / 100, height / 100)
+    figure.set_layout_engine("none")
+    shown = figure.add_axes((0, 0, 1, 1))
+    shown.axis("off")
+    image = shown.imshow(pictures[0][:height, :width], interpolation="nearest", aspect="auto")
+    words = ["-pix_fmt", "yuv420p", "-crf", "20", "-f", "mp4"]
+    writer = FFMpegWriter(fps=fps, codec="libx264", extra_args=words, metadata={"title": "samples over epochs"})
+    with writer.saving(figure, str(path), dpi=100):
+        for picture in pictures:
+            image.set_data(picture[:height, :width])
+            writer.grab_frame()
+
+# %% ../../../nbs/judge/views/samples.ipynb #05031f16
+def draw_over_epochs(run: str | Path) -> None:
+    """Draw `plots/samples_over_epochs.png` and the video of a run from the samples of its training."""
+    samples, plots = read_samples(run), Path(run) / "plots"
+    plots.mkdir(exist_ok=True)
+    with writing(plots / "samples_over_epochs.png") as part:
+        part.write_bytes(png(show_over_epochs(samples), dpi=120, palette=False))
+    if len(samples) > 1:
+        write_video(samples, plots / "samples_over_epochs")

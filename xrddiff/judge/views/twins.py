@@ -16,7 +16,7 @@ from ...data.frames.frames import frame_count
 from ..inference.twins import WAYS, TwinJudgement, twin_table, twin_words
 from .plots import INTENSITY, SMALL, intensity_norm
 from .report import Report
-from ...physics.twins.spot_brightness import ROCKING
+from ...physics.twins.spot_shapes import ROCKING
 from ...physics.twins.twin import Twin, twin_frames
 from pathlib import Path
 import pandas as pd

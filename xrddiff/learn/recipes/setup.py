@@ -33,6 +33,10 @@ from ..training.memory import check_step_memory, free_bytes
 from ..training.options import train_options
 from ..training.trackers import Trackers, chosen_trackers
 from ..training.trainer import Trainer
+from contextlib import closing
+import torch
+from torch import Tensor
+from ..training.batches import Loader, stream
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -40,10 +44,14 @@ if TYPE_CHECKING:
     from xrddiff.config.words.training import Training
     from xrddiff.config.words.vocabulary import Config
     from xrddiff.learn.loading.datasets import Prepared
+    from accelerate import Accelerator
+
+    from xrddiff.core.ranks.agreement import Ranks
 
 # %% auto #0
 __all__ = ['BIG', 'run_accelerator', 'run_augmentations', 'batch_sizes', 'run_loaders', 'windowed', 'check_latent', 'shares_text',
-           'run_monitor', 'conclude_health', 'run_trackers', 'check_run_memory', 'partial_epoch', 'run_trainer']
+           'run_monitor', 'conclude_health', 'run_trackers', 'check_run_memory', 'partial_epoch', 'run_trainer',
+           'exchanged', 'condition_use']
 
 # %% ../../../nbs/learn/recipes/setup.ipynb #b7023b20
 def run_accelerator(t: Training) -> Accelerator:
@@ -256,3 +264,45 @@ def run_trainer(
     if ranks.rank == 0 and (short := partial_epoch(trainer.plan, cfg)):
         say(short)
     return trainer
+
+# %% ../../../nbs/learn/recipes/setup.ipynb #f93e9ede
+def exchanged(cond: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The conditions of a batch, shifted by one: each frame has those of the frame before it."""
+    return {name: values.roll(1, 0) for name, values in cond.items()}
+
+
+@torch.no_grad()
+def condition_use(
+    objective: nn.Module, loader: Loader, *, ranks: Ranks, accelerator: Accelerator, frames: int = 256
+) -> dict[str, Any] | None:
+    """{"difference", "error", "frames", "loss"}: by how much wrong conditions raise the loss, its
+    standard error, of how many frames, and the loss with right ones. None without conditions.
+
+    `objective`: (batch, step) -> {"loss", …}. `loader`: of held-out frames. `frames`: about how many are
+    enough. Every rank has to call it, and gets the same.
+    """
+    was, sums = (objective.training, objective.model.training), torch.zeros(4, dtype=torch.float64)
+    objective.training = False
+    objective.model.eval()
+    with closing(stream(loader, 0, 0)) as batches:
+        for batch in batches:
+            cond = batch.get("cond") or {}
+            if len(batch["index"]) > 1 and cond:
+                batch = to_device(batch, accelerator.device)
+                with accelerator.autocast():
+                    right, wrong = (
+                        objective({**batch, "cond": c}, 0)["loss"].double()
+                        for c in (batch["cond"], exchanged(batch["cond"]))
+                    )
+                d = wrong - right
+                sums += torch.stack([torch.ones_like(d).sum(), d.sum(), d.square().sum(), right.sum()]).cpu()
+            if sums[0] * ranks.size >= frames:
+                break
+    objective.training = was[0]
+    objective.model.train(was[1])
+    n, total, squares, loss = ranks.sum_(sums).tolist()
+    if n < 2:
+        return None
+    mean = total / n
+    error = math.sqrt(max(squares / n - mean**2, 0.0) / (n - 1))
+    return {"difference": mean, "error": error, "frames": int(n), "loss": loss / n}

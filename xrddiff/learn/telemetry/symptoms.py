@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any
 
 from ...core.registry import Range, register
-from ...data.transforms.limits import range_words
+from ...data.transforms.values import range_words
 from .rules import Evidence
 
 # %% auto #0

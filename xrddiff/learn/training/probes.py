@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ...core.plugin_probes import expect
 from ...core.ranks.agreement import Ranks
-from ...core.ranks.stopping import StopRequest
+from ...core.ranks.agreement import StopRequest
 from ...core.registry import Entry, register
 from ..telemetry.health import StepRecord, gradient_norm
 from .batches import Place, Plan, cut

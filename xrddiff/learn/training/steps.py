@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from ...core.errors import BadInput, XrddiffError
 from ...core.ranks.agreement import Ranks
-from ...core.ranks.stopping import StopRequest
+from ...core.ranks.agreement import StopRequest
 from ...core.seeds import seed_from
 from ..telemetry.health import StepRecord, Watch, loss_spike
 from .batches import Loader, Place, Plan, cut, frames_per_epoch, share, stream, to_device

@@ -17,7 +17,7 @@ from torch import nn
 
 from ...core.errors import BadInput
 from ...core.ranks.agreement import Ranks
-from ...core.ranks.stopping import StopRequest
+from ...core.ranks.agreement import StopRequest
 from ..telemetry.health import StepRecord, Watch, gradient_norm
 from ..telemetry.rules import Monitor
 from xrddiff.learn.training.batches import (

@@ -16,12 +16,207 @@ from ...core.errors import BadInput
 from ...core.seeds import numpy_rng
 from .observations import Observations, group_reflections
 from .scaling import LEAST_STRENGTH, METHODS, Scaling, fit_scaling
-from .shared import SharedIntensities, shared_intensities
 from scipy.optimize import least_squares
+from scipy.optimize import minimize
+from scipy.special import gammaln
+from .observations import expected_variance
 
 # %% auto #0
-__all__ = ['FAR', 'MERGES', 'LEAST_PART', 'ROUNDS', 'ErrorModel', 'equal_bins', 'fit_errors', 'chi_squared', 'far_out', 'Merged',
-           'merge_reflections', 'resampled']
+__all__ = ['LEAST_SEEN', 'POINTS', 'DEPTH', 'TOGETHER', 'ASKED', 'TURNS', 'LEVEL', 'FAR', 'MERGES', 'LEAST_PART', 'ROUNDS',
+           'SharedNoise', 'wilson_prior', 'SharedIntensities', 'shared_intensities', 'ErrorModel', 'equal_bins',
+           'fit_errors', 'chi_squared', 'far_out', 'Merged', 'merge_reflections', 'resampled']
+
+# %% ../../../nbs/physics/merging/merged.ipynb #39e9b2f7
+LEAST_SEEN = 0.02  # of a reflection that an observation must have recorded: below, it says nothing
+POINTS = 48  # of a grid of amplitudes
+DEPTH = 15.0  # ln of how much less probable than the best what is off the grid is
+TOGETHER = 20_000  # observations whose grids are in memory at a time
+ASKED = 6_000  # observations, about, that the noise is fitted to
+TURNS = 4  # of noise and prior
+LEVEL = 0.9  # probability of an interval
+
+
+@dataclass(frozen=True)
+class SharedNoise:
+    """How observations scatter: a, c, τ in 1/Å, ν."""
+
+    scale: float = 1.0
+    relative: float = 0.2
+    shift: float = 1e-4
+    tails: float = 5.0
+
+
+@dataclass(frozen=True, eq=False)
+class _Evidence:
+    """Observations in the order of their reflections: G, I, σ² and its growth with I, |ε|/R² and the variance of ln G (n,), which reflection (n,); and of the reflections μ (m,) and whether they are centric (m,)."""
+
+    factor: np.ndarray
+    value: np.ndarray
+    variance: np.ndarray
+    gain: np.ndarray
+    slope: np.ndarray
+    doubt: np.ndarray
+    which: np.ndarray
+    mean: np.ndarray
+    centric: np.ndarray
+
+    @property
+    def starts(self) -> np.ndarray:
+        """The first observation of each reflection (m,)."""
+        return np.searchsorted(self.which, np.arange(len(self.mean)))
+
+    def rough(self) -> np.ndarray:
+        """Weighted means (m,) by the sigmas as they are."""
+        w = self.factor / self.variance
+        total = np.bincount(self.which, w * self.factor, len(self.mean))
+        return np.bincount(self.which, w * self.value, len(self.mean)) / np.maximum(total, 1e-30)
+
+    def only(self, chosen: np.ndarray) -> _Evidence:
+        """That of the `chosen` (m,) reflections."""
+        at = chosen[self.which]
+        columns = (v[at] for v in (self.factor, self.value, self.variance, self.gain, self.slope, self.doubt))
+        return _Evidence(*columns, (np.cumsum(chosen) - 1)[self.which[at]], self.mean[chosen], self.centric[chosen])
+
+    def parts(self) -> Iterator[tuple[np.ndarray, _Evidence]]:
+        """Neighbouring reflections, as many as fit in memory, and what there is of them."""
+        part = np.cumsum(np.bincount(self.which, minlength=len(self.mean))) // TOGETHER
+        for number in np.unique(part):
+            yield part == number, self.only(part == number)
+
+# %% ../../../nbs/physics/merging/merged.ipynb #ccfb5ced
+def wilson_prior(amplitude: np.ndarray, centric: np.ndarray) -> np.ndarray:
+    """ln p(A) (m, K) at normalised amplitudes (m, K) of reflections that are `centric` (m,) or not."""
+    A = np.maximum(amplitude, 1e-12)
+    return np.where(centric[:, None], 0.5 * np.log(2 / np.pi) - A**2 / 2, np.log(2 * A) - A**2)
+
+
+def _log_posterior(data: _Evidence, noise: SharedNoise, amplitude: np.ndarray) -> np.ndarray:
+    """ln of likelihood and prior (m, K) at amplitudes (m, K)."""
+    nu = noise.tails
+    m = data.factor[:, None] * (data.mean[:, None] * amplitude**2)[data.which]
+    V = expected_variance(*(v[:, None] for v in (data.variance, data.gain, data.value)), m)
+    V = noise.scale**2 * (V + (noise.relative * m) ** 2)
+    V += (noise.shift * data.slope[:, None] * m) ** 2
+    V = np.maximum(V + data.doubt[:, None] * m**2, 0.2 * V)
+    log_p = -0.5 * np.log(V) - (nu + 1) / 2 * np.log1p((data.value[:, None] - m) ** 2 / (nu * V))
+    log_p += gammaln((nu + 1) / 2) - gammaln(nu / 2) - 0.5 * np.log(nu * np.pi)
+    return np.add.reduceat(log_p, data.starts, axis=0) + wilson_prior(amplitude, data.centric)
+
+
+def _grid(data: _Evidence, noise: SharedNoise, depth: float = DEPTH) -> tuple[np.ndarray, np.ndarray]:
+    """Amplitudes (m, K) where the posterior is, and its logarithm there (m, K)."""
+    low, rows = np.zeros(len(data.mean)), np.arange(len(data.mean))
+    high = np.clip(1.5 * np.sqrt(np.maximum(data.rough(), 0) / data.mean), 5, 30)
+    for number in range(3):
+        A = low[:, None] + (high - low)[:, None] * np.linspace(0, 1, POINTS)
+        log_p = _log_posterior(data, noise, A)
+        there = log_p > log_p.max(1, keepdims=True) - depth
+        if number < 2:
+            last = np.minimum(POINTS - there[:, ::-1].argmax(1), POINTS - 1)
+            low, high = A[rows, np.maximum(there.argmax(1) - 1, 0)], A[rows, last]
+    return A, log_p
+
+
+def _summary(A: np.ndarray, log_p: np.ndarray, mean: np.ndarray, level: float) -> dict[str, np.ndarray]:
+    """Means, spreads and the middle `level` of intensities and amplitudes (m,), of a posterior on a grid (m, K)."""
+    p, rows = np.exp(log_p - log_p.max(1, keepdims=True)), np.arange(len(A))
+    area = np.cumsum((p[:, 1:] + p[:, :-1]) / 2, axis=1)
+    below = np.column_stack([np.zeros(len(A)), area]) / area[:, -1:]
+    w = np.column_stack([p[:, 0] / 2, p[:, 1:-1], p[:, -1] / 2]) / area[:, -1:]
+
+    def at(share: float) -> np.ndarray:
+        j = np.clip((below < share).sum(1), 1, A.shape[1] - 1)
+        part = (share - below[rows, j - 1]) / np.maximum(below[rows, j] - below[rows, j - 1], 1e-300)
+        return mean * (A[rows, j - 1] + part * (A[rows, j] - A[rows, j - 1])) ** 2
+
+    first, second = (w * A).sum(1), (w * A**2).sum(1)
+    spread = ((w * (A**2 - second[:, None]) ** 2).sum(1)) ** 0.5
+    own = {"f2": mean * second, "sigma_f2": mean * spread, "low": at((1 - level) / 2), "high": at((1 + level) / 2)}
+    narrow = np.sqrt(np.maximum((w * (A - first[:, None]) ** 2).sum(1), 0))
+    return own | {"amplitude": np.sqrt(mean) * first, "sigma_amplitude": np.sqrt(mean) * narrow}
+
+# %% ../../../nbs/physics/merging/merged.ipynb #32c72def
+@dataclass(frozen=True, eq=False)
+class SharedIntensities:
+    """Posteriors of intensities that all crystals share.
+
+    table: a row for each reflection of which there is an observation: `h`, `k`, `l`, `d`, `observations`; `f2`, `sigma_f2`, the mean and the spread;
+    `low`, `high`, an interval of probability `level`; `amplitude`, `sigma_amplitude`. noise: how observations scatter.
+    """
+
+    table: pd.DataFrame
+    noise: SharedNoise
+    level: float = LEVEL
+
+
+def _shell_line(d: np.ndarray, value: np.ndarray) -> np.ndarray:
+    """Means (m,) of positive values in shells of resolution, with lines between the shells, above 0."""
+    shells = np.array_split(np.argsort(-d, kind="stable"), max(1, min(20, len(d) // 30)))
+    least = 1e-3 * max(float(value.mean()), 1e-9)
+    height = np.log([max(float(value[at].mean()), least) for at in shells])
+    return np.exp(np.interp(d**-2.0, [(d[at] ** -2.0).mean() for at in shells], height))
+
+
+def _fit_noise(data: _Evidence, noise: SharedNoise, rng: np.random.Generator, first: bool) -> SharedNoise:
+    """The most probable noise."""
+    order, count = rng.permutation(len(data.mean)), np.bincount(data.which)
+    chosen = np.zeros(len(data.mean), bool)
+    chosen[order[np.cumsum(count[order]) - count[order] < ASKED]] = True
+    some = data.only(chosen)
+    some = replace(some, doubt=-some.doubt)  # crystals were fitted to these observations, and so are nearer to them
+    A, _ = _grid(some, noise, depth=25.0)
+    width, middle = A[:, 1] - A[:, 0], np.log([SharedNoise.shift, SharedNoise.tails])
+
+    def cost(theta: np.ndarray) -> float:
+        log_p = _log_posterior(some, SharedNoise(*np.exp(theta)), A)
+        top = log_p.max(1)
+        found = np.sum(top + np.log(np.exp(log_p - top[:, None]).sum(1) * width))
+        return float(0.5 * np.sum(((theta[2:] - middle) / [1.5, 1.0]) ** 2) - found)
+
+    start = np.log([noise.scale, noise.relative, noise.shift, noise.tails])
+    corners = np.vstack([start, start + 0.4 * np.eye(4)])
+    options = {"maxfev": 90 if first else 60, "initial_simplex": corners}
+    return SharedNoise(*np.exp(minimize(cost, start, method="Nelder-Mead", options=options).x).tolist())
+
+# %% ../../../nbs/physics/merging/merged.ipynb #2dc6fd4f
+def _evidence_of(seen: Observations, scaling: Scaling, group: gemmi.SpaceGroup | None):
+    """What is known of reflections, which these are (m,), and their ε (m,)."""
+    strength = scaling.strength(seen)
+    ok = (scaling.part(seen) >= LEAST_SEEN) & (strength >= LEAST_STRENGTH * np.median(strength))
+    at = np.flatnonzero(ok)[np.argsort(seen.which[ok], kind="stable")]
+    own, which = np.unique(seen.which[at], return_inverse=True)
+    epsilon, centric = np.ones(len(own)), np.zeros(len(own), bool)
+    if group is not None:
+        hkl, operations = seen.hkl[own].astype(np.int32), group.operations()
+        epsilon = operations.epsilon_factor_array(hkl).astype(float)
+        centric = np.asarray(operations.centric_flag_array(hkl), bool)
+    slope = np.zeros(len(at))
+    if scaling.width is not None:
+        slope = abs(scaling.excitation(seen)[at]) / (scaling.width[0] + scaling.width[1] / seen.d[at]) ** 2
+    gain = np.broadcast_to(seen.gain, seen.value.shape)[at]
+    columns = scaling.factor(seen)[at], seen.value[at], seen.sigma[at] ** 2, gain, slope, scaling.doubt(seen)[at], which
+    return _Evidence(*columns, np.ones(len(own)), centric), own, epsilon
+
+
+def shared_intensities(
+    seen: Observations, scaling: Scaling, group: gemmi.SpaceGroup | None = None, *, level: float = LEVEL, seed: int = 0
+) -> SharedIntensities:
+    """The posterior of the intensity of each reflection that crystals of this scaling recorded.
+
+    group: says which reflections are centric, and their ε; None takes all as acentric. level: of the intervals. seed: of the choice that the noise is fitted to.
+    """
+    data, own, epsilon = _evidence_of(seen, scaling, group)
+    d, rng = seen.table()["d"].to_numpy()[own], numpy_rng("shared noise", seed)
+    level_of, noise = np.maximum(data.rough(), 0), SharedNoise(relative=scaling.error)
+    for number in range(TURNS):
+        mean = epsilon * _shell_line(d, level_of / epsilon)
+        data = replace(data, mean=mean)
+        noise = _fit_noise(data, noise, rng, first=number == 0)
+        tables = [pd.DataFrame(_summary(*_grid(part, noise), part.mean, level)) for _, part in data.parts()]
+        found = pd.concat(tables, ignore_index=True)
+        level_of = found["f2"].to_numpy()
+    table = pd.DataFrame(seen.hkl[own], columns=["h", "k", "l"]).assign(d=d, observations=np.bincount(data.which))
+    return SharedIntensities(pd.concat([table, found], axis=1), noise, level)
 
 # %% ../../../nbs/physics/merging/merged.ipynb #6afe3e41
 @dataclass(frozen=True)

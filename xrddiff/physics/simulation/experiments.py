@@ -15,13 +15,71 @@ from ...core.seeds import numpy_rng
 from ...data.frames.geometry import Geometry, PanelGeometry
 from .artefacts import Artefacts
 from .crystal import Crystal, Wilson
-from .layouts import PixelLayout
 from .scattering import spot_window
 from .spectra import SPECTRA, reach_of_spectrum
+import hashlib
+from typing import Any
 
 # %% auto #0
-__all__ = ['SPREAD_LIMIT', 'EXPERIMENTS', 'Beam', 'Sample', 'Background', 'Detector', 'Experiment', 'detector_mask',
-           'find_experiment']
+__all__ = ['SPREAD_LIMIT', 'EXPERIMENTS', 'PixelLayout', 'meet_panels', 'on_panel', 'Beam', 'Sample', 'Background', 'Detector',
+           'Experiment', 'detector_mask', 'find_experiment']
+
+# %% ../../../nbs/physics/simulation/experiments.ipynb #f5d63e22
+class PixelLayout:
+    """Pixels of a detector that was read from a file.
+
+    - `mask`: bool, (y, x) or (panel, ss, fs), True = valid.
+    - `panels`: where they are, for a stack of panels.
+
+    Raises `BadInput` if the mask does not fit the panels, or no pixel is valid.
+    """
+
+    def __init__(self, mask: np.ndarray, panels: PanelGeometry | None = None):
+        mask = np.array(mask, bool)
+        if panels is not None and mask.shape != tuple(panels.shape):
+            raise BadInput(f"the mask has shape {mask.shape}, the panels {tuple(panels.shape)}; expected the same")
+        if not mask.any():
+            raise BadInput("every pixel of the detector is masked; expected at least one valid pixel")
+        mask.flags.writeable = False
+        self.mask, self.panels = mask, panels
+        told = hashlib.sha256(repr(mask.shape).encode() + np.packbits(mask).tobytes())
+        for v in () if panels is None else (panels.origin, panels.fs, panels.ss):
+            told.update(np.ascontiguousarray(v).tobytes())
+        self.digest = told.hexdigest()
+
+    def __eq__(self, other: Any) -> bool:
+        return isinstance(other, PixelLayout) and self.digest == other.digest
+
+    def __hash__(self) -> int:
+        return hash(self.digest)
+
+    def __repr__(self) -> str:
+        return f"PixelLayout({self.digest})"
+
+# %% ../../../nbs/physics/simulation/experiments.ipynb #6ba3b06a
+def meet_panels(rays: np.ndarray, panels: PanelGeometry, margin: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Where rays hit panels or pass within `margin` px of one: `panel` (n,), -1 for none, `fs` and `ss` (n,), px.
+
+    - `rays`: (n, 3), of any length.
+    """
+    panel, fs, ss = panels.lab_to_panel(rays)
+    if margin and (missed := np.flatnonzero(panel < 0)).size:
+        n, h, w = panels.shape
+        wide = replace(
+            panels, origin=panels.origin - margin * (panels.fs + panels.ss), shape=(n, h + 2 * margin, w + 2 * margin)
+        )
+        near, x, y = wide.lab_to_panel(rays[missed])
+        panel[missed], fs[missed], ss[missed] = near, x - margin, y - margin
+    return panel, fs, ss
+
+# %% ../../../nbs/physics/simulation/experiments.ipynb #baa656af
+def on_panel(rays: np.ndarray, panels: PanelGeometry, panel: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where rays (n, 3) meet the plane of a panel each (n,), also beyond its edges: `fs` and `ss` (n,), px."""
+    origin, fs, ss = panels.origin[panel], panels.fs[panel], panels.ss[panel]
+    normal = np.cross(fs, ss)
+    point = rays * ((origin * normal).sum(1) / (rays * normal).sum(1))[:, None] - origin
+    n2 = (normal**2).sum(1)
+    return (np.cross(point, ss) * normal).sum(1) / n2, (np.cross(fs, point) * normal).sum(1) / n2
 
 # %% ../../../nbs/physics/simulation/experiments.ipynb #55dfbba3
 def _need_positive(owner: str, **numbers: float) -> None:

@@ -33,7 +33,7 @@ from ...data.headers.gate import check_size, readable
 from ...data.headers.geometry_files import DetectorFile
 from ...data.headers.unpacked import inner_suffix
 from .experiments import Detector
-from .layouts import PixelLayout
+from .experiments import PixelLayout
 
 # %% auto #0
 __all__ = ['OWN_WORDS', 'BANDWIDTHS', 'MOST_REFLECTIONS', 'FoundDetector', 'detector_of_file', 'own_experiment',

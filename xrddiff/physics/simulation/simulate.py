@@ -27,7 +27,7 @@ from xrddiff.physics.simulation.experiments import (
     detector_mask,
     find_experiment,
 )
-from .layouts import meet_panels, on_panel
+from .experiments import meet_panels, on_panel
 from xrddiff.physics.simulation.scattering import (
     air_profile,
     darwin_intensity,

@@ -13,11 +13,20 @@ from ...core.seeds import numpy_rng
 from ...data.frames.geometry import Geometry, PanelGeometry
 from ...data.frames.peaks import pixels_around
 from ..indexing.rays import as_panels, panel_numbers
+from collections.abc import Callable
+from dataclasses import dataclass
+import gemmi
+import torch
+from ...core.errors import BadInput
+from ..indexing.cells import Cell
+from ..indexing.expected_intensities import CrystalIntensities
+from ..merging.statistics import wilson_table
 
 # %% auto #0
-__all__ = ['REACH', 'SMALLEST', 'LARGEST', 'STRAYS', 'NEIGHBOURS', 'ODD', 'BRIGHT', 'ALONE', 'SHAPE', 'outward', 'spot_moments',
-           'draw_shapes', 'shaped', 'add_spots', 'measured_again', 'without_odd', 'without_noise', 'alone',
-           'measure_shapes', 'share_in_disc']
+__all__ = ['REACH', 'SMALLEST', 'LARGEST', 'STRAYS', 'NEIGHBOURS', 'ODD', 'BRIGHT', 'ALONE', 'SHAPE', 'ROCKING', 'SIDES',
+           'SHELLS', 'COARSE', 'outward', 'spot_moments', 'draw_shapes', 'shaped', 'add_spots', 'measured_again',
+           'without_odd', 'without_noise', 'alone', 'measure_shapes', 'share_in_disc', 'hats', 'SpotBrightness',
+           'learn_brightness', 'spread_of', 'virtual_crystal', 'relative_intensities']
 
 # %% ../../../nbs/physics/twins/spot_shapes.ipynb #a8d36386
 def outward(geometry: Geometry | PanelGeometry, spots: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
@@ -213,3 +222,155 @@ def share_in_disc(variance: np.ndarray, radius: float, ring: tuple[float, float]
     """c (n,) of spots whose covariance has the square root of the determinant `variance` (n,), px². radius, ring: px."""
     disc, low, high = (1 - np.exp(-(r**2) / (2 * np.asarray(variance, float))) for r in (radius, *ring))
     return disc - radius**2 / (ring[1] ** 2 - ring[0] ** 2) * (high - low)
+
+# %% ../../../nbs/physics/twins/spot_shapes.ipynb #3e0906eb
+ROCKING = np.array([0, 0.25, 0.5, 0.75, 1, 1.5, 2, 3, 4, 6])  # knots in u
+SIDES = np.array([0, 1, 3, 6])  # and of what differs in one exposure
+SHELLS, COARSE = 9, 3  # knots in 1/d, of all exposures and of one
+_SHRINK = 20.0  # reflections that say as much about one exposure as what all have in common
+_ROUNDS, _DAMPING = 150, 0.6
+
+
+def hats(x: np.ndarray, knots: np.ndarray) -> np.ndarray:
+    """Weights (n, knot) of the straight lines between `knots` at x (n,); constant beyond the ends."""
+    return np.stack([np.interp(x, knots, row) for row in np.eye(len(knots))], 1)
+
+# %% ../../../nbs/physics/twins/spot_shapes.ipynb #c326d645
+@dataclass(frozen=True, eq=False)
+class SpotBrightness:
+    """The mean photons of reflections, and how they scatter about it.
+
+    - `shells`, `falloff`: knots in 1/d² (1/Å²), and S there; `coarse`, `own`: knots of S_f, and S_f (exposure, knot).
+    - `rocking`: P at the knots `ROCKING`; `sides`: P_f at `SIDES` (exposure, knot).
+    - `scale`: s_f (exposure,).
+    - `spread`: 1/k, the variance of a factor beyond Wilson's distribution.
+    """
+
+    shells: np.ndarray
+    falloff: np.ndarray
+    coarse: np.ndarray
+    own: np.ndarray
+    rocking: np.ndarray
+    sides: np.ndarray
+    scale: np.ndarray
+    spread: float = 0.0
+
+    def mean(self, exposure: int, d: np.ndarray, u: np.ndarray) -> np.ndarray:
+        """m (n,) in photons, at `d` in Å, `u` standard deviations off the sphere."""
+        x = np.asarray(d, float) ** -2
+        log = (
+            self.scale[exposure]
+            + np.interp(x, self.shells, self.falloff)
+            + np.interp(x, self.coarse, self.own[exposure])
+        )
+        log = log + np.interp(u, ROCKING, self.rocking) + np.interp(u, SIDES, self.sides[exposure])
+        return np.exp(log)
+
+    def draw(self, exposure: int, spots: pd.DataFrame, relative: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Photons (n,) of `spots` (`d`, `off`) whose |F|² are `relative` (n,) to the mean of their resolution."""
+        m = self.mean(exposure, spots["d"].to_numpy(), spots["off"].to_numpy())
+        factor = rng.gamma(1 / self.spread, self.spread, len(m)) if self.spread else 1.0
+        return m * relative * factor
+
+# %% ../../../nbs/physics/twins/spot_shapes.ipynb #41443d08
+def _knots(x: np.ndarray, n: int) -> np.ndarray:
+    """`n` knots in x = 1/d² (reflection,), evenly spaced in 1/d."""
+    s = np.sqrt(x)
+    return np.unique(np.linspace(np.quantile(s, 0.002), s.max(), n)) ** 2
+
+
+class _Fit:
+    """Knots and weights of the reflections of a table, and the logarithms that solve the equations."""
+
+    def __init__(self, spots: pd.DataFrame, exposures: int):
+        f, x, u = spots["exposure"].to_numpy(int), spots["d"].to_numpy(float) ** -2, spots["off"].to_numpy(float)
+        self.full = spots["full"].to_numpy(bool) if "full" in spots else np.zeros(len(x), bool)
+        self.n, self.v = spots["intensity"].to_numpy(float), np.maximum(spots["sigma"].to_numpy(float), 0.5) ** 2
+        self.shells, self.coarse = _knots(x, SHELLS), _knots(x, COARSE)
+        own = np.eye(exposures)[f]
+        self.parts = {"falloff": hats(x, self.shells), "rocking": hats(u, ROCKING), "scale": own}
+        for name, h in (("own", hats(x, self.coarse)), ("sides", hats(u, SIDES))):
+            self.parts[name] = (own[:, :, None] * h[:, None]).reshape(len(x), -1)
+        self.logs = {name: np.zeros(h.shape[1]) for name, h in self.parts.items()}
+        self.logs["falloff"] += np.log(max(float(self.n[u < 1].mean()) if (u < 1).any() else 1.0, 0.1))
+
+    @property
+    def mean(self) -> np.ndarray:
+        """m of each reflection."""
+        return np.exp(np.clip(sum(h @ self.logs[name] for name, h in self.parts.items()), -12, 16))
+
+    def turn(self) -> None:
+        """Multiply the knots of each part once."""
+        for name, h in self.parts.items():
+            m = self.mean
+            w = m / (m * m + self.v)
+            n = np.where(self.full, self.n + m, self.n)  # ⟨I | I > n⟩ of an exponential
+            seen, told = h.T @ (w * n), h.T @ (w * m)
+            log = self.logs[name] + _DAMPING * np.log(np.clip((seen + 1e-9) / (told + 1e-9), 0.2, 5))
+            if name in ("own", "sides"):  # what few reflections say about one exposure counts less
+                log *= told / (told + _DAMPING * _SHRINK)
+            if name == "rocking":
+                self.logs["falloff"] += log[0]
+                log = log - log[0]
+            self.logs[name] = log
+
+    def run(self, rounds: int = _ROUNDS) -> _Fit:
+        """After so many turns."""
+        for _ in range(rounds):
+            self.turn()
+        return self
+
+# %% ../../../nbs/physics/twins/spot_shapes.ipynb #75d00445
+def learn_brightness(spots: pd.DataFrame, exposures: int) -> SpotBrightness:
+    """The brightness of so many `exposures`, in which all predicted reflections were integrated.
+
+    spots: `exposure` (0, 1, …), `d` (Å), `off` (u), `intensity` (photons), `sigma` (of the background alone);
+    perhaps `full`: has it at least that intensity?
+    """
+    fit = _Fit(spots, exposures).run()
+    logs, each = fit.logs, (exposures, -1)
+    return SpotBrightness(
+        fit.shells, logs["falloff"], fit.coarse, logs["own"].reshape(each), logs["rocking"], logs["sides"].reshape(each),
+        logs["scale"], spread_of(fit.n, fit.mean, np.sqrt(fit.v)),
+    )  # fmt: skip
+
+# %% ../../../nbs/physics/twins/spot_shapes.ipynb #feabe17e
+_SPREADS = (0.0, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0)
+
+
+def spread_of(n: np.ndarray, mean: np.ndarray, sigma: np.ndarray) -> float:
+    """1/k of the factor beyond Wilson's distribution, from measured `n` (reflection,), their `mean` and `sigma`."""
+    low, high = 6 * float(np.median(sigma)), float(n.max(initial=0))
+    if high < 4 * low:
+        return 0.0
+    levels, rng = np.geomspace(low, high / 2, 10), numpy_rng("spread of intensities")
+    wilson = mean * rng.exponential(size=len(mean))
+    noise = sigma * rng.standard_normal(len(mean))
+
+    def above(values: np.ndarray) -> np.ndarray:
+        return np.sqrt([(values > level).sum() for level in levels])  # a count of k is known to √k
+
+    seen = above(n)
+    made = [wilson * (rng.gamma(1 / s, s, len(mean)) if s else 1.0) + noise for s in _SPREADS]
+    return _SPREADS[int(np.argmin([((above(m) - seen) ** 2).sum() for m in made]))]
+
+# %% ../../../nbs/physics/twins/spot_shapes.ipynb #9b367c0b
+def virtual_crystal(cell: Cell, group: str, d_min: float, seed: int = 0) -> CrystalIntensities:
+    """Drawn intensities of the independent reflections to `d_min` Å of a crystal with this cell and space group, mean 1."""
+    known = gemmi.find_spacegroup_by_name(group)
+    if known is None:
+        raise BadInput(f"space group {group!r} is unknown; expected a symbol such as 'P 43 21 2'")
+    hkl = gemmi.make_miller_array(gemmi.UnitCell(*cell.parameters), known, d_min)
+    rng = numpy_rng("virtual crystal", seed, group, *(round(v, 2) for v in cell.parameters))
+    return CrystalIntensities(cell, group, hkl, rng.exponential(size=len(hkl)))
+
+
+def relative_intensities(known: CrystalIntensities, d_min: float) -> Callable[[np.ndarray], np.ndarray]:
+    """The function of Miller indices (n, 3) that gives |F|² over the mean of their resolution, to `d_min` Å."""
+    look, shells = known.lookup(d_min), wilson_table(known.d, known.intensity)
+
+    def relative(hkl: np.ndarray) -> np.ndarray:
+        mean = np.interp(((hkl @ known.cell.B.T) ** 2).sum(1), shells["inverse_d2"], shells["mean"])
+        return look(torch.from_numpy(np.asarray(hkl, np.float64))).numpy() / np.maximum(mean, 1e-12)
+
+    return relative

@@ -35,12 +35,7 @@ from xrddiff.physics.twins.measured_backgrounds import (
     learn_backgrounds,
     touched,
 )
-from xrddiff.physics.twins.spot_brightness import (
-    SpotBrightness,
-    learn_brightness,
-    relative_intensities,
-    virtual_crystal,
-)
+from .spot_shapes import SpotBrightness, learn_brightness, relative_intensities, virtual_crystal
 from xrddiff.physics.twins.spot_shapes import (
     ALONE,
     add_spots,

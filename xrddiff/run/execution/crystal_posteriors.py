@@ -18,7 +18,7 @@ from ...core.errors import BadInput
 from ...core.safe_write import new_output
 from ...core.files import remove, write_json
 from ...core.gate import read_json
-from ...core.ranks.stopping import StopRequest
+from ...core.ranks.agreement import StopRequest
 from .notebooks import run_notebook, run_notebook_path
 from .phases import meet_ranks, notebook_target
 from .status import clear_marks

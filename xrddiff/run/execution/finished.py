@@ -21,7 +21,7 @@ from ...core.errors import BadInput
 from ...core.files import errors_said, write_json
 from ...core.gate import read_json
 from ...core.plugins import plugin_scope
-from ...core.ranks.stopping import StopRequest
+from ...core.ranks.agreement import StopRequest
 from .status import USE
 from .notebooks import execute_in
 from .status import clear_marks

@@ -25,7 +25,7 @@ from ...config.words.vocabulary import Config
 from ...core.errors import BadInput, RankFailed, XrddiffError
 from ...core.mediums import say
 from ...core.plugins import plugin_scope
-from ...core.ranks.stopping import StopRequest
+from ...core.ranks.agreement import StopRequest
 from ...core.progress import report_progress
 from .notebooks import run_notebook, run_notebook_path
 from xrddiff.run.execution.run_folder import (

@@ -44,7 +44,7 @@ from ...core.gate import read_text
 from ...core.mediums import for_html, say
 from ...core.plugins import keep_plugins, load_plugins
 from ...core.ranks.environment import read_environment
-from ...core.ranks.stopping import StopRequest
+from ...core.ranks.agreement import StopRequest
 from xrddiff.run.execution.status import (
     BY_USER,
     TRAINING,

@@ -22,7 +22,7 @@ from ...core.gate import read_array, read_json
 from ...core.mediums import say
 from ...core.plugins import kept_plugins, load_standing
 from ...core.progress import Bar
-from ...core.ranks.stopping import StopRequest
+from ...core.ranks.agreement import StopRequest
 from ...core.registry import entries
 from .workers import Workers, open_workers, run_tasks
 

@@ -26,7 +26,7 @@ from ...core.gate import need_path, read_text
 from ...core.errors import BadInput, XrddiffError, nearest
 from ...core.mediums import complain, say
 from ...core.plugins import load_standing, plugin_scope
-from ...core.ranks.stopping import StopRequest
+from ...core.ranks.agreement import StopRequest
 from ...core.registry import entries, get
 from ..execution.status import run_state
 from ..execution.status import clear_marks, stopped_by

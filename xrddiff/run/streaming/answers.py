@@ -21,9 +21,24 @@ from ...core.files import CannotSave, json_checksum, take_checksum, why_not
 from ...core.gate import from_json, read_json
 from ...core.mediums import plain_text
 from ...data.headers.gate import as_bad_input, reason
+from typing import TYPE_CHECKING
+from collections.abc import Iterator
+import xarray as xr
+from ...core.files import remove, writing
+from ...data.formats.store import save_frames
+from ...data.frames.geometry import frame_geometry
+from ...physics.indexing.cells import Cell, basis_parameters
+from ...physics.indexing.rays import as_panels
+from ...physics.indexing.stream import chunk_head, crystal_lines, panel_names, stream_head
+from ...physics.merging.symmetry import AsuIndices, original_indices, space_group
+
+if TYPE_CHECKING:
+    from xrddiff.run.streaming.answering import Answered
+    from xrddiff.run.streaming.arrivals import Arrived
 
 # %% auto #0
-__all__ = ['STORE', 'TABLES', 'NUMBERS', 'SUMMARY', 'Answers', 'read_answers', 'read_stack', 'read_stream_summary']
+__all__ = ['STORE', 'TABLES', 'NUMBERS', 'SUMMARY', 'KINDS', 'Answers', 'read_answers', 'read_stack', 'read_stream_summary',
+           'read_kinds', 'crystal_blocks', 'HitSaver']
 
 # %% ../../../nbs/run/streaming/answers.ipynb #48af5dbc
 STORE = "answers.zarr"
@@ -241,3 +256,90 @@ def read_stream_summary(folder: str | Path) -> dict[str, Any]:
         raise BadInput(
             f"{plain_text(folder)} has no {SUMMARY}; expected the folder of a stream that has ended"
         ) from None
+
+# %% ../../../nbs/run/streaming/answers.ipynb #f16a6970
+KINDS = ("hits", "stream")
+
+
+def read_kinds(text: str | None) -> tuple[str, ...]:
+    """What is saved: hits, stream, or both with a comma. Raises `BadInput` for anything else."""
+    kinds = tuple(part.strip() for part in text.split(",")) if text else ()
+    if set(kinds) - set(KINDS):
+        raise BadInput(f"save is {plain_text(text, 60)!r}; expected hits, stream, or hits,stream")
+    return kinds
+
+
+def crystal_blocks(reflections: pd.DataFrame, cell: Cell, group: str, names: list[str], rows: int) -> Iterator[str]:
+    """The crystals of a frame, from its reflections. rows: of a panel; panels lie one above the other."""
+    found = space_group(group)
+    for _, own in reflections.groupby("crystal"):
+        hkl = original_indices(
+            AsuIndices(own[["h", "k", "l"]].to_numpy(np.int64), own["isym"].to_numpy(np.int64)), found
+        )
+        stars = np.linalg.lstsq(hkl, own[["gx", "gy", "gz"]].to_numpy(float), rcond=None)[0].T
+        if not np.isfinite(stars).all() or np.linalg.matrix_rank(hkl) < 3:
+            continue
+        parameters = basis_parameters(np.linalg.inv(stars))
+        table = own.assign(
+            h=hkl[:, 0], k=hkl[:, 1], l=hkl[:, 2], ss=own["ss"] + own["panel"] * rows, panel=own["panel"].astype(int)
+        )
+        radius = float(np.sqrt((own["excitation"] ** 2).mean()))
+        yield from crystal_lines(Cell(parameters, cell.centring), stars, table, names, radius=radius)
+
+# %% ../../../nbs/run/streaming/answers.ipynb #bb8d62b2
+class HitSaver:
+    """Saves hits of a stream in its `folder`.
+
+    kinds: as `read_kinds` gives them. rows: of the table, when the stream is opened. cell, group: of the crystals; None: no crystals.
+    """
+
+    def __init__(
+        self, folder: Path, kinds: tuple[str, ...], rows: int, cell: Cell | None = None, group: str | None = None
+    ):
+        self.folder, self.kinds, self.cell, self.group = Path(folder), kinds, cell, group
+        self.head = self.folder / "hits.stream.head"
+        for kind, suffix in (("hits", "cxi"), ("stream", "stream")):
+            for path in self.folder.joinpath(kind).glob(f"*.{suffix}") if kind in kinds else ():
+                if path.stem.isdigit() and int(path.stem) >= rows:
+                    remove(path)
+
+    def save(self, first: int, batch: list[Arrived], said: Answered) -> None:
+        """Save the hits of a batch, whose first frame has the row `first`."""
+        hits = np.flatnonzero(said.table["hit"]).tolist()
+        if not self.kinds or not hits:
+            return
+        frames = batch[0].layout.stack([batch[i].image for i in hits], [batch[i].own for i in hits])
+        if "hits" in self.kinds:
+            (self.folder / "hits").mkdir(exist_ok=True)
+            save_frames(frames, self.folder / "hits" / f"{first:08d}.cxi")
+        if "stream" in self.kinds:
+            (self.folder / "stream").mkdir(exist_ok=True)
+            lines = [
+                line for k, i in enumerate(hits) for line in self._chunk(frames, k, batch[i].name, i, first + i, said)
+            ]
+            with writing(self.folder / "stream" / f"{first:08d}.stream") as part:
+                part.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+    def _chunk(self, frames: xr.Dataset, k: int, name: str, i: int, row: int, said: Answered) -> Iterator[str]:
+        """The chunk of a hit: frame `k` of `frames`, row `i` of what was said."""
+        geometry = as_panels(frame_geometry(frames, k))
+        if not self.head.exists():
+            with writing(self.head) as part:
+                part.write_text("\n".join(stream_head(geometry, self.cell)) + "\n", encoding="utf-8")
+        file, _, number = name.rpartition(":")
+        peaks = said.peaks[said.peaks["row"] == i]
+        own = said.reflections[said.reflections["row"] == i]
+        event = int(number) if number.isdigit() and len(number) < 10 else row
+        yield from chunk_head(file or name, event, peaks, len(own) > 0, row + 1, geometry)
+        yield from crystal_blocks(own, self.cell, self.group, panel_names(geometry), geometry.shape[1])
+        yield "----- End chunk -----"
+
+    def end(self) -> Path | None:
+        """Put the parts of the CrystFEL stream together as `hits.stream`; None if there are none."""
+        parts = sorted(self.folder.joinpath("stream").glob("*.stream"))
+        if "stream" not in self.kinds or not parts:
+            return None
+        with writing(self.folder / "hits.stream") as path, open(path, "wb") as out:
+            for part in (self.head, *parts):
+                out.write(part.read_bytes())
+        return self.folder / "hits.stream"

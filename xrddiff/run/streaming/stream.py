@@ -27,7 +27,7 @@ from ...core.files import write_json, writing
 from ...core.gate import read_json
 from ...core.mediums import for_csv, plain_text
 from ...core.plugins import load_standing
-from ...core.ranks.stopping import StopRequest
+from ...core.ranks.agreement import StopRequest
 from ...data.formats.readers import check_words
 from ...data.headers.gate import as_bad_input, reason
 from ...learn.recipes.saved_peak_nets import absolute_way, described_way, peak_way
@@ -54,7 +54,7 @@ from .arrivals import Arrived, Layout, Listening, find_source, open_source, refu
 from .detector_messages import MOST_BYTES
 from .enough import MergeWish, RunningMerge, read_enough, save_running
 from .live_page import StreamStanding, write_page
-from .saved_hits import HitSaver, read_kinds
+from .answers import HitSaver, read_kinds
 
 # %% auto #0
 __all__ = ['DROPPED', 'WRITE', 'INDEXERS', 'NOT_YET', 'Buffer', 'StreamPlan', 'claimed_folder', 'as_it_is_kept', 'Reception',

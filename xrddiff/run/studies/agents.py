@@ -23,7 +23,7 @@ from ...core.errors import BadInput, XrddiffError
 from ...core.launcher import STDOUT, Child, TimeoutExpired, own_environment, python_words, start
 from ...core.mediums import complain, for_terminal, plain_text, say
 from ...core.plugins import plugin_scope
-from ...core.ranks.stopping import StopRequest
+from ...core.ranks.agreement import StopRequest
 from ...core.registry import entries, register
 from ...learn.telemetry.rules import of_samples, read_findings, times_of
 from ..execution.run_folder import cpu_count

@@ -21,14 +21,97 @@ from ..execution.status import TRAINING, USE, is_locked, locks_held, read_status
 from ..execution.run_folder import PARTS
 from ..execution.status import read_config, read_progress
 from ..slurm.status import Jobs, current_state
-from .kept_rows import files_mark, keep_row, read_row
+import hashlib
+import stat
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from functools import cache
+from typing import TypeVar
+import msgspec
+from ...core.errors import XrddiffError
+from ...core.files import package_version, sealed, writing
+from ...core.gate import checked
+from ...core.mediums import for_json
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 # %% auto #0
-__all__ = ['KEY_METRICS', 'SETTLED', 'is_run', 'find_runs', 'RunRow', 'read_metrics', 'key_metric', 'begun_at', 'Asked',
-           'describe_run', 'list_runs', 'clock', 'runs_table', 'runs_csv']
+__all__ = ['ROW', 'PICTURES', 'KEPT', 'FOLDERS', 'SETS', 'MOST_FILES', 'RECENT', 'T', 'KEY_METRICS', 'SETTLED', 'files_mark',
+           'MarkedRow', 'read_row', 'keep_row', 'is_run', 'find_runs', 'RunRow', 'read_metrics', 'key_metric',
+           'begun_at', 'Asked', 'describe_run', 'list_runs', 'clock', 'runs_table', 'runs_csv']
+
+# %% ../../../nbs/run/studies/listing.ipynb #33baccbd
+ROW, PICTURES = ".row.json", ".pictures.json"
+KEPT = {ROW: 1 << 16, PICTURES: 1 << 21}  # what may be kept beside a run, and its largest size in bytes
+FOLDERS = ("", "metrics", "ranks", "state", "autoencoder", "autoencoder/metrics")  # what a row is made from is there
+SETS = tuple(
+    f"samples{set}"
+    for set in ("", "/samples.zarr", "/reconstruction.zarr", "/samples/samples.zarr", "/reconstruction/samples.zarr")
+)
+MOST_FILES = 4000  # that are looked at
+RECENT = 2.0  # s: a file that changed so lately may change again within a tick of its date
+T = TypeVar("T")
+
+
+def _entries(run: Path, folders: Sequence[str]) -> Iterator[tuple]:
+    """(folder, name, size, dates, inode) of each file, (folder, name) of each folder."""
+    for folder in folders:
+        with suppress(FileNotFoundError, NotADirectoryError), os.scandir(run / folder) as found:
+            for entry in found:
+                if any(kept in entry.name for kept in KEPT):
+                    continue
+                try:
+                    about = entry.stat()
+                except OSError:  # a link that leads nowhere
+                    about = entry.stat(follow_symlinks=False)
+                plain = stat.S_ISREG(about.st_mode)
+                dates = (about.st_size, about.st_mtime_ns, about.st_ctime_ns, about.st_ino) if plain else ()
+                yield (folder, entry.name, *dates)
+
+
+_version = cache(package_version)  # reading it takes as long as the rest
+
+
+def files_mark(run: Path, folders: Sequence[str] = FOLDERS) -> tuple[str, float]:
+    """(the mark of what is in these folders of a run, when the last of its files changed); ("", 0) if it cannot be told."""
+    found, about = [], None
+    try:
+        about = run.stat()
+        for entry in _entries(run, folders):
+            found.append(entry)
+            if len(found) > MOST_FILES:
+                return "", 0.0
+    except OSError:
+        return "", 0.0
+    last = max((entry[4] for entry in found if len(entry) > 2), default=0)
+    said = repr((_version(), about.st_dev, about.st_ino, sorted(found)))
+    return hashlib.blake2b(said.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest(), last / 1e9
+
+# %% ../../../nbs/run/studies/listing.ipynb #b77b37ff
+class MarkedRow(msgspec.Struct):
+    """A row, and the mark of the files that it was made from."""
+
+    mark: str
+    row: dict[str, Any]
+
+
+def read_row(run: Path, mark: str, kind: type[T], name: str = ROW) -> T | None:
+    """The row of a run with this `mark`, as `kind`; None if there is none that counts. name: of the file."""
+    kept = or_default(lambda: read_json(run / name, MarkedRow, KEPT[name]), None) if mark else None
+    if kept is None or kept.mark != mark:
+        return None
+    return or_default(lambda: checked(kept.row, kind, name), None)
+
+
+def keep_row(run: Path, mark: str, changed: float, row: dict[str, Any], name: str = ROW) -> None:
+    """Keep a row that was made after `files_mark` gave `mark` and `changed`; not where the files are new, or where the
+    folder cannot be written.
+    """
+    if mark and 0 <= RECENT < time.time() - changed and os.access(run, os.W_OK):
+        with suppress(OSError, XrddiffError), writing(run / name, parents=False, durable=False) as part:
+            part.write_text(sealed(for_json({"mark": mark, "row": row})), encoding="utf-8")
 
 # %% ../../../nbs/run/studies/listing.ipynb #a470175d
 def is_run(folder: Path) -> bool:

@@ -19,7 +19,7 @@ from ...core.errors import BadInput, XrddiffError
 from ...core.launcher import own_environment
 from ...core.mediums import complain, say
 from ...core.plugins import plugin_scope
-from ...core.ranks.stopping import StopRequest
+from ...core.ranks.agreement import StopRequest
 from ..execution.run_folder import hold_run
 from ..slurm.job import INTERRUPTED, REQUEUE, Job, prepare, read_job, run_task, start_ranks
 from .consent import allow_plan, read_plan
