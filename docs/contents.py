@@ -51,9 +51,7 @@ MATHEMATICS = {
     "Lattices": (
         "physics/indexing: cells rays orientations lattice_search refinement chance indexer lattice_maps integration reflections expected_intensities …",
     ),
-    "Twins of a detector": (
-        "physics/twins: measured_backgrounds count_noise spot_shapes indexed_exposures twin …",
-    ),
+    "Twins of a detector": ("physics/twins: measured_backgrounds count_noise spot_shapes indexed_exposures twin …",),
     "Posteriors": (
         "judge/posteriors: likelihoods",
         "judge/metrics: coverage",
