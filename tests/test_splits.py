@@ -293,19 +293,6 @@ def test_two_parts_of_what_was_trained_on_are_compared():
     assert judged_rows([0], [0])["train"].tolist() == [0]
 
 
-@pytest.mark.parametrize(
-    "words", [{}, {"contiguous": True}, {"patch": 64}, {"balance": "hit_class"}, {"avg_pooling": True, "pool": 2}]
-)
-@pytest.mark.parametrize("grouped", [True, False])
-def test_a_set_without_such_layouts_is_split_as_before(words, grouped):
-    shots = simulate("sim128", range(48))
-    shots = shots if grouped else shots.drop_vars("shot_group")
-    old, new = (prepare_frames(shots, split=split, train_ratio=0.6, **words) for split in ("shot_groups", "exposures"))
-    assert old.train.tolist() == new.train.tolist() and old.held_out.tolist() == new.held_out.tolist()
-    assert old.transform.state() == new.transform.state()
-    assert list(new.frames.variables) == list(old.frames.variables)
-
-
 def test_who_is_not_asked_for_copies(tmp_path, monkeypatch):
     place = nexus(tmp_path / "many.h5", counts(10))
     assert prepare_words(cfg(place)).copies == 0 and "copies" not in str(prepare_words(cfg(place)))

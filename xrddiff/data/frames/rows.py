@@ -20,9 +20,6 @@ from xarray.backends import BackendArray
 from xarray.core import indexing
 
 from ...core.errors import BadInput
-from .array_packages import spare_imports
-
-spare_imports()  # of what no frame is an array of
 
 # %% auto #0
 __all__ = ['FramePlace', 'LazyRows', 'Stored', 'StoredRows', 'lazy_array', 'is_lazy', 'rows_behind', 'Rows', 'frame_dtype',

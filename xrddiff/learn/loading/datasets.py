@@ -31,8 +31,6 @@ from xrddiff.data.frames.exposures import (
     Exposures,
     find_exposures,
     groups_apart,
-    rotates,
-    several,
 )
 from ...data.frames.frames import IMAGE_DIMS, frame_count
 from ...data.frames.geometry import closest_geometry
@@ -214,7 +212,7 @@ def sizes_text(train: int, held_out: int, apart: str, *, cut: bool) -> str:
 # %% ../../../nbs/learn/loading/datasets.ipynb #865092af
 def split_frames(
     frames: xr.Dataset,
-    exposures: Exposures | None,
+    exposures: Exposures,
     train_ratio: float = 0.8,
     seed: int = 42,
     *,
@@ -223,16 +221,11 @@ def split_frames(
 ) -> Split:
     """Split frames so that nothing that is trained on is held out.
 
-    exposures: of each frame; None = the split by shot groups or frames of earlier versions.
+    exposures: of each frame.
     train_ratio, seed, contiguous: see `split_by_group`.
     windows: whether parts of the frames will be trained on.
     Raises `BadInput` for one exposure that is not cut.
     """
-    if exposures is None:
-        groups, series = frame_groups(frames)
-        one = series and "frame_source" in frames and not several(frames["frame_source"].values)
-        apart = "shot groups" if not series else "exposure" if one else "scan" if rotates(frames) else "series"
-        return Split(*split_by_group(groups, train_ratio, seed, contiguous=contiguous or series), apart)
     number, copies = exposures
     groups, apart = groups_apart(frames, number)
     if apart == "nothing":
@@ -386,7 +379,6 @@ def prepare_frames(
     seed: int = 42,
     patch_limit: int | None = None,
     balance: str | None = None,
-    split: str = "exposures",
     exposures: Exposures | None = None,
     windows: bool = False,
     **regions: Any,
@@ -405,22 +397,18 @@ def prepare_frames(
     patch_limit: largest number of patches or panels, drawn at random.
     balance: a label; both parts then hold equally many frames of each of its classes, see
         `balanced`.
-    split: "exposures", or "shot_groups" for the split of earlier versions, see `split_frames`.
     exposures: of each of `frames`; None = they are found, which reads the frames.
     windows: whether windows of the frames are trained on.
     regions: options of `region_transforms`.
     """
     chain = region_transforms(frames, **regions)
-    if split == "exposures":
-        found = exposures or find_exposures(frames)
-        frames = frames.assign({_NUMBER: ("frame", found.number)})  # parts take it along
+    found = exposures or find_exposures(frames)
+    frames = frames.assign({_NUMBER: ("frame", found.number)})  # parts take it along
     images = chain.apply(frames)
     if patch_limit is not None and patch_limit < frame_count(images):
         drawn = numpy_rng("patches", seed).permutation(frame_count(images))[:patch_limit]
         images = select_frames(images, np.sort(drawn))
-    own = None
-    if split == "exposures":
-        own, images = Exposures(images[_NUMBER].values, found.copies), images.drop_vars(_NUMBER)
+    own, images = Exposures(images[_NUMBER].values, found.copies), images.drop_vars(_NUMBER)
     images = in_memory(images)
     parts = split_frames(images, own, train_ratio, seed, contiguous=contiguous, windows=windows)
     train, held_out = parts.train, parts.held_out
@@ -551,12 +539,11 @@ def prepare_words(
     frames = open_words(cfg, classes)
     places, many = window_places(cfg, frames)
     regions |= dict(places=places, patch_limit=d.patch_limit or many)
-    split |= dict(split=d.split, windows=d.window is not None and places is None)
+    split |= dict(windows=d.window is not None and places is None)
     cut = d.patch is not None or places is not None or frames["intensity"].dims != IMAGE_DIMS
     if crystals and cut and show_crystals(used_maps(cfg)) and not says_crystals(frames):
         frames = with_lattices(frames)  # a part of a frame has too few peaks to determine its lattice
-    exposures = known_exposures(cfg, frames) if d.split == "exposures" else None
-    prepared = prepare_frames(frames, exposures=exposures, **split, **regions)
+    prepared = prepare_frames(frames, exposures=known_exposures(cfg, frames), **split, **regions)
     named = dict.fromkeys([*(cfg.model.condition or []), *filter(None, [d.balance]), *d.merge_labels])
     wanted = [n for n in named if n in LABELS or n not in (cfg.model.condition or [])]
     frames = with_labels(prepared.frames, wanted) if wanted else prepared.frames
