@@ -49,8 +49,8 @@ from harness import make_parser, markdown, memory, min_median, read_results, sam
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
+from xrddiff.config.active_settings import model_parts, unused_words
 from xrddiff.config.composition import compose_config
-from xrddiff.config.used_words import model_parts, unused_words
 from xrddiff.data.frames.frames import make_frames
 from xrddiff.data.transforms.pipelines import make_transform
 from xrddiff.judge.inference.building import build_autoregressive, build_network, build_objective

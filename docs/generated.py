@@ -80,7 +80,7 @@ TASKS = {
     ),
     "Run on a cluster": (
         "submit resume status jobs logs cancel profiles",
-        "run.slurm.submission.plan_submission run.slurm.status.job_rows",
+        "run.slurm.submission.plan_submission run.slurm.job_table.job_rows",
     ),
     "Know what can be chosen": (
         "names presets check",
@@ -197,8 +197,8 @@ def _slug(prog: str) -> str:
 
 def words_page() -> str:
     """Every word of a run with its default, unit, range and meaning, and what each preset sets."""
-    from xrddiff.config.origins import preset_words
     from xrddiff.config.overrides import conf_dir, presets
+    from xrddiff.config.sources import preset_words
     from xrddiff.config.words.vocabulary import GROUPS, vocabulary
 
     lines = [

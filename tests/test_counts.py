@@ -17,7 +17,7 @@ from xrddiff.core.errors import BadInput
 from xrddiff.core.ranks.agreement import Ranks
 from xrddiff.data.formats.readers import open_frames
 from xrddiff.judge.exports.exporters import export_run
-from xrddiff.judge.inference import counts_of_runs
+from xrddiff.judge.inference import fit_counts_net as counts_of_runs
 from xrddiff.judge.inference.evaluation import SampleEvaluation
 from xrddiff.judge.inference.generators import open_generator
 from xrddiff.judge.inference.sample_jobs import open_sample_job

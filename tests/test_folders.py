@@ -12,7 +12,7 @@ import pytest
 import xarray as xr
 
 import xrddiff as xd
-from xrddiff.data.formats import remembered
+from xrddiff.data.formats import scan_cache as remembered
 from xrddiff.data.frames.rows import frame_origin
 from xrddiff.data.headers import sources
 

@@ -19,7 +19,7 @@ from test_run import weights, xrddiff
 import xrddiff as xd
 from xrddiff.app.front_door.keywords import as_overrides
 from xrddiff.config.composition import compose_config
-from xrddiff.core.mediums import for_html, for_markdown
+from xrddiff.core.text import for_html, for_markdown
 from xrddiff.data.formats.store import read_store
 from xrddiff.data.frames.frames import frame_count
 from xrddiff.data.frames.selection import evenly_spaced, select_frames

@@ -13,7 +13,8 @@ from test_hostile_inputs import counts, virtual
 
 from xrddiff.core.errors import BadInput
 from xrddiff.data.formats.readers import open_frames
-from xrddiff.data.headers import gate, probe
+from xrddiff.data.headers import gate
+from xrddiff.data.headers import open_in_subprocess as probe
 from xrddiff.judge.views.inspection import inspect_file
 from xrddiff.learn.loading.catalog import simulate_to
 from xrddiff.learn.loading.datasets import open_words

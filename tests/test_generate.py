@@ -23,9 +23,9 @@ from xrddiff.core.errors import BadInput, XrddiffError
 from xrddiff.data.formats.readers import open_frames
 from xrddiff.data.frames.frames import validate_frames
 from xrddiff.data.transforms.values import drawn_range, range_words
-from xrddiff.judge.inference.during import read_samples
 from xrddiff.judge.inference.generators import open_generator
 from xrddiff.judge.inference.sample_jobs import open_sample_job
+from xrddiff.judge.inference.training_previews import read_samples
 from xrddiff.learn.diffusion.keyed_sampling import Sampler
 from xrddiff.learn.models.generative import DrawSettings
 from xrddiff.learn.recipes.latents import weights_sha256

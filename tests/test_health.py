@@ -204,7 +204,7 @@ def draw_while_training(folder, target, lr, epochs=8):
 
     import torch
 
-    from xrddiff.judge.inference.during import SamplesDuring
+    from xrddiff.judge.inference.training_previews import SamplesDuring
     from xrddiff.learn.training.trainer import Trainer
     from xrddiff.physics.simulation.simulate import simulate
 

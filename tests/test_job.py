@@ -19,8 +19,8 @@ from xrddiff.config.composition import compose_config
 from xrddiff.config.overrides import as_override
 from xrddiff.config.saved_config import load_config
 from xrddiff.core.errors import BadInput
-from xrddiff.core.mediums import plain_text
 from xrddiff.core.registry import forget, register
+from xrddiff.core.text import plain_text
 from xrddiff.run.execution.status import read_failures, stopped_by
 from xrddiff.run.slurm.job import REQUEUE, Job, RankCommand, prepare, read_job, run_task, run_words
 from xrddiff.run.slurm.profiles import load_profile

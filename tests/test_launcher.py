@@ -24,7 +24,7 @@ from lab import end_server
 from xrddiff.app.cli.main import build_parser
 from xrddiff.core import launcher
 from xrddiff.run.execution import run_folder
-from xrddiff.run.execution.launched import LaunchedRun
+from xrddiff.run.execution.detached_runs import LaunchedRun
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMAND = Path(sys.executable).with_name("xrddiff")
@@ -348,7 +348,7 @@ def test_the_folder_that_holds_xrddiff_stays_on_the_path(monkeypatch):
 
 def test_what_tries_a_file_knows_no_password_and_has_limits(tmp_path, monkeypatch):
     """The process that opens somebody's file: its environment and limits as the kernel has them."""
-    from xrddiff.data.headers.probe import _Probe
+    from xrddiff.data.headers.open_in_subprocess import _Probe
 
     monkeypatch.setenv("MY_TOKEN", "secret")
     monkeypatch.chdir(tmp_path)

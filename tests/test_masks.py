@@ -260,7 +260,7 @@ def test_a_record_that_is_damaged_is_not_used_and_written_anew(how, shelved):
 
 
 def test_a_record_is_for_one_user_and_one_version(shelved, monkeypatch):
-    from xrddiff.data.formats import remembered
+    from xrddiff.data.formats import scan_cache as remembered
 
     files, _, made, opened, record = shelved
     assert record.stat().st_mode & 0o077 == 0

@@ -23,10 +23,10 @@ from markdown_it import MarkdownIt
 from xrddiff.app.cli.main import main
 from xrddiff.config.composition import compose_config
 from xrddiff.config.saved_config import to_yaml
-from xrddiff.core import mediums
+from xrddiff.core import text as mediums
 from xrddiff.core.files import package_folder, take_checksum, write_json, write_text
-from xrddiff.core.mediums import for_terminal, plain_text
 from xrddiff.core.templates import render
+from xrddiff.core.text import for_terminal, plain_text
 from xrddiff.data.frames.frames import make_frames
 from xrddiff.judge.views.plots import png
 from xrddiff.judge.views.report import Report, Section, shown_section
@@ -221,7 +221,7 @@ def _set_summary():
 
 def figures(odd: str):
     """A figure of each function that draws a name, with the axes that have it."""
-    from xrddiff.app.widgets import shown
+    from xrddiff.app.widgets import widget_base as shown
     from xrddiff.app.widgets.canvas import CanvasImage, draw_pictures
     from xrddiff.core.ranks.scaling import plot_scaling
     from xrddiff.judge.views import charts, latent_map, masks, plots, samples
@@ -489,7 +489,7 @@ def test_the_parameters_of_a_notebook_are_values(odd, tmp_path):
 
 def test_widgets_say_what_a_name_is():
     """What a widget says is escaped in its HTML; the scripts of the widgets make no HTML of text."""
-    from xrddiff.app.widgets.shown import Panel
+    from xrddiff.app.widgets.widget_base import Panel
 
     for odd in ODD.values():
         panel = Panel()

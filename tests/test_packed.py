@@ -181,7 +181,7 @@ def test_libraries_that_print_do_not_answer_for_the_probe(tmp_path):
     """fabio prints when it opens a bzip2 TIFF; the next file was then called damaged."""
     path = written(tmp_path, ".tif", frames())
     (tmp_path / "b.tif.bz2").write_bytes(bz2.compress(path.read_bytes()))
-    from xrddiff.data.headers.probe import probe_file
+    from xrddiff.data.headers.open_in_subprocess import probe_file
 
     probe_file(tmp_path / "b.tif.bz2")
     assert open_frames(written(tmp_path, ".edf", frames()), **KNOWN).sizes["frame"] == 1

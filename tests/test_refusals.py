@@ -25,7 +25,8 @@ from xrddiff.physics.simulation.simulate import simulate
 from xrddiff.run.execution import phases as jobs
 from xrddiff.run.execution.run_folder import FORMER, Run, create_run, keep_former, reopen_run
 from xrddiff.run.execution.sharing import PARTS, unfinished_samples
-from xrddiff.run.slurm import ledger, status
+from xrddiff.run.slurm import job_table as status
+from xrddiff.run.slurm import ledger
 
 OWN = ["data=full", "data.data_id=null", "threads=1"]
 

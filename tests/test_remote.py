@@ -30,8 +30,9 @@ from xrddiff.data.formats.readers import open_frames
 from xrddiff.data.formats.store import save_frames
 from xrddiff.data.frames.frames import make_frames
 from xrddiff.data.frames.rows import frame_reader
-from xrddiff.data.remote import kept_bytes, remote_folder, servers
-from xrddiff.data.remote.kept_bytes import KeptBytes, Stamp
+from xrddiff.data.remote import byte_cache as kept_bytes
+from xrddiff.data.remote import remote_folder, servers
+from xrddiff.data.remote.byte_cache import KeptBytes, Stamp
 
 GEOMETRY = {"wavelength": 1.3, "distance": 0.1, "pixel_size": 1e-4, "beam_center": (32.0, 32.0)}
 FRAMES, SIDE = 48, 64
@@ -563,7 +564,7 @@ def test_two_that_find_a_file_at_the_same_time_keep_both_pieces(tmp_path, monkey
 
 def test_what_is_written_while_a_list_begins_is_kept(tmp_path, monkeypatch):
     """As soon as the list of a file is there, others write pieces; whoever made it leaves them alone."""
-    from xrddiff.data.remote import kept_bytes
+    from xrddiff.data.remote import byte_cache as kept_bytes
 
     stamp, (first, second) = kept_bytes.Stamp('"one"', 30), (kept_bytes.KeptBytes(tmp_path / "a") for _ in range(2))
     made = kept_bytes._new_file

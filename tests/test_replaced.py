@@ -18,9 +18,9 @@ from test_config import parameters
 from xrddiff.app.cli.arguments import parse_words
 from xrddiff.app.cli.batch import cut_command
 from xrddiff.app.cli.main import build_parser
+from xrddiff.config.active_settings import model_parts, sampling_steps
 from xrddiff.config.composition import compose_config
 from xrddiff.config.overrides import expand_multirun, presets
-from xrddiff.config.used_words import model_parts, sampling_steps
 from xrddiff.config.words.vocabulary import GROUPS, get_word, vocabulary
 from xrddiff.core.errors import BadInput
 from xrddiff.core.registry import entries

@@ -39,11 +39,11 @@ from xrddiff.run.execution.status import (
     run_state,
     write_failure,
 )
+from xrddiff.run.slurm import job_table as status
 from xrddiff.run.slurm import ledger as known_jobs
-from xrddiff.run.slurm import status
 from xrddiff.run.slurm.commands import QueuedJob
+from xrddiff.run.slurm.job_table import find_watched
 from xrddiff.run.slurm.ledger import Submission, record_submission
-from xrddiff.run.slurm.status import find_watched
 
 NOW = 1_700_000_000.0
 HERE = dict(host="here", place="aaaa", boot="b1")

@@ -8,15 +8,15 @@ import typing
 import numpy as np
 import pytest
 
+from xrddiff.config.active_settings import model_parts, trained_parts, unused_words, used_settings
 from xrddiff.config.composition import compose_config, note_unused
-from xrddiff.config.used_words import model_parts, trained_parts, unused_words, used_settings
 from xrddiff.config.words import data, inference, model, training
 from xrddiff.config.words.vocabulary import Config, vocabulary
 from xrddiff.core.errors import BadInput
 from xrddiff.data.formats.store import read_store
 from xrddiff.judge.inference.building import build_generative, open_space
-from xrddiff.judge.inference.counts_of_runs import train_counts
 from xrddiff.judge.inference.evaluation import CodecEvaluation
+from xrddiff.judge.inference.fit_counts_net import train_counts
 from xrddiff.learn.loading.datasets import prepare_words
 from xrddiff.learn.recipes.autoencoders import (
     autoencoder_objective,

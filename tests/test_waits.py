@@ -55,7 +55,7 @@ def test_a_small_file_is_inspected_without_networks_and_statistics(tmp_path):
 
 
 def test_the_probe_of_files_imports_what_reads_files():
-    assert imported("from xrddiff.data.headers.probe import serve\n") == set()
+    assert imported("from xrddiff.data.headers.open_in_subprocess import serve\n") == set()
 
 
 def test_a_list_of_runs_imports_nothing_heavy(tmp_path):

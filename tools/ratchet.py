@@ -314,7 +314,7 @@ WRITERS = {  # modules that may write otherwise, and why
     "core.registry": "the index of the package, which `make export` writes",
     "data.formats.store": "the file behind `writing_hdf5`",
     "data.formats.parts": "shards of a store that is not finished",
-    "data.remote.kept_bytes": "bytes of servers in the user's cache, which processes share",
+    "data.remote.byte_cache": "bytes of servers in the user's cache, which processes share",
     "run.streaming.answers": "a table that grows in place",
 }
 

@@ -14,7 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from .contradictions import check_config
+from .checks import check_config
 from xrddiff.config.overrides import (
     PATH_WORDS,
     USUAL_OVERFITS,
@@ -31,8 +31,8 @@ from xrddiff.config.overrides import (
     resumed_run,
 )
 from .saved_config import interpolation, load_config, need_run, no_generator
-from .origins import preset_words
-from .used_words import is_choice, known_options, model_parts, sampling_steps, unused_words
+from .sources import preset_words
+from .active_settings import is_choice, known_options, model_parts, sampling_steps, unused_words
 from .words.data import Data
 from .words.inference import Inference
 from .words.training import Training

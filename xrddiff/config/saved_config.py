@@ -17,7 +17,7 @@ from .words.vocabulary import GROUPS, Config, vocabulary
 from ..core.errors import BadInput, nearest
 from ..core.files import is_path
 from ..core.gate import checked, missing, read_yaml
-from ..core.mediums import plain_text
+from ..core.text import plain_text
 
 # %% ../../nbs/config/saved_config.ipynb #66924c94
 def to_yaml(cfg: Config) -> str:

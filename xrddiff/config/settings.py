@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from .composition import compose_config
-from .origins import origins
+from .sources import origins
 from .overrides import as_override, conf_dir, is_override, made_preset
 from .saved_config import load_config, need_run
-from .used_words import known_options, unused_words
+from .active_settings import known_options, unused_words
 from .words.vocabulary import Config, get_word, vocabulary
 from ..core.files import is_path
 

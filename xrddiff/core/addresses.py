@@ -13,7 +13,7 @@ from typing import Any
 from .errors import BadInput
 from .files import is_address
 from .gate import Consent
-from .mediums import plain_text
+from .text import plain_text
 
 # %% ../../nbs/core/addresses.ipynb #abb9163c
 ADDRESSES = "XRDDIFF_ADDRESSES"  # what this command and its children may open: the address itself, or its SHA-256

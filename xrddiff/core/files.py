@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import IO, Any, Literal, NewType
 
 from .errors import BadInput, XrddiffError
-from .mediums import for_json, plain_text
+from .text import for_json, plain_text
 
 # %% auto #0
 __all__ = ['Part', 'MARK', 'CannotSave', 'why_not', 'sync', 'cannot_save', 'errors_said', 'remove', 'move', 'append_to',

@@ -26,7 +26,7 @@ import msgspec
 
 from .errors import BadInput
 from .files import is_broken_yaml, is_path, open_appending, sha256, state_folder, take_checksum
-from .mediums import plain_text
+from .text import plain_text
 
 if TYPE_CHECKING:
     import numpy as np

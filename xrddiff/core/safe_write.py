@@ -40,7 +40,7 @@ from xrddiff.core.files import (
     write_text,
 )
 from .gate import SUMS, from_json, or_default, read_bytes, sums_of
-from .mediums import for_json, plain_text
+from .text import for_json, plain_text
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from .files import package_folder
-from .mediums import for_code, for_markdown, plain_text
+from .text import for_code, for_markdown, plain_text
 
 if TYPE_CHECKING:
     from jinja2 import Environment

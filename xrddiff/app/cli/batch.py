@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from .arguments import PROFILE_FIELDS, add_command, add_overwrite, add_profile
 from .output import write_or_print
 from ...core.errors import BadInput
-from ...core.mediums import complain, console, for_json, for_shell, say
+from ...core.text import complain, console, for_json, for_shell, say
 
 if TYPE_CHECKING:
     from xrddiff.run.slurm.profiles import Profile
@@ -101,7 +101,7 @@ def status(args: argparse.Namespace) -> int:
     """Show your jobs in the queue and those that left it recently, with epoch, step and loss of
     each run; with --details also what SLURM decided, as `scontrol show job` says it.
     """
-    from xrddiff.run.slurm.status import detail_lines, job_rows, status_table
+    from xrddiff.run.slurm.job_table import detail_lines, job_rows, status_table
 
     rows = job_rows(args.jobs, args.last, details=args.details)
     if args.json:

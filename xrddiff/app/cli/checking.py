@@ -17,7 +17,7 @@ def check_table(rows: Sequence[Any]):
     """The results of probing plug-ins, as a rich table; `rows`: `plugin_probes.Probed`."""
     from rich.table import Table
 
-    from xrddiff.core.mediums import for_terminal
+    from xrddiff.core.text import for_terminal
     from xrddiff.core.registry import title
 
     table = Table("name", "kind", "passed", "seconds", show_edge=False, pad_edge=False, box=None)
@@ -33,7 +33,7 @@ def check(args: argparse.Namespace) -> int:
     Gaussian, printing its order of convergence; a transform's round trip on counts; a loss and a
     metric with a mask. Exit code 2 if something fails.
     """
-    from xrddiff.core.mediums import console
+    from xrddiff.core.text import console
     from xrddiff.core.plugin_probes import probe_plugin
     from xrddiff.core.plugins import load_plugins, plugin_scope
 

@@ -17,7 +17,7 @@ from ...core.safe_write import new_output
 from .output import write_or_print
 from ...core.errors import BadInput
 from ...core.gate import missing, read_json
-from ...core.mediums import say
+from ...core.text import say
 from ...core.registry import register
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from ...core.gate import need_path
 from .output import show_summary
 from ...core.errors import BadInput
 from ...core.files import absolute_path
-from ...core.mediums import say
+from ...core.text import say
 from ...core.registry import entries
 
 if TYPE_CHECKING:

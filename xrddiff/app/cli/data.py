@@ -25,7 +25,7 @@ from .indexing import add_index
 from .output import short_number
 from ...core.errors import BadInput
 from ...core.safe_write import check_output, new_output, own_png
-from ...core.mediums import complain, console, for_terminal, say
+from ...core.text import complain, console, for_terminal, say
 
 # %% ../../../nbs/app/cli/data.ipynb #c0a50e10
 def data_list(args: argparse.Namespace) -> int:
@@ -85,7 +85,7 @@ def _simulated(args: argparse.Namespace) -> Any:
 def data_convert(args: argparse.Namespace) -> int:
     """Read frames from any supported file and write them as zarr or HDF5."""
     from xrddiff.core.plugins import load_standing
-    from xrddiff.data.headers.probe import start_probe
+    from xrddiff.data.headers.open_in_subprocess import start_probe
 
     start_probe(args.source)
     from xrddiff.learn.loading.catalog import convert
@@ -99,7 +99,7 @@ def data_convert(args: argparse.Namespace) -> int:
 def data_inspect(args: argparse.Namespace) -> int:
     """Print what is in a file of frames; draw one of them, with `peaks=` also the peaks that are found in it."""
     from xrddiff.core.plugins import load_standing
-    from xrddiff.data.headers.probe import start_probe
+    from xrddiff.data.headers.open_in_subprocess import start_probe
 
     start_probe(args.file)
     from xrddiff.judge.views.inspection import inspect_file

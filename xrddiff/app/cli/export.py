@@ -12,7 +12,7 @@ from typing import Any
 
 from .arguments import add_overwrite, frame_words
 from ...core.errors import BadInput
-from ...core.mediums import say
+from ...core.text import say
 from ...core.registry import entries
 
 # %% ../../../nbs/app/cli/export.ipynb #4c29812e

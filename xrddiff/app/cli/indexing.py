@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from .arguments import PEAKS_HELP, add_overwrite, files_read, frame_words, peaks_word, picture_name
 from ...core.safe_write import check_output, new_output, own_png, save_table
 from ...core.errors import BadInput
-from ...core.mediums import console, for_terminal, say
+from ...core.text import console, for_terminal, say
 
 if TYPE_CHECKING:
     import xarray as xr

@@ -23,7 +23,7 @@ from ...core.errors import BadInput
 from ...core.extras import need
 from ...core.files import package_folder, shipped_folder, state_folder, why_not, write_json, write_text, writing
 from ...core.gate import or_default, read_json
-from ...core.mediums import say
+from ...core.text import say
 
 # %% ../../../nbs/app/cli/lab.ipynb #f0c50ea0
 @dataclass

@@ -9,7 +9,7 @@ __all__ = ['option_line', 'kinds_table', 'names_table', 'list_names', 'add_list'
 import argparse
 from typing import Any
 
-from ...core.mediums import console, for_terminal, plain_text
+from ...core.text import console, for_terminal, plain_text
 from ...core.registry import KINDS, Entry, Option, entries, known_kind, title
 
 # %% ../../../nbs/app/cli/listing.ipynb #2dcfe746

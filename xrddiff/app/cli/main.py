@@ -34,7 +34,7 @@ from .watching import add_watch, beside, is_terminal
 from ...core.errors import BadInput, XrddiffError
 from ...core.extras import not_installed
 from ...core.files import absolute_path, package_version
-from ...core.mediums import complain, say
+from ...core.text import complain, say
 from ...core.registry import entries
 
 # %% ../../../nbs/app/cli/main.ipynb #4d8cbf03

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from .arguments import PEAKS_HELP, frame_words, peaks_word
 from ...core.files import absolute_path
-from ...core.mediums import console, for_terminal, say
+from ...core.text import console, for_terminal, say
 
 if TYPE_CHECKING:
     import pandas as pd

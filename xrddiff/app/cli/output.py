@@ -15,7 +15,7 @@ from typing import Any
 from ...core.safe_write import new_output
 from .arguments import files_read
 from ...core.gate import read_json
-from ...core.mediums import console, for_terminal, say
+from ...core.text import console, for_terminal, say
 
 # %% ../../../nbs/app/cli/output.ipynb #c0a50e01
 def short_number(value: Any) -> str:

@@ -16,7 +16,7 @@ from .crystal_posteriors import add_crystal, check_crystal
 from .output import show_summary
 from ...config.overrides import parse_override
 from ...core.errors import BadInput
-from ...core.mediums import say
+from ...core.text import say
 from ...core.registry import entries, register
 
 if TYPE_CHECKING:

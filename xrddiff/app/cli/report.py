@@ -10,7 +10,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from ...core.mediums import say
+from ...core.text import say
 
 # %% ../../../nbs/app/cli/report.ipynb #5c14d4b0
 def report(args: argparse.Namespace) -> int:
@@ -20,7 +20,7 @@ def report(args: argparse.Namespace) -> int:
     from xrddiff.config.saved_config import load_config, need_run
     from xrddiff.core.plugins import need_plugins
     from xrddiff.judge.views.run_reports import rewrite_reports
-    from xrddiff.run.slurm.status import current_state
+    from xrddiff.run.slurm.job_table import current_state
 
     run = Path(args.run).expanduser()
     need_run(run, str(run))

@@ -11,7 +11,7 @@ from typing import Any
 
 from ...core.errors import BadInput, nearest
 from ...core.files import is_path
-from ...core.mediums import console, for_json, for_terminal, say
+from ...core.text import console, for_json, for_terminal, say
 
 # %% auto #0
 __all__ = ['show', 'diff', 'list_presets', 'add_config']

@@ -15,7 +15,7 @@ from .arguments import PEAKS_HELP, frame_words, peaks_word
 from .output import summary_table
 from ...config.words.inference import ENOUGH
 from ...core.errors import BadInput
-from ...core.mediums import console, say
+from ...core.text import console, say
 
 # %% ../../../nbs/app/cli/streaming.ipynb #4066aa49
 def stream_command(args: argparse.Namespace) -> int:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from .arguments import PROFILE_FIELDS, add_command, add_profile
 from ...core.errors import BadInput, XrddiffError
 from ...core.gate import read_json
-from ...core.mediums import complain, console, for_json, for_shell, say
+from ...core.text import complain, console, for_json, for_shell, say
 
 if TYPE_CHECKING:
     from xrddiff.run.studies.study import Study

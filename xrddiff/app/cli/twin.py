@@ -12,7 +12,7 @@ from typing import Any
 from .arguments import Parser, frame_words
 from .output import show_summary
 from ...core.files import absolute_path
-from ...core.mediums import say
+from ...core.text import say
 
 # %% auto #0
 __all__ = ['make_twin', 'add_twin', 'recover_spots', 'add_recover']

@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING, Any
 from .arguments import add_command, add_overwrite
 from ...core.safe_write import new_output
 from ...core.errors import BadInput
-from ...core.mediums import console, plain_text
+from ...core.text import console, plain_text
 
 if TYPE_CHECKING:
     from xrddiff.run.execution.status import Standing
-    from xrddiff.run.slurm.status import Watched
+    from xrddiff.run.slurm.job_table import Watched
 
 # %% auto #0
 __all__ = ['draw_once', 'follow', 'watch', 'is_terminal', 'beside', 'add_watch']
@@ -79,7 +79,7 @@ def watch(args: argparse.Namespace) -> int:
     progress, its last epochs. Only files are read, so the run may be on another node. Without a
     terminal, or with --once, it is shown once.
     """
-    from xrddiff.run.slurm.status import Watched, find_watched
+    from xrddiff.run.slurm.job_table import Watched, find_watched
 
     if not args.every >= 0.2:
         raise BadInput(f"--every: found {args.every:g}, expected at least 0.2 seconds")
@@ -115,7 +115,7 @@ def is_terminal() -> bool:
 def beside(wanted: bool) -> Iterator[Callable[[Path], None]]:
     """Yields a function that opens the dashboard of a run folder on this terminal, if `wanted`; at the end it is closed."""
     from xrddiff.core import launcher
-    from xrddiff.run.execution.launched import start_xrddiff
+    from xrddiff.run.execution.detached_runs import start_xrddiff
 
     opened: list[launcher.Child] = []
 

@@ -163,7 +163,7 @@ def job_table(*jobs: int | str | os.PathLike, last: int = 10, details: bool = Fa
     `jobs`: only these, by number or run folder. `last`: how many that have left the queue are listed.
     `details`: a column with what `scontrol show job` says of each. `xd.jobs()` shows them in a widget. Raises an error if SLURM cannot be asked.
     """
-    from xrddiff.run.slurm.status import job_rows
+    from xrddiff.run.slurm.job_table import job_rows
 
     table = pd.DataFrame(job_rows([str(job) for job in jobs], last, details=details))
     return table.set_index("id") if len(table) else table

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .pane import live_pane
+from .live_output import live_pane
 from .run_numbers import Page, plain_errors, read_summary
 from ...core.errors import BadInput, XrddiffError
 from ...core.files import absolute_path, scratch_folder

@@ -22,7 +22,7 @@ from ...core.gate import or_default, read_json
 from ...core.templates import render
 from ...run.execution.run_folder import Run
 from ...run.execution.status import RunState
-from ...run.slurm.status import current_state
+from ...run.slurm.job_table import current_state
 from ...run.studies.listing import FOLDERS, PICTURES, SETS, files_mark, keep_row, read_row
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from .run_numbers import Page, plain_errors
 from ...config.words.data_sets import CATALOG
 from ...config.words.inference import ENOUGH
 from ...core.errors import BadInput
-from ...core.mediums import say
+from ...core.text import say
 from ...data.formats.readers import open_frames
 from ...learn.loading.catalog import load
 

@@ -20,7 +20,7 @@ from .run_numbers import Page, about_run, plain_errors
 from .trained_run import TrainedRun, open_run
 from ...core.errors import BadInput, XrddiffError
 from ...core.plugins import plugin_scope
-from ...run.slurm.status import Jobs, current_state
+from ...run.slurm.job_table import Jobs, current_state
 from ...run.studies.listing import begun_at
 
 if TYPE_CHECKING:

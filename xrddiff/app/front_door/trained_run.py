@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .keywords import as_overrides
-from .pane import live_pane
+from .live_output import live_pane
 from .results import as_file, refuse_stopped
 from xrddiff.app.front_door.run_frames import (
     chosen_frames,
@@ -27,14 +27,14 @@ from xrddiff.app.front_door.run_frames import (
 from .run_numbers import F, Page, RunNumbers, plain_errors, read_summary
 from ...config.composition import compose_config, note_unused
 from ...config.saved_config import load_config, need_run, no_generator
-from ...config.used_words import model_parts
+from ...config.active_settings import model_parts
 from ...config.words.vocabulary import GROUPS, vocabulary
 from ...core import plugins
 from ...core.errors import BadInput, XrddiffError, nearest
-from ...core.mediums import say
+from ...core.text import say
 from ...run.execution.drawing import draw_samples, threads_kept
 from ...run.execution.run_folder import Run
-from ...run.slurm.status import current_state
+from ...run.slurm.job_table import current_state
 
 if TYPE_CHECKING:
     import pandas as pd

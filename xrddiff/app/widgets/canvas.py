@@ -16,9 +16,9 @@ from matplotlib import colormaps
 from matplotlib.colors import AsinhNorm, LogNorm, Normalize, PowerNorm, to_rgb
 from traitlets import Bool, Bytes, Dict, Enum, Float, Int, List, Unicode
 
-from .shown import Shown, source
+from .widget_base import Shown, source
 from ...core.errors import BadInput
-from ...core.mediums import for_plot
+from ...core.text import for_plot
 from ...data.frames.automask import mask_function
 from ...data.frames.frames import frame_image, frame_mask, missing_geometry
 from ...data.frames.geometry import Geometry, PanelGeometry, geometry_of, resolution_rings

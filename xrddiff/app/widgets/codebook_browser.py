@@ -15,7 +15,7 @@ from traitlets import Enum, Int, link, validate
 
 from .canvas import CanvasImage, FrameView, Marks, picture_of
 from .points import Tiles, need_number
-from .shown import Panel
+from .widget_base import Panel
 from ...data.frames.frames import frame_mask
 from ...judge.inference.encoded import EncodedFrames
 from ...judge.metrics.code_use import code_means, code_pictures, count_codes

@@ -15,8 +15,8 @@ import anywidget
 import ipywidgets
 from traitlets import Dict, List, Unicode
 
-from .shown import Refreshed
-from .shown import Panel, draw_lines, source
+from .widget_base import Refreshed
+from .widget_base import Panel, draw_lines, source
 from .training_monitor import open_monitor
 from ...config.composition import compose_config
 from ...config.overrides import as_override, parse_override, presets
@@ -24,9 +24,9 @@ from ...config.saved_config import to_yaml
 from ...config.settings import differences, preset_about, setting_rows, setting_text
 from ...config.words.vocabulary import GROUPS, Config, Word, vocabulary
 from ...core.errors import BadInput
-from ...core.mediums import for_shell
+from ...core.text import for_shell
 from ...judge.views.plots import png
-from ...run.execution.launched import LaunchedRun
+from ...run.execution.detached_runs import LaunchedRun
 from ...run.slurm.profiles import Profile, list_profiles
 from ...run.slurm.submission import JobPlan, chosen_profile, plan_runs, send_plan, sent_lines
 

@@ -36,7 +36,7 @@ from xrddiff.app.widgets.mask_edits import (
 )
 from .measures import Measured, unmasked_pixels
 from .measures import CALIBRANTS, FittedCenter, calibrant_rings, fit_center
-from .shown import source
+from .widget_base import source
 from ...config.words.data_sets import CATALOG
 from ...core.errors import BadInput
 from ...core.files import is_address, is_path

@@ -16,7 +16,7 @@ from traitlets import Enum, Float, Int, TraitError, Unicode, link, validate
 
 from .canvas import CanvasImage, FrameView, draw_pictures, picture_of
 from .points import PointMap, Slide, need_number
-from .shown import Panel
+from .widget_base import Panel
 from ...core.errors import BadInput, nearest
 from ...data.frames.frames import frame_mask
 from ...data.frames.labels import LABELS, label_names, read_label

@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib import colormaps
 from traitlets import Bool, Bytes, Float, Int, List, TraitError, Unicode, validate
 
-from .shown import Shown, source
+from .widget_base import Shown, source
 from ...core.errors import BadInput
 from ...judge.views.latent_map import plot_latent_map, show_codes, tile_levels
 from ...judge.views.plots import INTENSITY, png

@@ -18,7 +18,7 @@ from ...config.overrides import as_override
 from ...config.saved_config import no_generator
 from ...config.words.vocabulary import vocabulary
 from ...core import registry
-from ...core.mediums import for_shell
+from ...core.text import for_shell
 from ...judge.inference.conditions import SampleConditions
 from ...learn.loading.augmentations import TOLD
 from ...learn.training.checkpoints import load_checkpoint

@@ -26,14 +26,14 @@ from xrddiff.app.widgets.sample_controls import (
     sample_line,
     sample_overrides,
 )
-from .shown import Panel, draw_lines
+from .widget_base import Panel, draw_lines
 from ...config.overrides import as_override
 from ...config.saved_config import load_config, need_run
-from ...config.used_words import STEPS, sampling_steps, show_crystals
+from ...config.active_settings import STEPS, sampling_steps, show_crystals
 from ...config.words.inference import GUIDANCE
 from ...core import registry
 from ...core.errors import BadInput
-from ...core.mediums import for_html
+from ...core.text import for_html
 from ...core.templates import render
 from ...data.frames.frames import frame_count
 from ...judge.views.plots import png

@@ -15,8 +15,8 @@ import anywidget
 import pandas as pd
 from traitlets import Bytes, Int, List, Unicode
 
-from .shown import Refreshed, signature
-from .shown import Panel, source
+from .widget_base import Refreshed, signature
+from .widget_base import Panel, source
 from ...core.errors import BadInput, nearest
 from ...core.registry import get
 from ...judge.views.charts import plot_history
@@ -28,7 +28,7 @@ from ...learn.telemetry.rules import read_findings
 from ...run.execution.status import PHASES, TRAINING, USE, Progress
 from ...run.execution.dashboard import clock_text, progress_rows, progress_text
 from ...run.execution.status import Standing, devices, run_state, severity
-from ...run.slurm.status import Watched, find_watched
+from ...run.slurm.job_table import Watched, find_watched
 
 # %% auto #0
 __all__ = ['STEPS', 'EVERY', 'DRAWN', 'training_charts', 'usual_chart', 'drawn_epochs', 'draw_training', 'TrainingSeen',
@@ -74,7 +74,7 @@ def draw_training(folder: str | os.PathLike, chart: str, epoch: int | None = Non
     if chart == STEPS:
         return plot_history(read_history(folder))
     if chart == DRAWN:
-        from xrddiff.judge.inference.during import read_samples  # imports PyTorch, which takes seconds
+        from xrddiff.judge.inference.training_previews import read_samples  # imports PyTorch, which takes seconds
         from xrddiff.judge.views.samples import show_epoch, show_over_epochs
 
         samples = read_samples(folder)

@@ -30,7 +30,7 @@ def word(
     `choices`, or the least (`low`, or `above` it) and largest (`high`) value.
     `follows`: the word whose value is used if this one is null.
     `options_for`: the kind whose options this word gives, and the word that chooses the name.
-    `only`: in which runs the word has an effect, see `xrddiff.config.used_words`.
+    `only`: in which runs the word has an effect, see `xrddiff.config.active_settings`.
     """
     metadata = dict(help=help, choices=choices, low=low, high=high, above=above)
     metadata |= dict(follows=follows, options_for=options_for, only=only)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import BadInput
 from ..gate import read_json, read_yaml
-from ..mediums import for_plot
+from ..text import for_plot
 from collections.abc import Sequence
 from ..errors import nearest
 from dataclasses import replace

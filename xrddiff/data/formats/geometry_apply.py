@@ -28,7 +28,7 @@ from xrddiff.data.headers.geometry_files import (
     read_poni,
 )
 from ..headers.header_rules import same, shown
-from ..headers.probe import probe_file
+from ..headers.open_in_subprocess import probe_file
 from ..headers.sources import HDF5Rows
 from ..headers.unpacked import inside
 

@@ -25,7 +25,7 @@ from ..headers.gate import check_size, readable
 from ..headers.imgcif import ImgCif, is_imgcif, read_imgcif, read_panels
 from ..headers.geometry_files import panel_values
 from ..headers.header_rules import agree, one_number, read_fields, warn
-from ..headers.probe import probe_file
+from ..headers.open_in_subprocess import probe_file
 from ..headers.raw_headers import comment_fields, raw_header
 from ..headers.unpacked import inner_name, inner_suffix, inside
 

@@ -21,7 +21,7 @@ from .store import writing_hdf5
 from ..frames.rows import Rows
 from ..headers.gate import check_size, is_hdf5, open_hdf5, read_whole, readable
 from ..headers.geometry_files import PanelRows, panel_mask
-from ..headers.probe import probe_file
+from ..headers.open_in_subprocess import probe_file
 from ..headers.unpacked import inner_suffix, unpacked
 
 # %% auto #0

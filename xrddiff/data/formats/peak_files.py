@@ -22,7 +22,7 @@ import xarray as xr
 
 from ...core.errors import BadInput
 from ...core.gate import open_file, read_table
-from ...core.mediums import plain_text
+from ...core.text import plain_text
 from .readers import open_frames
 from ..frames.bounds import MOST_VALUE
 from ..frames.frames import frame_count, peaks_table

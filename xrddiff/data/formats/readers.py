@@ -26,7 +26,7 @@ from .hdf5 import MaskBits, StoredMask, open_hdf5_frames
 from .images import IMAGE_SUFFIXES, expand, is_pattern, natural, open_images
 from .label_tables import label_frames
 from .mask_files import read_mask
-from .remembered import MaskShelf, folder_key, recall, remember
+from .scan_cache import MaskShelf, folder_key, recall, remember
 from .store import is_store, read_store
 from ..frames.automask import with_automask
 from ..frames.display import FramesAccessor  # noqa: F401  registers ds.frames, which shows what was opened
@@ -52,7 +52,7 @@ from ..frames.selection import concat_frames, select_frames
 from ..headers.gate import allow_outside, as_bad_input, is_hdf5, open_hdf5, readable
 from ..headers.geometry_files import DetectorFile
 from ..headers.header_rules import Choice, agree, drop_impossible, refuse_impossible, refuse_mixed, warn
-from ..headers.probe import probe_ahead, probe_file
+from ..headers.open_in_subprocess import probe_ahead, probe_file
 from xrddiff.data.headers.second_look import (
     at_one_resolution,
     known_panels,

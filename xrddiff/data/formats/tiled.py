@@ -18,7 +18,7 @@ import xarray as xr
 
 from ...core.errors import XrddiffError
 from ...core.files import cache_dir, free_space, json_digest
-from ...core.mediums import say
+from ...core.text import say
 from .store import PACKED, writing_hdf5
 from ..frames.rows import Rows, StoredRows, frame_origin, frame_reader, is_lazy, lazy_array, rows_behind
 

@@ -78,7 +78,7 @@ class Automask:
     `automask(i)` is bool, True = valid.
 
     Series rules use `LOOKED_AT` evenly spaced frames, once, when the first mask is needed.
-    shelf: where masks of series are kept, see `formats.remembered.MaskShelf`; None: nowhere.
+    shelf: where masks of series are kept, see `formats.scan_cache.MaskShelf`; None: nowhere.
     """
 
     def __init__(self, ds: xr.Dataset, rules: Sequence[Rule], shelf: Any = None):

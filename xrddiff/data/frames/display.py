@@ -10,7 +10,7 @@ import io
 import numpy as np
 import xarray as xr
 
-from ...core.mediums import plain_text
+from ...core.text import plain_text
 from ...core.templates import render
 from .frames import beam_center_of, frame_count, frame_image, frame_mask
 from .geometry import PanelGeometry, panel_distance

@@ -26,7 +26,7 @@ from zarr.core.codec_pipeline import BatchedCodecPipeline
 from zarr.storage import LocalStore
 
 from ...core.errors import BadInput
-from ...core.mediums import plain_text
+from ...core.text import plain_text
 from ..frames.bounds import check_packed, most_bytes
 from .gate import check_size
 from ..remote.remote_folder import MOST_METADATA

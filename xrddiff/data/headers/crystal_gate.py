@@ -14,7 +14,7 @@ import gemmi
 
 from ...core.errors import BadInput
 from ...core.gate import check_sum, need_path, open_file, read_bytes
-from ...core.mediums import plain_text
+from ...core.text import plain_text
 from .gate import as_bad_input
 from .unpacked import unpacked
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from ...core.errors import BadInput
 from ...core.gate import need_path, read_bytes, read_json
-from ...core.mediums import plain_text
+from ...core.text import plain_text
 from .gate import readable
 from ..frames.bounds import MOST_PANELS
 from .geometry_files import DetectorFile, DetectorPanel

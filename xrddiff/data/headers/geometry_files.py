@@ -17,7 +17,7 @@ import numpy as np
 
 from ...core.errors import BadInput, nearest
 from ...core.gate import from_json, read_text
-from ...core.mediums import plain_text
+from ...core.text import plain_text
 from ..frames.bounds import MOST_PANELS
 from ..frames.rows import Rows
 from .gate import check_size, readable

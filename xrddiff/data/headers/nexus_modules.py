@@ -15,7 +15,7 @@ import h5py
 import numpy as np
 
 from ...core.errors import BadInput
-from ...core.mediums import plain_text
+from ...core.text import plain_text
 from ..frames.geometry import PanelGeometry
 from .cxi_planes import plane_words
 from .gate import read_whole

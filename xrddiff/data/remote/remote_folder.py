@@ -15,7 +15,7 @@ from urllib.parse import unquote
 
 from ...core.files import cache_dir
 from ..frames.bounds import most_bytes
-from .kept_bytes import KeptBytes, Stamp
+from .byte_cache import KeptBytes, Stamp
 from xrddiff.data.remote.servers import (
     AGAIN,
     CHANGED,

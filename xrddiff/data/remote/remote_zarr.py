@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Iterable
 from zarr.abc.store import ByteRequest, OffsetByteRequest, RangeByteRequest, Store, SuffixByteRequest
 from zarr.core.buffer import Buffer, BufferPrototype
 
-from ...core.mediums import say
+from ...core.text import say
 from .remote_folder import RemoteFolder
 
 # %% auto #0

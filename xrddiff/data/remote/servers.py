@@ -20,9 +20,9 @@ from urllib.parse import urljoin, urlsplit
 
 from ...core.errors import BadInput
 from ...core.extras import need
-from ...core.mediums import plain_text
+from ...core.text import plain_text
 from ..frames.bounds import RAISE, most_bytes
-from .kept_bytes import Stamp
+from .byte_cache import Stamp
 
 # %% auto #0
 __all__ = ['PATIENCE', 'FIRST', 'STALL', 'SLOWEST', 'AGAIN', 'MISSING', 'SAME', 'CHANGED', 'SERVERS', 'RemoteError', 'Faulty',

@@ -19,7 +19,7 @@ from torch import Tensor
 from ...core.errors import BadInput
 from ...core.safe_write import check_output, new_output
 from ...core.files import package_version
-from ...core.mediums import plain_text
+from ...core.text import plain_text
 from ...core.registry import get
 from ...data.formats.store import save_frames
 from .graphs import Exportable, Graph, open_exportable

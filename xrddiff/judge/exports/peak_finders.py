@@ -14,7 +14,7 @@ import xarray as xr
 
 from ...core.errors import BadInput
 from ...core.safe_write import check_output
-from ...core.mediums import plain_text
+from ...core.text import plain_text
 from ...data.formats.readers import open_frames
 from ..inference.sample_jobs import open_sample_job
 from ...learn.recipes.peak_nets import asked_peaks

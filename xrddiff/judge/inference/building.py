@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from ...config.used_words import chosen_options, model_parts, show_crystals, trained_parts, used_maps
+from ...config.active_settings import chosen_options, model_parts, show_crystals, trained_parts, used_maps
 from ...config.words.vocabulary import get_word
 from ...core.errors import BadInput
 from ...core.ranks.agreement import Ranks
@@ -25,7 +25,7 @@ from ...data.transforms.pipelines import transform_from_state
 from ...data.transforms.values import Transform
 from .conditions import condition_classes, condition_fields, condition_table, distance_table
 from .detectors import template_frames
-from .during import samples_during
+from .training_previews import samples_during
 from .generators import Generator, generator_state, keep_template
 from .guides import check_label, train_guide
 from .lattices import lattice_table
@@ -37,7 +37,7 @@ from ...learn.recipes.autoencoders import build_autoencoder
 from ...learn.recipes.setup import condition_use
 from ...learn.recipes.latents import LatentLoader, open_latent_space
 from ...learn.recipes.setup import run_loaders, run_trainer, windowed
-from ...learn.recipes.starting import check_alike, open_init
+from ...learn.recipes.warm_start import check_alike, open_init
 from ...learn.training.batches import Place
 from ...learn.training.checkpoints import load_checkpoint, load_weights
 from ...learn.training.options import train_options

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from ...config.used_words import show_crystals
+from ...config.active_settings import show_crystals
 from ...core.errors import BadInput
 from ...core.seeds import numpy_rng
 from ...data.frames.geometry import closest_geometry, frame_geometry

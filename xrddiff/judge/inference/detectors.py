@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ...config.used_words import show_crystals
+from ...config.active_settings import show_crystals
 from ...core.gate import missing
 from ...core.errors import BadInput
 from ...core.files import is_address, is_path

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from ...config.composition import inference_config
-from ...config.used_words import chosen_options, model_parts
+from ...config.active_settings import chosen_options, model_parts
 from ...core.errors import BadInput, nearest
 from ...core.plugins import attempt
 from ...core.registry import Names, get

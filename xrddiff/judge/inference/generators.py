@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ...config.saved_config import no_generator
-from ...config.used_words import show_crystals
+from ...config.active_settings import show_crystals
 from ...core.errors import BadInput
 from ...core.plugins import need_plugins
 from ...core.registry import get, name_of
@@ -30,7 +30,7 @@ from ...data.transforms.values import Transform, widened
 from .conditions import SampleConditions
 from .crystals import alike_rows, asked_lattices, maps_of, single_crystals, with_crystals
 from .detectors import template_frames, with_places
-from .counts_of_samples import CountsOfSamples, open_counts_of_samples
+from .apply_counts_net import CountsOfSamples, open_counts_of_samples
 from ...learn.diffusion.denoisers import Denoiser
 from ...learn.diffusion.keyed_sampling import sample_chunks
 from ...learn.models.autoregressive import AutoregressiveDiffusion

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from ...core.errors import BadInput
-from ...core.mediums import say
+from ...core.text import say
 from ...core.seeds import keyed_normal
 from ...learn.diffusion.guidance import autoguidance, classifier_free, classifier_guidance
 from ...learn.diffusion.schedules import LogNormal

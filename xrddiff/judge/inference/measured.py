@@ -21,7 +21,7 @@ from torch import Tensor
 from ...config.composition import inference_config
 from ...config.overrides import parse_override
 from ...config.saved_config import to_yaml
-from ...config.used_words import model_parts
+from ...config.active_settings import model_parts
 from ...core.errors import BadInput, nearest
 from ...data.formats.mask_files import load_mask
 from ...data.frames.frames import frame_count, frame_mask

@@ -18,7 +18,7 @@ import xarray as xr
 from ...config.words.data_sets import CATALOG
 from ...core.errors import BadInput, is_whole
 from ...core.gate import read_table
-from ...core.mediums import plain_text
+from ...core.text import plain_text
 from ...data.formats.peak_files import need_stream
 from ...data.formats.readers import open_frames
 from ...data.frames.selection import evenly_spaced

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ...config.composition import inference_config
 from ...config.saved_config import to_yaml
-from ...config.used_words import model_parts
+from ...config.active_settings import model_parts
 from ...core.errors import BadInput, nearest
 from ...core.files import writing
 from ...core.gate import from_json, read_arrays

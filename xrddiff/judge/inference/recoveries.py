@@ -24,7 +24,7 @@ from ...core.safe_write import write_table
 from ...core.files import package_version
 from ...core.gate import missing, read_table
 from ...core.launcher import program_environment, resolved_words, run_program
-from ...core.mediums import plain_text
+from ...core.text import plain_text
 from ...data.formats.peak_files import SUFFIXES, read_peaks
 from ...data.formats.readers import open_frames
 from ...data.formats.store import save_frames

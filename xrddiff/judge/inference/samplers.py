@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ...config.used_words import chosen_options, noise_name, sampling_steps
+from ...config.active_settings import chosen_options, noise_name, sampling_steps
 from ...core.errors import BadInput
 from ...core.ranks.agreement import Ranks
 from ...core.registry import options

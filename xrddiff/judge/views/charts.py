@@ -15,7 +15,7 @@ from matplotlib.colors import Normalize
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from ...core.errors import BadInput
-from ...core.mediums import for_plot
+from ...core.text import for_plot
 from xrddiff.judge.views.plots import (
     LINES,
     SIGNED,

@@ -18,7 +18,7 @@ from ...config.words.data_sets import CATALOG
 from ...core.safe_write import own_png
 from ...core.errors import BadInput
 from ...core.files import is_address, writing
-from ...core.mediums import console, for_terminal
+from ...core.text import console, for_terminal
 from ...data.formats.arrays import is_zarr, zarr_arrays
 from ...data.formats.hdf5 import walk
 from ...data.formats.images import is_pattern

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 
 from ...core.errors import BadInput
-from ...core.mediums import for_plot
+from ...core.text import for_plot
 from xrddiff.judge.views.plots import (
     INTENSITY,
     LINES,

@@ -15,7 +15,7 @@ from matplotlib.patches import Patch
 import scipy
 
 from ...core.errors import BadInput
-from ...core.mediums import for_plot
+from ...core.text import for_plot
 from ...data.frames.frames import frame_image
 from ...data.frames.geometry import PanelGeometry, geometry_of
 from ...data.frames.masks import FILE_BIT, GIVEN_BIT, all_rules

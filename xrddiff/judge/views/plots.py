@@ -24,7 +24,7 @@ from matplotlib.ticker import FuncFormatter
 from PIL import Image
 
 from ...core.errors import BadInput, nearest
-from ...core.mediums import for_plot
+from ...core.text import for_plot
 from ...data.frames.frames import frame_image, frame_mask, frame_peaks
 from ...data.frames.geometry import Geometry, PanelGeometry, geometry_of, resolution_rings
 from dataclasses import dataclass

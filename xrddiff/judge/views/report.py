@@ -19,7 +19,7 @@ import pandas as pd
 from ...core.errors import BadInput
 from ...core.files import sealed, writing
 from ...core.gate import MOST, missing, or_default, read_bytes, read_json
-from ...core.mediums import for_json
+from ...core.text import for_json
 from ...core.templates import render
 
 if TYPE_CHECKING:

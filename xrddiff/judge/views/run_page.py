@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...config.composition import preset_differences, reproducing_words
-from ...config.used_words import model_parts
+from ...config.active_settings import model_parts
 from ...config.words.data_sets import data_name
 from ...config.words.vocabulary import Config
 from ...core.errors import BadInput
 from ...core.gate import read_json
-from ...core.mediums import for_shell
+from ...core.text import for_shell
 from .report import FINDINGS, Report, ReportImage, Section, read_picture
 from .charts import chart_title, drawable, training_pictures
 from ...learn.telemetry.history import read_epochs, read_history
@@ -439,7 +439,7 @@ def settings_section(cfg: Config, *sections: str, given: Mapping[str, Any] | Non
     """
     import pandas as pd
 
-    from xrddiff.config.used_words import used_settings
+    from xrddiff.config.active_settings import used_settings
 
     words = used_settings(cfg, *sections)
     presets = ", ".join(f"{group}={name}" for group, name in cfg.presets.items())
@@ -489,6 +489,6 @@ def _began_with(run: Path, cfg: Config) -> dict[str, str]:
     """What the run took over from another one, as a row of the settings."""
     if cfg.training.init is None:
         return {}
-    from xrddiff.learn.recipes.starting import init_row  # imports PyTorch
+    from xrddiff.learn.recipes.warm_start import init_row  # imports PyTorch
 
     return init_row(run)

@@ -20,12 +20,12 @@ from .plots import compare_frames
 from .report import Report
 from .run_page import settings_section
 from dataclasses import replace
-from ...config.used_words import model_parts
+from ...config.active_settings import model_parts
 from ...config.words.vocabulary import Config
 from ...core.errors import BadInput
 from ...core.files import write_text
 from ...core.gate import or_default, read_json
-from ...core.mediums import plain_text
+from ...core.text import plain_text
 from ...core.templates import render
 from ...data.frames.exposures import NOTHING
 from .report import ReportImage, Section, read_picture, read_report, shown_section

@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 
 from ...core.errors import BadInput
-from ...core.mediums import for_plot
+from ...core.text import for_plot
 from ...data.frames.frames import frame_count, frame_mask
 from xrddiff.judge.views.plots import (
     INTENSITY,
@@ -38,7 +38,7 @@ from pathlib import Path
 from matplotlib.animation import FFMpegWriter
 from PIL import Image
 from ...core.files import writing
-from ..inference.during import read_samples
+from ..inference.training_previews import read_samples
 from .plots import _shrink, png
 
 if TYPE_CHECKING:

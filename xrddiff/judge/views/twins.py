@@ -20,7 +20,7 @@ from ...physics.twins.spot_shapes import ROCKING
 from ...physics.twins.twin import Twin, twin_frames
 from pathlib import Path
 import pandas as pd
-from ...core.mediums import for_plot
+from ...core.text import for_plot
 from ...data.frames.selection import evenly_spaced, select_frames
 from ..inference.comparison import Comparison, ComparisonPlan, open_frames_of
 from .plots import frame_picture

@@ -38,7 +38,7 @@ from xrddiff.core.files import (
     sha256,
     writing,
 )
-from ...core.mediums import complain, say
+from ...core.text import complain, say
 from ...data.formats.store import read_store, save_frames
 from ...data.frames.rows import ChainRows, lazy_array
 from ...data.frames.selection import concat_frames, select_frames

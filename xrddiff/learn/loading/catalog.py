@@ -25,7 +25,7 @@ from ...config.words.data_sets import CATALOG, DataSet, find_data_set
 from ...core.safe_write import check_output, new_output
 from ...core.errors import BadInput, is_whole
 from ...core.files import CannotSave, Part, cache_dir, remove, sha256
-from ...core.mediums import plain_text
+from ...core.text import plain_text
 from ...data.formats.images import natural, open_images
 from ...data.formats.readers import open_frames
 from ...data.formats.store import check_target, read_store, save_frames

@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from ...config.used_words import chosen_options, show_crystals, used_maps
+from ...config.active_settings import chosen_options, show_crystals, used_maps
 from ...config.words.data import AUTOMASK, AUTOMASK_BEFORE
 from ...config.words.data_sets import check_frames, data_name
 from ...core.addresses import addresses_in, need_addresses
 from ...core.errors import BadInput
 from ...core.files import cache_dir, is_address, is_path, json_digest, package_version, write_json
 from ...core.gate import read_json
-from ...core.mediums import plain_text
+from ...core.text import plain_text
 from ...core.seeds import numpy_rng
 from xrddiff.data.frames.exposures import (
     MOST_READ,

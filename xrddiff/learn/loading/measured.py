@@ -14,7 +14,7 @@ from typing import Any
 from ...config.words.data_sets import CATALOG
 from ...core.errors import BadInput, nearest
 from ...core.files import sha256
-from ...core.mediums import plain_text
+from ...core.text import plain_text
 from .cache import CannotFetch
 
 # %% auto #0

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from ...config.used_words import chosen_options, model_parts
+from ...config.active_settings import chosen_options, model_parts
 from ...config.words.training import COUNT_LOSSES
 from ...core.errors import BadInput
 from ...core.ranks.agreement import Ranks

@@ -24,7 +24,7 @@ from ...core.errors import BadInput, nearest
 from ...core.safe_write import new_output
 from ...core.files import json_digest, plain
 from ...core.gate import checked, from_json, missing, read_bytes
-from ...core.mediums import plain_text
+from ...core.text import plain_text
 from ...data.formats.peak_files import SUFFIXES, read_peaks
 from ...data.frames.frames import frame_count
 from ...data.frames.noise import draw_counts

@@ -14,16 +14,16 @@ from typing import TYPE_CHECKING, Any
 from accelerate import Accelerator
 from torch import nn
 
-from ...config.used_words import used_maps
+from ...config.active_settings import used_maps
 from ...core.errors import BadInput
-from ...core.mediums import say
+from ...core.text import say
 from ...core.ranks.agreement import Ranks
 from ...core.ranks.comm import greet
 from ...core.ranks.environment import read_environment
 from ..loading.augmentations import TOLD, Augmentations
 from ..loading.loader import FrameLoader
 from ..loading.windows import WindowLoader
-from .starting import begin, init_text
+from .warm_start import begin, init_text
 from ..telemetry.rules import Finding, Monitor
 from ..training.batches import Place, Plan, frames_per_epoch, global_batch, share, to_device
 from ..training.callbacks import Callback, make_callbacks

@@ -13,7 +13,7 @@ import pandas as pd
 import xarray as xr
 
 from ...core.errors import BadInput
-from ...core.mediums import plain_text
+from ...core.text import plain_text
 from ...data.formats.peak_files import read_stream
 from ...data.frames.geometry import frame_geometry
 from .cells import Cell, fit_cell

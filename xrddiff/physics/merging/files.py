@@ -19,7 +19,7 @@ from ...data.headers.crystal_gate import read_mtz, read_xds_file
 from ...data.headers.dials_experiments import read_crystal, read_refl
 from ...core.files import package_version, writing
 from ...core.gate import need_path, read_text
-from ...core.mediums import plain_text
+from ...core.text import plain_text
 from .merged import Merged
 from .observations import LEVERS, check_indices
 from .symmetry import AsuIndices, asymmetric_unit, original_indices

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from ...core.errors import BadInput
-from ...core.mediums import plain_text
+from ...core.text import plain_text
 from ...data.frames.bounds import MOST_VALUE
 
 # %% auto #0

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ...config.used_words import model_parts, show_crystals, used_maps
+from ...config.active_settings import model_parts, show_crystals, used_maps
 from ...config.words.data_sets import data_name, find_data_set
 from ...config.words.training import COUNT_LOSSES
 from ...core.errors import BadInput

@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from ...core.mediums import for_terminal, plain_text
+from ...core.text import for_terminal, plain_text
 from .status import PHASES
 from .status import Device, Progress, Standing, severity
 

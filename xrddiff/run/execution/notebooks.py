@@ -52,7 +52,7 @@ from ...core.safe_write import new_output
 from ...core.gate import need_path
 from ...core.errors import BadInput, XrddiffError, nearest
 from ...core.files import errors_said, open_appending, scratch_folder, shipped_folder, write_text
-from ...core.mediums import say
+from ...core.text import say
 from ...core.ranks.agreement import StopRequest
 from .live import CellStream, LiveOutput, Screen
 from .run_folder import keep_former, keep_memory

@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, Any
 from ...config.composition import compose_config, load_named_plugins
 from ...config.overrides import as_override, parse_override
 from ...config.saved_config import OWN_FRAMES
-from ...config.used_words import model_parts, trained_parts
+from ...config.active_settings import model_parts, trained_parts
 from ...config.words.vocabulary import Config
 from ...core.errors import BadInput, RankFailed, XrddiffError
-from ...core.mediums import say
+from ...core.text import say
 from ...core.plugins import plugin_scope
 from ...core.ranks.agreement import StopRequest
 from ...core.progress import report_progress

@@ -41,7 +41,7 @@ from xrddiff.core.files import (
     write_text,
 )
 from ...core.gate import read_text
-from ...core.mediums import for_html, say
+from ...core.text import for_html, say
 from ...core.plugins import keep_plugins, load_plugins
 from ...core.ranks.environment import read_environment
 from ...core.ranks.agreement import StopRequest

@@ -19,7 +19,7 @@ from ...config.overrides import parse_override
 from ...core.files import remove
 from ...core.errors import BadInput, XrddiffError
 from ...core.gate import read_array, read_json
-from ...core.mediums import say
+from ...core.text import say
 from ...core.plugins import kept_plugins, load_standing
 from ...core.progress import Bar
 from ...core.ranks.agreement import StopRequest

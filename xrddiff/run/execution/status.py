@@ -23,7 +23,7 @@ from typing import Any
 import msgspec
 
 from ...config.saved_config import MOST_CONFIG, load_config
-from ...config.used_words import model_parts, trained_parts
+from ...config.active_settings import model_parts, trained_parts
 from ...config.words.data_sets import data_name
 from ...config.words.vocabulary import Config
 from ...core import progress
@@ -41,7 +41,7 @@ from xrddiff.core.files import (
     writing,
 )
 from ...core.gate import or_default, read_json, read_tail, read_yaml
-from ...core.mediums import for_json, plain_text
+from ...core.text import for_json, plain_text
 from ...learn.telemetry.rules import verdict_words
 
 # %% auto #0

@@ -25,7 +25,7 @@ from typing import Any
 from ...core.errors import BadInput, XrddiffError
 from ...core.extras import need
 from ...core.launcher import isolated
-from ...core.mediums import say
+from ...core.text import say
 from ...core.registry import entries, get, register
 from .run_folder import cpu_count, keep_memory, set_threads
 

@@ -24,7 +24,7 @@ from ...core import launcher
 from ...core.files import errors_said
 from ...core.gate import need_path, read_text
 from ...core.errors import BadInput, XrddiffError, nearest
-from ...core.mediums import complain, say
+from ...core.text import complain, say
 from ...core.plugins import load_standing, plugin_scope
 from ...core.ranks.agreement import StopRequest
 from ...core.registry import entries, get

@@ -16,7 +16,7 @@ from typing import Any
 
 from ...core.errors import BadInput
 from ...core.gate import open_file, read_json
-from ...core.mediums import for_log, plain_text, say
+from ...core.text import for_log, plain_text, say
 from ..execution.status import read_status
 from ..execution.status import read_failures
 from .commands import SlurmAway, queue

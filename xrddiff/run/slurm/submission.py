@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ...config.composition import compose_config, note_unused
-from ...config.contradictions import check_config
+from ...config.checks import check_config
 from ...config.overrides import as_override, expand_multirun
 from ...core import launcher
 from ...core.errors import BadInput, XrddiffError

@@ -19,7 +19,7 @@ from zarr.storage import LocalStore
 from ...core.errors import BadInput
 from ...core.files import CannotSave, json_checksum, take_checksum, why_not
 from ...core.gate import from_json, read_json
-from ...core.mediums import plain_text
+from ...core.text import plain_text
 from ...data.headers.gate import as_bad_input, reason
 from typing import TYPE_CHECKING
 from collections.abc import Iterator

@@ -22,7 +22,7 @@ import xarray as xr
 from ...core.errors import BadInput
 from ...core.gate import need_path
 from ...core.files import json_digest
-from ...core.mediums import plain_text
+from ...core.text import plain_text
 from ...core.registry import by_suffix, entries, get, register
 from ...data.formats.hdf5 import walk
 from ...data.formats.images import natural

@@ -15,7 +15,7 @@ import numpy as np
 from numcodecs import lz4
 
 from ...core.errors import BadInput
-from ...core.mediums import plain_text
+from ...core.text import plain_text
 
 # %% auto #0
 __all__ = ['TYPES', 'MOST_BYTES', 'LZ4_RATIO', 'DAMAGED', 'check_encoding', 'compress', 'decompress', 'unpack_lz4_blocks',

@@ -18,7 +18,7 @@ import xarray as xr
 
 from ...core.errors import BadInput
 from ...core.gate import from_json
-from ...core.mediums import plain_text
+from ...core.text import plain_text
 from ...core.registry import register
 from ...data.frames.frames import beam_center_of, frame_mask, make_frames
 from ...data.headers.gate import as_bad_input

@@ -15,11 +15,11 @@ import pandas as pd
 import xarray as xr
 
 from ...core.files import write_text
-from ...core.mediums import plain_text
+from ...core.text import plain_text
 from ...data.headers.gate import reason
 from ...judge.views.plots import LINES, SMALL, TINY, Picture, _tidy, show_frame
 from ...judge.views.report import Report
-from .enough import RunningMerge, enough_lines, enough_pictures
+from .stopping_rule import RunningMerge, enough_lines, enough_pictures
 
 # %% auto #0
 __all__ = ['RECENT', 'FEW', 'StreamStanding', 'rates', 'draw_standing', 'draw_last_hit', 'write_page']

@@ -17,7 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from ...core.errors import BadInput
-from ...core.mediums import plain_text
+from ...core.text import plain_text
 
 # %% auto #0
 __all__ = ['GREETING', 'MORE', 'LONG', 'COMMAND', 'READY', 'EXPECTED', 'RESERVED', 'RETRY', 'PIECE', 'EVICT', 'Limits', 'Broken',

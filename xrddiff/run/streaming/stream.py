@@ -25,7 +25,7 @@ from ...core.safe_write import new_output
 from ...core.errors import BadInput
 from ...core.files import write_json, writing
 from ...core.gate import read_json
-from ...core.mediums import for_csv, plain_text
+from ...core.text import for_csv, plain_text
 from ...core.plugins import load_standing
 from ...core.ranks.agreement import StopRequest
 from ...data.formats.readers import check_words
@@ -52,7 +52,7 @@ from xrddiff.run.streaming.answering import (
 from .answers import SUMMARY, Answers, read_answers
 from .arrivals import Arrived, Layout, Listening, find_source, open_source, refused, written_name
 from .detector_messages import MOST_BYTES
-from .enough import MergeWish, RunningMerge, read_enough, save_running
+from .stopping_rule import MergeWish, RunningMerge, read_enough, save_running
 from .live_page import StreamStanding, write_page
 from .answers import HitSaver, read_kinds
 

@@ -15,7 +15,7 @@ import xarray as xr
 
 from ...core.errors import BadInput
 from ...core.extras import need
-from ...core.mediums import plain_text
+from ...core.text import plain_text
 from ...data.frames.frames import beam_center_of, frame_mask
 from ...data.headers.gate import as_bad_input
 from ...data.headers.geometry_files import HC

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...core.errors import BadInput, XrddiffError
 from ...core.launcher import STDOUT, Child, TimeoutExpired, own_environment, python_words, start
-from ...core.mediums import complain, for_terminal, plain_text, say
+from ...core.text import complain, for_terminal, plain_text, say
 from ...core.plugins import plugin_scope
 from ...core.ranks.agreement import StopRequest
 from ...core.registry import entries, register

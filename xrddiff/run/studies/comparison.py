@@ -20,11 +20,11 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 
 from ...config.saved_config import load_config
 from ..execution.notebooks import execute_anew
-from ...config.used_words import model_parts
+from ...config.active_settings import model_parts
 from ...core.errors import BadInput, XrddiffError
 from ...core.files import write_json, write_text
 from ...core.gate import checked, from_yaml, or_default
-from ...core.mediums import for_csv, for_plot, plain_text
+from ...core.text import for_csv, for_plot, plain_text
 from ...data.formats.store import read_store
 from ...data.frames.frames import frame_count
 from ...data.frames.selection import select_frames
@@ -33,7 +33,7 @@ from ...judge.views.report import Report
 from ...learn.telemetry.history import read_history
 from .listing import Asked, RunRow, describe_run, find_runs
 from ...config.composition import compose_config, known_presets
-from ...config.used_words import unused_words
+from ...config.active_settings import unused_words
 from ...config.words.vocabulary import GROUPS, Config, get_word, vocabulary
 from .listing import KEY_METRICS, read_metrics
 

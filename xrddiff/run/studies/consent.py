@@ -16,7 +16,7 @@ from ...core.addresses import addresses_in, need_addresses, remember_addresses
 from ...core.errors import BadInput, nearest
 from ...core.files import json_digest, write_json
 from ...core.gate import Consent, read_json
-from ...core.mediums import plain_text
+from ...core.text import plain_text
 from ...core.plugins import FOLDER, is_file, keep_plugins, kept_plugins, load_plugins, need_plugins, trust_plugins
 from ...core.registry import check_options, entries
 from .sweep_file import SweepPlan, check_trial_words

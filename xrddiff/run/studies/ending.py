@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ...config.saved_config import load_config
 from ...core.errors import XrddiffError
-from ...core.mediums import complain, say
+from ...core.text import complain, say
 from ..slurm.job import Job, read_job
 from .listing import describe_run
 

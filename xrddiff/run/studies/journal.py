@@ -20,7 +20,7 @@ import msgspec
 from ...core.errors import BadInput, XrddiffError
 from ...core.files import append_to, errors_said, sealed, take_checksum
 from ...core.gate import checked, from_json, read_bytes
-from ...core.mediums import plain_text
+from ...core.text import plain_text
 
 # %% auto #0
 __all__ = ['JOURNAL', 'MOST', 'LINE', 'SETTLE', 'seal_line', 'Journal', 'quiet_optuna', 'open_journal']

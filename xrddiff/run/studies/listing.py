@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 from ...config.words.data_sets import data_name
 from ...config.words.vocabulary import Config
 from ...core.gate import need_path, or_default, read_json
-from ...core.mediums import for_csv, for_terminal, plain_text
+from ...core.text import for_csv, for_terminal, plain_text
 from ...learn.telemetry.rules import verdict_words
 from ..execution.status import TRAINING, USE, is_locked, locks_held, read_status
 from ..execution.run_folder import PARTS
 from ..execution.status import read_config, read_progress
-from ..slurm.status import Jobs, current_state
+from ..slurm.job_table import Jobs, current_state
 import hashlib
 import stat
 import time
@@ -32,7 +32,7 @@ import msgspec
 from ...core.errors import XrddiffError
 from ...core.files import package_version, sealed, writing
 from ...core.gate import checked
-from ...core.mediums import for_json
+from ...core.text import for_json
 
 if TYPE_CHECKING:
     from rich.table import Table

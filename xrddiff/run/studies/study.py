@@ -31,7 +31,7 @@ from ...core.errors import BadInput, nearest
 from ...core.safe_write import check_output
 from ...core.files import errors_said, process_place, process_start, sealed, write_json
 from ...core.gate import checked, or_default, read_json, read_text
-from ...core.mediums import plain_text
+from ...core.text import plain_text
 from ...core.registry import Range, get, register
 from ...core.seeds import seed_from
 from ..execution.status import Progress, read_progress

@@ -18,7 +18,7 @@ from ...config.overrides import as_override, check_known, parse_override
 from ...config.words.vocabulary import GROUPS, vocabulary
 from ...core.errors import BadInput, nearest
 from ...core.gate import checked, missing, read_yaml
-from ...core.mediums import plain_text
+from ...core.text import plain_text
 from ...core.registry import check_options, entries
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from ...core.errors import BadInput, XrddiffError
 from ...core.launcher import own_environment
-from ...core.mediums import complain, say
+from ...core.text import complain, say
 from ...core.plugins import plugin_scope
 from ...core.ranks.agreement import StopRequest
 from ..execution.run_folder import hold_run
