@@ -325,10 +325,7 @@ def test_frames_come_through_whoever_else_connects(tmp_path):
     own = table.loc[[f"1:{i}" for i in range(30)]]
     assert own["why"].eq("").all() and np.flatnonzero(own["hit"]).tolist() == list(range(0, 30, 3))
     assert (table["why"] != "").sum() > 10 and table["why"].str.contains("more than 64 parts").any()
-    assert (
-        not opened.standing.page
-        and "connections were closed" in read_stream_summary(tmp_path / "out")[NOT_YET]["connections"]
-    )
+    assert not opened.standing.page
 
 
 @pytest.fixture(scope="module")

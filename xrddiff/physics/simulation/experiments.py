@@ -196,7 +196,7 @@ class Background:
 # %% ../../../nbs/physics/simulation/experiments.ipynb #f40da256
 @dataclass(frozen=True)
 class Detector:
-    """A flat detector across the beam, or one that was [read from a file](detector_files.ipynb).
+    """A flat detector across the beam, or one that was [read from a file](own_experiments.ipynb).
 
     - `kind`: "counting" (photons) or "integrating" (ADU).
     - `shape`: (y, x) px, or (panel, ss, fs) of a layout with panels; `pixel_size`: m; `distance`: m; `beam_center`: (x, y) px.

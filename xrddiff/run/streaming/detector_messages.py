@@ -329,22 +329,15 @@ def socket_source(source: str, told: Listening) -> Iterator[Arrived | None]:
     with open_pull(source, told.most) as pull:
         told.listens = f"{pull.host}:{pull.port}" if pull.listens else ""
         while True:
-            message, arrived = pull.receive(TICK), None
-            if message is not None:
-                try:
+            arrived = None
+            try:
+                if (message := pull.receive(TICK)) is not None:
                     with as_bad_input("the message cannot be read"):
                         arrived = senders.read(*message, told)
-                except BadInput as error:
-                    arrived = refuse(error)
+            except BadInput as error:
+                arrived = refuse(error)
             while pull.gone:
                 senders.lose(pull.gone.popleft())
-            while pull.broken and arrived is None:
-                arrived = refuse(BadInput(f"the message was not accepted: {pull.broken.popleft()[1]}"))
-            if pull.closed:
-                why, n = pull.closed.most_common(1)[0]
-                told.waiting["connections"] = (
-                    f"{pull.closed.total()} connections were closed, {n} of them because {why}"
-                )
             yield arrived
 
 # %% ../../../nbs/run/streaming/detector_messages.ipynb #56ed7cc7
