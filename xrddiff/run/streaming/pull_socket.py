@@ -9,13 +9,9 @@ import re
 import socket
 from collections import deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from ...core.errors import BadInput
 from ...core.text import plain_text
-
-if TYPE_CHECKING:
-    import zmq
 
 # %% auto #0
 __all__ = ['EXPECTED', 'place_of', 'Limits', 'PullSocket']
