@@ -10,6 +10,8 @@ export OMP_NUM_THREADS = $(THREADS)
 # Waiting OpenMP threads sleep soon, so that two processes on two cores do not hold each other up.
 export GOMP_SPINCOUNT = 1000
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
+# Modules are compiled once, also where the environment says otherwise: hundreds of processes import them.
+export PYTHONDONTWRITEBYTECODE =
 export PYDEVD_DISABLE_FILE_VALIDATION = 1
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 

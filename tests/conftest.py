@@ -30,6 +30,8 @@ import warm
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 os.environ.setdefault("MPLBACKEND", "agg")
+# nbformat asks for a check of IRIs whose import takes three seconds, and goes on without it.
+sys.modules.setdefault("rfc3987_syntax", None)
 # What is started in the background of a shell ignores Ctrl-C, and so does all that it starts.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
