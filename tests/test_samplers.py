@@ -23,7 +23,6 @@ from xrddiff.learn.diffusion.keyed_sampling import SampleNoise, Sampler, sample_
 from xrddiff.learn.diffusion.samplers import ddim, ddpm, dpmpp_2m, dpmpp_3m, euler, heun, unipc
 from xrddiff.learn.diffusion.schedules import alphas_bar, flow_sigmas, karras_sigmas, sigmas_of, vp_sigmas
 
-
 MIXTURE = GaussianMixture(
     torch.tensor([[-1.0, 0.0], [1.0, 0.5], [0.5, -1.0]]), scales=[0.1, 0.3, 0.2], weights=[1, 2, 1]
 )

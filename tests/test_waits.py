@@ -32,6 +32,8 @@ import sys
 here = [name for name in {HEAVY} if name in sys.modules]
 import scipy  # its parts are imported one by one
 here += [name for name in ("scipy.ndimage", "scipy.stats", "scipy.special") if name in sys.modules and "scipy" in here]
+if "dask" in sys.modules:  # xarray asks for it where it is installed, as it is here, and it imports parts of scipy
+    here = [name for name in here if not name.startswith("scipy.")]
 print("imported", *here)
 """
 COMMAND = "import sys; from xrddiff.app.cli.main import main; assert not main(sys.argv[1:])\n"

@@ -8,11 +8,8 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-import torch.distributed as dist
-from torch import Tensor
 
 from ..errors import RankFailed
 import signal
@@ -21,6 +18,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 from typing import ClassVar
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # %% auto #0
 __all__ = ['StopRequest', 'Ranks']
@@ -103,12 +103,16 @@ class Ranks:
         self.rank, self.size = accelerator.process_index, accelerator.num_processes
         self.group = None
         if self.size > 1:
+            import torch.distributed as dist  # `StopRequest` is wanted where nothing is trained
+
             own = patience is not None or dist.get_backend() != "gloo"
             self.group = dist.new_group(backend="gloo", timeout=patience) if own else dist.group.WORLD
 
     def sum_(self, values: Tensor) -> Tensor:
         """`values` summed over ranks, in place."""
         if self.size > 1:
+            import torch.distributed as dist
+
             dist.all_reduce(values, group=self.group if values.device.type == "cpu" else None)
         return values
 
@@ -116,6 +120,9 @@ class Ranks:
         """Which flags are set on any rank."""
         if self.size == 1:
             return [bool(f) for f in flags]
+        import torch
+        import torch.distributed as dist
+
         votes = torch.tensor(flags, dtype=torch.int32)
         dist.all_reduce(votes, op=dist.ReduceOp.MAX, group=self.group)
         return [bool(v) for v in votes]
@@ -131,6 +138,9 @@ class Ranks:
         """The JSON values of all ranks, in order of rank."""
         if self.size == 1:
             return [value]
+        import torch
+        import torch.distributed as dist
+
         text = json.dumps(value).encode()
         sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
         dist.all_gather(sizes, torch.tensor([len(text)]), group=self.group)
