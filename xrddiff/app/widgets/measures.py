@@ -5,22 +5,19 @@
 # %% ../../../nbs/app/widgets/measures.ipynb #d29ac921
 from __future__ import annotations
 
+import itertools
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import scipy
 from traitlets import Bool, Dict, Float, List
 
 from .canvas import CanvasImage, FrameView, as_image
-from collections.abc import Sequence
-from dataclasses import replace
 from ...core.errors import BadInput
-from ...data.frames.geometry import Geometry, PanelGeometry, pixel_positions, ring_resolution
-import itertools
-from dataclasses import dataclass
-import scipy
-from ...data.frames.geometry import ring_radius
+from ...data.frames.geometry import Geometry, PanelGeometry, pixel_positions, ring_radius, ring_resolution
 from ...physics.simulation.scattering import ICE_RINGS
 
 # %% auto #0

@@ -5,32 +5,30 @@
 # %% ../../../nbs/app/widgets/sample_controls.ipynb #a25bf8ca
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ipywidgets
 import numpy as np
+import pandas as pd
 from ipywidgets import Layout
 from traitlets import Dict, Int, TraitError, Unicode, link, validate
 
+from .canvas import CanvasImage, Marks, picture_of
+from .explorer import marks_of
 from ...config.overrides import as_override
 from ...config.saved_config import no_generator
 from ...config.words.vocabulary import vocabulary
 from ...core import registry
 from ...core.text import for_shell
+from ...data.frames.frames import frame_mask
+from ...data.frames.geometry import frame_geometry
 from ...judge.inference.conditions import SampleConditions
 from ...learn.loading.augmentations import TOLD
 from ...learn.training.checkpoints import load_checkpoint
-from typing import TYPE_CHECKING
-import threading
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-import pandas as pd
-from .canvas import CanvasImage, Marks, picture_of
-from .explorer import marks_of
-from ...data.frames.frames import frame_mask
-from ...data.frames.geometry import frame_geometry
 from ...physics.indexing.cells import Cell
 from ...physics.indexing.known_lattices import crystals_of, expected_spots, says_crystals
 from ...run.execution.drawing import draw_samples

@@ -9,24 +9,23 @@ import asyncio
 import base64
 import functools
 import logging
-from collections.abc import Callable, Sequence
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from contextvars import copy_context
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import ipywidgets
 from traitlets import HasTraits, Unicode
 
 from ...core.errors import XrddiffError
-from ...core.text import plain_text
 from ...core.templates import render
+from ...core.text import plain_text
 from ...judge.views.plots import SMALL, Picture
-import os
-import threading
-import time
-from collections.abc import Iterable
-from contextvars import copy_context
-from pathlib import Path
 
 # %% auto #0
 __all__ = ['source', 'Shown', 'Panel', 'draw_lines', 'Refreshed', 'signature']

@@ -6,18 +6,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from datetime import timedelta
-from typing import TYPE_CHECKING, Any
-
-
-from ..errors import RankFailed
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from types import FrameType
-from typing import ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from ..errors import RankFailed
 
 if TYPE_CHECKING:
     from torch import Tensor

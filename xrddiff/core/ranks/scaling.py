@@ -7,22 +7,19 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import BadInput
+from ..errors import BadInput, nearest
 from ..gate import read_json, read_yaml
 from ..text import for_plot
-from collections.abc import Sequence
-from ..errors import nearest
-from dataclasses import replace
-from .ring import parts, shares
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
+
     from xrddiff.core.ranks.comm import CommReport
 
 # %% auto #0
@@ -407,6 +404,8 @@ def ring_time(cluster: Cluster, counts: Iterable[int], width: float, pair_second
     - `counts`: particles of each rank. `width`: bytes of a particle in a message.
     - `pair_seconds`: work on one pair. `block`: particles that are passed on at once.
     """
+    from xrddiff.core.ranks.ring import parts  # imports PyTorch
+
     counts = list(counts)
     size, most = len(counts), max(counts)
     if size == 1:
@@ -460,6 +459,8 @@ class ParticleModel:
         Keys: score, pairs, fixed, ring (waiting for particles), agree, step, share (of communication, in
         computation), speed_up and efficiency. Raises `BadInput` for fewer particles than ranks.
         """
+        from xrddiff.core.ranks.ring import shares  # imports PyTorch
+
         most = -(-self.particles // ranks)
         counts = [last - first for first, last in shares(self.particles, ranks)]
         width, how = 16 * self.dimensions, self.algorithm

@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import hashlib
+import keyword
+import re
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,8 +23,6 @@ from ...core.errors import BadInput, nearest
 from .frames import frame_count, frame_image, frame_mask, missing_geometry
 from .geometry import Geometry, PanelGeometry, geometry_of
 from .peaks import find_frame_peaks
-import keyword
-import re
 
 # %% auto #0
 __all__ = ['FRAME_NAMES', 'NETWORK_NAMES', 'MOST_CLASSES', 'SYSTEMS', 'HITS', 'LABELS', 'label_name', 'are_classes', 'class_text',

@@ -13,16 +13,15 @@ from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import numpy as np
+import scipy
 import xarray as xr
 
 from ...core.errors import BadInput
 from ...core.registry import Range, register
 from ..frames.curves import IntegerTable, QuickMask, look_up, zero_masked
-from ..frames.frames import frame_mask
+from ..frames.frames import frame_count, frame_mask
 from ..frames.noise import MAX_FIT_FRAMES, background_sigma, quantum, sample_frames, valid_pixels
 from ..frames.rows import frame_origin, is_lazy, lazy_frames
-import scipy
-from ..frames.frames import frame_count
 
 if TYPE_CHECKING:
     import torch

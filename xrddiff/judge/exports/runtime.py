@@ -6,6 +6,9 @@
 from __future__ import annotations
 
 import math
+import os
+import shutil
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,18 +16,22 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+import torch._inductor.config
 from torch import Tensor, nn
 
 from ...config.composition import inference_config
-from ...data.headers.gate import as_bad_input
 from ...config.saved_config import load_config
 from ...core.errors import BadInput
-from ...core.registry import find, get
+from ...core.files import CannotSave, free_space
+from ...core.registry import find, get, register
 from ...data.formats.parts import part_rows
 from ...data.formats.store import read_store
 from ...data.frames.frames import frame_mask
 from ...data.frames.selection import concat_frames
+from ...data.headers.gate import as_bad_input
 from ...data.transforms.pipelines import transform_from_state
+from .exporters import GraphExporter
+from .graphs import Exportable, Graph
 from .package import read_package
 from ..inference.generators import Generator
 from ..inference.guides import open_guide
@@ -36,14 +43,6 @@ from ...learn.loading.loader import FrameLoader
 from ...learn.models.autoencoder import Latent
 from ...learn.models.autoregressive import ByToken
 from ...learn.models.latent_space import LatentSpace, LatentStatistics
-import os
-import shutil
-import warnings
-import torch._inductor.config
-from ...core.files import CannotSave, free_space
-from ...core.registry import register
-from .exporters import GraphExporter
-from .graphs import Exportable, Graph
 
 if TYPE_CHECKING:
     import xarray as xr

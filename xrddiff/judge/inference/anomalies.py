@@ -6,31 +6,30 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 import torch
 import xarray as xr
+from torch import nn
 
 from ...config.saved_config import load_config
 from ...core.errors import BadInput
 from ...data.frames.frames import frame_count
 from ...data.frames.selection import select_frames
 from ...data.transforms.pipelines import transform_from_state
+from .detectors import template_frames
+from .encoded import open_encoded
 from .generators import Generator, open_generator
 from .measured import NetworkFrames, fit_to_model, to_network
 from ..metrics.anomalies import darkest_area, denoising_scores, reconstruction_scores, simple_scores
 from ..metrics.baselines import with_intensity
 from ...learn.diffusion.denoisers import Denoiser
-from ...learn.training.checkpoints import load_checkpoint
-from typing import TYPE_CHECKING
-from dataclasses import replace
-from torch import nn
-from .detectors import template_frames
-from .encoded import open_encoded
 from ...learn.loading.datasets import Prepared, prepare_words
+from ...learn.training.checkpoints import load_checkpoint
 
 if TYPE_CHECKING:
     from xrddiff.config.words.vocabulary import Config

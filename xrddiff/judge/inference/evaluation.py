@@ -5,30 +5,35 @@
 # %% ../../../nbs/judge/inference/evaluation.ipynb #7508e0da
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
+import xarray as xr
 
-from ...config.composition import inference_config
 from ...config.active_settings import chosen_options, model_parts
+from ...config.composition import inference_config
 from ...core.errors import BadInput, nearest
 from ...core.plugins import attempt
 from ...core.registry import Names, get
 from ...data.formats.store import read_store
 from ...data.frames.frames import frame_count
-from ...data.frames.selection import select_frames
-from ...data.transforms.values import drawn_range
+from ...data.frames.peaks import find_frame_peaks
+from ...data.frames.selection import evenly_spaced, select_frames
 from ...data.transforms.pipelines import transform_from_state
+from ...data.transforms.values import drawn_range
 from .generators import open_generator
 from .judges import ConditionJudges, asked_crystals, asked_of_all
 from ..metrics.baselines import neighbouring_exposures, scene_again, with_intensity
 from ..metrics.conditions import FoundConditions, same_condition
+from ..metrics.indexing import lattice_rows
 from ..metrics.judgement import Judgement, judge_summaries, judged_rows
+from ..metrics.physics import summarise_physics
 from xrddiff.judge.metrics.reconstruction import (
     BLOCK,
     CodecScore,
@@ -43,19 +48,9 @@ from ..metrics.set_summaries import Ruler, SetSummary
 from ...learn.loading.datasets import Prepared, frame_groups, open_data, prepare_frames, prepare_words
 from ...learn.recipes.latents import open_autoencoder
 from ...learn.training.checkpoints import load_checkpoint
-from ...physics.indexing.indexer import cell_of_frames
-from ...physics.indexing.known_lattices import says_crystals
-from collections.abc import Callable
-from dataclasses import field
-from typing import NamedTuple
-import pandas as pd
-import xarray as xr
-from ...data.frames.peaks import find_frame_peaks
-from ...data.frames.selection import evenly_spaced
-from ..metrics.indexing import lattice_rows
-from ..metrics.physics import summarise_physics
 from ...physics.indexing.cells import Cell, read_cell
-from ...physics.indexing.indexer import FEWEST_PEAKS, Indexer, make_indexer
+from ...physics.indexing.indexer import FEWEST_PEAKS, Indexer, cell_of_frames, make_indexer
+from ...physics.indexing.known_lattices import says_crystals
 
 if TYPE_CHECKING:
     import xarray as xr

@@ -6,20 +6,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 import scipy
-
-from ...data.frames.peaks import beam_offsets
-from .diversity import block_means
-from .radial_profiles import bin_edges, bin_numbers, ring_sums
-from typing import Any
 import xarray as xr
+
 from ...data.frames.frames import above_pedestal, beam_center_of, frame_mask
 from ...data.frames.geometry import Geometry, PanelGeometry
-from ...data.frames.peaks import pixels_around
+from ...data.frames.peaks import beam_offsets, pixels_around
+from .diversity import block_means
+from .radial_profiles import bin_edges, bin_numbers, ring_sums
 from ...physics.indexing.rays import scattering_vectors
 
 if TYPE_CHECKING:

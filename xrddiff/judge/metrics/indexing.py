@@ -9,17 +9,17 @@ from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
-import xarray as xr
 import scipy
+import xarray as xr
 
 from ...core.errors import BadInput
 from ...core.seeds import numpy_rng
 from ...data.frames.frames import beam_center_of, frame_count
+from ...data.frames.selection import evenly_spaced, select_frames
 from ...physics.indexing.indexer import FEWEST_PEAKS, Indexer, Indexing, index_frames
+from ...physics.indexing.known_lattices import has_crystals, known_lattices, need_lattices
 from ...physics.indexing.orientations import indexed_peaks
 from ...physics.indexing.rays import scattering_vectors
-from ...data.frames.selection import evenly_spaced, select_frames
-from ...physics.indexing.known_lattices import has_crystals, known_lattices, need_lattices
 
 # %% auto #0
 __all__ = ['lattice_rows', 'turned_peaks', 'on_lattice', 'pooled_peaks', 'median_interval', 'exchanged_crystals',

@@ -9,30 +9,28 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from functools import cached_property
+from functools import cache, cached_property
+from importlib.resources import files
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 import xarray as xr
+from safetensors.torch import load_file
+from torch import nn
 
 from ...core.errors import BadInput
+from ...core.files import sha256
 from ...core.plugins import attempt
 from ...core.registry import Names, get
-from ...data.frames.frames import PANEL_GEOMETRY, beam_center_of, frame_count
-from ...data.transforms.spatial import uncut
+from ...data.frames.frames import PANEL_GEOMETRY, above_pedestal, beam_center_of, frame_count, frame_mask
 from ...data.frames.noise import background_sigma, draw_counts, quantum, sample_frames
 from ...data.frames.peaks import find_frame_peaks, radius_map, tile_bins
+from ...data.transforms.spatial import uncut
 from .diversity import block_means, distances_within
 from .frame_statistics import FrameStatistics, photon_pictures
 from .radial_profiles import bin_edges, bin_numbers
-from functools import cache
-from importlib.resources import files
-import torch
-from safetensors.torch import load_file
-from torch import nn
-from ...core.files import sha256
-from ...data.frames.frames import above_pedestal, frame_mask
 
 # %% auto #0
 __all__ = ['LARGEST', 'ENCODER', 'LEVELS', 'encoder_input', 'FrameEncoder', 'encoder_record', 'read_encoder', 'frame_features',

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -13,7 +14,6 @@ import xarray as xr
 from torch import Tensor
 
 from ...core.errors import BadInput
-from collections.abc import Callable
 from ...learn.diffusion.inpainting import Decode, guided
 from ...learn.diffusion.samplers import Denoise
 

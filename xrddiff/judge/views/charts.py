@@ -5,7 +5,8 @@
 # %% ../../../nbs/judge/views/charts.ipynb #2ace8d59
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,9 @@ from matplotlib.colors import Normalize
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from ...core.errors import BadInput
+from ...core.files import writing
+from ...core.plugins import attempt
+from ...core.registry import entries, get
 from ...core.text import for_plot
 from xrddiff.judge.views.plots import (
     LINES,
@@ -26,13 +30,8 @@ from xrddiff.judge.views.plots import (
     _colorbar,
     _imshow,
     _tidy,
+    png_pair,
 )
-from collections.abc import Iterator
-from pathlib import Path
-from ...core.files import writing
-from ...core.plugins import attempt
-from ...core.registry import entries, get
-from .plots import png_pair
 
 # %% auto #0
 __all__ = ['FEWEST', 'NINE', 'DPI', 'plot_history', 'show_latents', 'plot_profiles', 'plot_peak_scores', 'drawable',

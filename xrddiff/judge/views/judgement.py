@@ -14,20 +14,19 @@ import pandas as pd
 from ...data.transforms.values import range_words
 from ..metrics.conditions import answer_table, answer_words
 from ..metrics.distribution import DISTANCES
+from ..metrics.frame_statistics import STEPS
 from ..metrics.judgement import title_of
+from ..metrics.two_sample import SETS
 from ..metrics.verdict import findings_of, rule_findings, verdict_of
+from .plots import INTENSITY, LINES, SMALL, Picture, _tidy
 from .report import FINDINGS, Report
 from .samples import plot_distribution, plot_ratios, show_samples
-from ..metrics.frame_statistics import STEPS
-from ..metrics.two_sample import SETS
-from .plots import INTENSITY, LINES, SMALL, Picture, _tidy
 
 if TYPE_CHECKING:
     import xarray as xr
     from matplotlib.figure import Figure
 
     from xrddiff.judge.metrics.judgement import Judgement
-
     from xrddiff.judge.metrics.set_summaries import SetSummary
     from xrddiff.judge.metrics.two_sample import TwoSample
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -27,7 +28,6 @@ from ...core.errors import BadInput, nearest
 from ...core.text import for_plot
 from ...data.frames.frames import frame_image, frame_mask, frame_peaks
 from ...data.frames.geometry import Geometry, PanelGeometry, geometry_of, resolution_rings
-from dataclasses import dataclass
 
 # %% auto #0
 __all__ = ['INTENSITY', 'SIGNED', 'MASKED', 'LINES', 'SMALL', 'TINY', 'NORMS', 'PEAK_STYLES', 'LIGHT', 'DARK', 'Picture',

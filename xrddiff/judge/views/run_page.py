@@ -9,23 +9,24 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...config.composition import preset_differences, reproducing_words
-from ...config.active_settings import model_parts
-from ...config.words.data_sets import data_name
-from ...config.words.vocabulary import Config
-from ...core.errors import BadInput
-from ...core.gate import read_json
-from ...core.text import for_shell
-from .report import FINDINGS, Report, ReportImage, Section, read_picture
-from .charts import chart_title, drawable, training_pictures
-from ...learn.telemetry.history import read_epochs, read_history
-from ...learn.telemetry.rules import VERDICT, Finding, of_samples, read_findings
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+
+from ...config.active_settings import model_parts
+from ...config.composition import preset_differences, reproducing_words
+from ...config.words.data_sets import data_name
+from ...config.words.vocabulary import Config
+from ...core.errors import BadInput
+from ...core.gate import read_json
 from ...core.registry import register
+from ...core.text import for_shell
+from .charts import chart_title, drawable, training_pictures
 from .plots import LINES, SMALL, TINY, _axes, _tidy
+from .report import FINDINGS, Report, ReportImage, Section, read_picture
+from ...learn.telemetry.history import read_epochs, read_history
+from ...learn.telemetry.rules import VERDICT, Finding, of_samples, read_findings
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -7,29 +7,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from ...config.words.data_sets import data_name
-from ..metrics.reconstruction import missing_scores, row_names
-from ..metrics.verdict import judged_record
-from .judgement import add_generation, generation_pictures
-from .plots import compare_frames
-from .report import Report
-from .run_page import settings_section
-from dataclasses import replace
 from ...config.active_settings import model_parts
+from ...config.words.data_sets import data_name
 from ...config.words.vocabulary import Config
 from ...core.errors import BadInput
 from ...core.files import write_text
 from ...core.gate import or_default, read_json
-from ...core.text import plain_text
 from ...core.templates import render
+from ...core.text import plain_text
 from ...data.frames.exposures import NOTHING
-from .report import ReportImage, Section, read_picture, read_report, shown_section
-from .run_page import finish_report, has_history, run_commands
+from ..metrics.reconstruction import missing_scores, row_names
+from ..metrics.verdict import judged_record
+from .judgement import add_generation, generation_pictures
+from .plots import compare_frames
+from .report import Report, ReportImage, Section, read_picture, read_report, shown_section
+from .run_page import finish_report, has_history, run_commands, settings_section
 from ...learn.telemetry.history import read_history
 
 if TYPE_CHECKING:

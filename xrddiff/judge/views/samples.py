@@ -5,16 +5,22 @@
 # %% ../../../nbs/judge/views/samples.ipynb #c2a2fb62
 from __future__ import annotations
 
+import io
+import shutil
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 import xarray as xr
+from matplotlib.animation import FFMpegWriter
 from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
+from PIL import Image
 
 from ...core.errors import BadInput
+from ...core.files import writing
 from ...core.text import for_plot
 from ...data.frames.frames import frame_count, frame_mask
 from xrddiff.judge.views.plots import (
@@ -27,23 +33,18 @@ from xrddiff.judge.views.plots import (
     _axes,
     _colorbar,
     _imshow,
+    _shrink,
     _tidy,
     _unit,
     frame_picture,
     intensity_norm,
+    png,
 )
-import io
-import shutil
-from pathlib import Path
-from matplotlib.animation import FFMpegWriter
-from PIL import Image
-from ...core.files import writing
-from ..inference.training_previews import read_samples
-from .plots import _shrink, png
 
 if TYPE_CHECKING:
-    from xrddiff.judge.metrics.set_summaries import SetSummary
     import xarray as xr
+
+    from xrddiff.judge.metrics.set_summaries import SetSummary
 
 # %% auto #0
 __all__ = ['origin_of', 'show_samples', 'plot_distribution', 'plot_ratios', 'show_denoising', 'show_patches', 'show_making',
@@ -429,6 +430,8 @@ def _write_mp4(pictures: Sequence[np.ndarray], path: Path, fps: float) -> None:
 # %% ../../../nbs/judge/views/samples.ipynb #05031f16
 def draw_over_epochs(run: str | Path) -> None:
     """Draw `plots/samples_over_epochs.png` and the video of a run from the samples of its training."""
+    from xrddiff.judge.inference.training_previews import read_samples  # imports PyTorch, which takes seconds
+
     samples, plots = read_samples(run), Path(run) / "plots"
     plots.mkdir(exist_ok=True)
     with writing(plots / "samples_over_epochs.png") as part:

@@ -6,28 +6,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 import xarray as xr
 
 from ...core.seeds import numpy_rng
+from ...core.text import for_plot
 from ...data.frames.frames import frame_count
+from ...data.frames.selection import evenly_spaced, select_frames
+from ..inference.comparison import Comparison, ComparisonPlan, open_frames_of
 from ..inference.twins import WAYS, TwinJudgement, twin_table, twin_words
-from .plots import INTENSITY, SMALL, intensity_norm
+from .plots import INTENSITY, SMALL, frame_picture, intensity_norm
 from .report import Report
 from ...physics.twins.spot_shapes import ROCKING
 from ...physics.twins.twin import Twin, twin_frames
-from pathlib import Path
-import pandas as pd
-from ...core.text import for_plot
-from ...data.frames.selection import evenly_spaced, select_frames
-from ..inference.comparison import Comparison, ComparisonPlan, open_frames_of
-from .plots import frame_picture
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
     import xarray as xr
+    from matplotlib.figure import Figure
 
 # %% auto #0
 __all__ = ['mixed_windows', 'show_mixed', 'key_of', 'show_brightness', 'twin_pictures', 'twin_report', 'show_sets',

@@ -7,25 +7,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from accelerate import Accelerator
-from torch import nn
+from torch import Tensor, nn
 
 from ...config.active_settings import used_maps
 from ...core.errors import BadInput
-from ...core.text import say
 from ...core.ranks.agreement import Ranks
 from ...core.ranks.comm import greet
 from ...core.ranks.environment import read_environment
+from ...core.text import say
 from ..loading.augmentations import TOLD, Augmentations
 from ..loading.loader import FrameLoader
 from ..loading.windows import WindowLoader
 from .warm_start import begin, init_text
 from ..telemetry.rules import Finding, Monitor
-from ..training.batches import Place, Plan, frames_per_epoch, global_batch, share, to_device
+from ..training.batches import Loader, Place, Plan, frames_per_epoch, global_batch, share, stream, to_device
 from ..training.callbacks import Callback, make_callbacks
 from ..training.checkpoints import latest_checkpoint, load_checkpoint
 from ..training.compute import make_accelerator
@@ -33,20 +35,15 @@ from ..training.memory import check_step_memory, free_bytes
 from ..training.options import train_options
 from ..training.trackers import Trackers, chosen_trackers
 from ..training.trainer import Trainer
-from contextlib import closing
-import torch
-from torch import Tensor
-from ..training.batches import Loader, stream
 
 if TYPE_CHECKING:
     import xarray as xr
+    from accelerate import Accelerator
 
     from xrddiff.config.words.training import Training
     from xrddiff.config.words.vocabulary import Config
-    from xrddiff.learn.loading.datasets import Prepared
-    from accelerate import Accelerator
-
     from xrddiff.core.ranks.agreement import Ranks
+    from xrddiff.learn.loading.datasets import Prepared
 
 # %% auto #0
 __all__ = ['BIG', 'run_accelerator', 'run_augmentations', 'batch_sizes', 'run_loaders', 'windowed', 'check_latent', 'shares_text',

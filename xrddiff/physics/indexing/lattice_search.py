@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable
+from itertools import product
 
+import gemmi
 import numpy as np
 
 from ...core.errors import BadInput
 from .cells import Cell, basis_parameters, reduce_basis
 from .orientations import TOLERANCE, hemisphere, miller_indices
-from itertools import product
-import gemmi
 
 # %% auto #0
 __all__ = ['OBLIQUE', 'RANGES', 'NEAR', 'MOST', 'conventional_cell', 'primitive_basis', 'lattice_vectors', 'find_lattice',

@@ -11,15 +11,13 @@ from dataclasses import dataclass, replace
 import gemmi
 import numpy as np
 import pandas as pd
+from scipy.optimize import least_squares, minimize
+from scipy.special import gammaln
 
 from ...core.errors import BadInput
 from ...core.seeds import numpy_rng
-from .observations import Observations, group_reflections
+from .observations import Observations, expected_variance, group_reflections
 from .scaling import LEAST_STRENGTH, METHODS, Scaling, fit_scaling
-from scipy.optimize import least_squares
-from scipy.optimize import minimize
-from scipy.special import gammaln
-from .observations import expected_variance
 
 # %% auto #0
 __all__ = ['LEAST_SEEN', 'POINTS', 'DEPTH', 'TOGETHER', 'ASKED', 'TURNS', 'LEVEL', 'FAR', 'MERGES', 'LEAST_PART', 'ROUNDS',

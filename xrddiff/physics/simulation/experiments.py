@@ -5,8 +5,10 @@
 # %% ../../../nbs/physics/simulation/experiments.ipynb #2a6254f6
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
@@ -17,8 +19,6 @@ from .artefacts import Artefacts
 from .crystal import Crystal, Wilson
 from .scattering import spot_window
 from .spectra import SPECTRA, reach_of_spectrum
-import hashlib
-from typing import Any
 
 # %% auto #0
 __all__ = ['SPREAD_LIMIT', 'EXPERIMENTS', 'PixelLayout', 'meet_panels', 'on_panel', 'Beam', 'Sample', 'Background', 'Detector',

@@ -11,19 +11,13 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import gemmi
 import numpy as np
+import xarray as xr
 
 from ...core.errors import BadInput, nearest
-from .artefacts import Artefacts
-from .crystal import Crystal, reflections
-from .crystal_files import MeasuredFactors, crystal_of_file
-from .experiments import EXPERIMENTS, Background, Beam, Experiment, Sample, find_experiment
-from .spectra import SPECTRA
-from typing import NamedTuple
-import xarray as xr
 from ...data.formats.geometry_apply import apply_geometry, read_geometry
 from ...data.formats.readers import open_frames
 from ...data.frames.frames import make_frames, validate_frames
@@ -32,8 +26,20 @@ from ...data.frames.rows import ArrayRows
 from ...data.headers.gate import check_size, readable
 from ...data.headers.geometry_files import DetectorFile
 from ...data.headers.unpacked import inner_suffix
-from .experiments import Detector
-from .experiments import PixelLayout
+from .artefacts import Artefacts
+from .crystal import Crystal, reflections
+from .crystal_files import MeasuredFactors, crystal_of_file
+from xrddiff.physics.simulation.experiments import (
+    EXPERIMENTS,
+    Background,
+    Beam,
+    Detector,
+    Experiment,
+    PixelLayout,
+    Sample,
+    find_experiment,
+)
+from .spectra import SPECTRA
 
 # %% auto #0
 __all__ = ['OWN_WORDS', 'BANDWIDTHS', 'MOST_REFLECTIONS', 'FoundDetector', 'detector_of_file', 'own_experiment',

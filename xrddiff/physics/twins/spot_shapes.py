@@ -5,21 +5,22 @@
 # %% ../../../nbs/physics/twins/spot_shapes.ipynb #aa1f6991
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import gemmi
 import numpy as np
 import pandas as pd
 import scipy
+import torch
 
+from ...core.errors import BadInput
 from ...core.seeds import numpy_rng
 from ...data.frames.geometry import Geometry, PanelGeometry
 from ...data.frames.peaks import pixels_around
-from ..indexing.rays import as_panels, panel_numbers
-from collections.abc import Callable
-from dataclasses import dataclass
-import gemmi
-import torch
-from ...core.errors import BadInput
 from ..indexing.cells import Cell
 from ..indexing.expected_intensities import CrystalIntensities
+from ..indexing.rays import as_panels, panel_numbers
 from ..merging.statistics import wilson_table
 
 # %% auto #0

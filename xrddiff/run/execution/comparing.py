@@ -6,28 +6,26 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import asdict
 from functools import lru_cache
 from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...core.progress import Bar
-
-from .notebooks import execute_anew
-from ...core.safe_write import check_output, is_free
-from .workers import Workers, open_workers, parse_workers, run_tasks
-from collections.abc import Mapping
-from ...core.safe_write import new_output, save_table
 from ...core.files import package_version, write_json
+from ...core.progress import Bar
+from ...core.safe_write import check_output, is_free, new_output, save_table
+from .notebooks import execute_anew
+from .workers import Workers, open_workers, parse_workers, run_tasks
 
 if TYPE_CHECKING:
-    from xrddiff.judge.inference.comparison import Comparison, ComparisonPlan
-    from xrddiff.judge.inference.recoveries import RecoveryPlan
-    from xrddiff.judge.inference.twin_plan import TwinPlan
     import xarray as xr
 
+    from xrddiff.judge.inference.comparison import Comparison, ComparisonPlan
     from xrddiff.judge.inference.merges import MergePlan, MergeResult
+    from xrddiff.judge.inference.recoveries import RecoveryPlan
+    from xrddiff.judge.inference.twin_plan import TwinPlan
 
 # %% auto #0
 __all__ = ['BLOCK', 'FILES', 'compare_together', 'folder_for', 'execute_compare', 'execute_twin', 'execute_recovery',

@@ -6,16 +6,28 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from ...config.saved_config import need_run
 from ...config.words.vocabulary import Config
-from ...core.errors import XrddiffError
+from ...core.errors import BadInput, XrddiffError
+from ...core.files import is_path
 from ...core.text import plain_text
-from ..execution.status import read_status
-from ..execution.status import JobState, Progress, RunState, read_progress, run_state
+from xrddiff.run.execution.status import (
+    JobState,
+    Progress,
+    RunState,
+    Standing,
+    read_progress,
+    read_standing,
+    read_status,
+    run_state,
+)
 from xrddiff.run.slurm.commands import (
     ACTIVE,
     WAITING,
@@ -26,15 +38,7 @@ from xrddiff.run.slurm.commands import (
     past_states,
     queue,
 )
-from .ledger import known_jobs
-from .ledger import Submission, Target, find_target, submissions
-import time
-from dataclasses import dataclass
-from ...config.saved_config import need_run
-from ...core.errors import BadInput
-from ...core.files import is_path
-from ..execution.status import Standing, read_standing
-from .ledger import find_job
+from .ledger import Submission, Target, find_job, find_target, known_jobs, submissions
 
 # %% auto #0
 __all__ = ['STATUS_COLUMNS', 'DETAILS', 'job_state', 'Jobs', 'current_state', 'job_rows', 'status_table', 'status_cells',

@@ -16,28 +16,25 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ...config.composition import compose_config, note_unused
 from ...config.checks import check_config
+from ...config.composition import compose_config, note_unused
 from ...config.overrides import as_override, expand_multirun
+from ...config.saved_config import load_config
 from ...core import launcher
 from ...core.errors import BadInput, XrddiffError
 from ...core.files import errors_said, scratch_folder
 from ...core.plugins import load_standing, plugin_scope
+from ...core.ranks.scaling import read_speed
 from ...core.registry import entries, get
 from ..execution.run_folder import cpu_count, environment, make_free_folder
-from ..execution.status import run_state
+from ..execution.status import read_progress, run_state
 from .commands import cluster_name, queue, submit_script
 from .job import Job, pass_signals
-from .ledger import find_job, known_jobs
-from .ledger import Submission, Target, record_submission
+from .ledger import Submission, Target, find_job, known_jobs, record_submission
 from .profiles import Profile, load_profile
 from .scripts import log_pattern, render_script
-from typing import TYPE_CHECKING
-from ...config.saved_config import load_config
-from ...core.ranks.scaling import read_speed
-from ..execution.status import read_progress
 
 if TYPE_CHECKING:
     from xrddiff.config.words.vocabulary import Config

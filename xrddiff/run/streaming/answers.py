@@ -6,27 +6,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+import xarray as xr
 import zarr
 from zarr.codecs import Crc32cCodec, ZstdCodec
 from zarr.storage import LocalStore
 
 from ...core.errors import BadInput
-from ...core.files import CannotSave, json_checksum, take_checksum, why_not
+from ...core.files import CannotSave, json_checksum, remove, take_checksum, why_not, writing
 from ...core.gate import from_json, read_json
 from ...core.text import plain_text
-from ...data.headers.gate import as_bad_input, reason
-from typing import TYPE_CHECKING
-from collections.abc import Iterator
-import xarray as xr
-from ...core.files import remove, writing
 from ...data.formats.store import save_frames
 from ...data.frames.geometry import frame_geometry
+from ...data.headers.gate import as_bad_input, reason
 from ...physics.indexing.cells import Cell, basis_parameters
 from ...physics.indexing.rays import as_panels
 from ...physics.indexing.stream import chunk_head, crystal_lines, panel_names, stream_head

@@ -18,9 +18,10 @@ import pandas as pd
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
+from ...config.active_settings import model_parts, unused_words
+from ...config.composition import compose_config, known_presets
 from ...config.saved_config import load_config
-from ..execution.notebooks import execute_anew
-from ...config.active_settings import model_parts
+from ...config.words.vocabulary import GROUPS, Config, get_word, vocabulary
 from ...core.errors import BadInput, XrddiffError
 from ...core.files import write_json, write_text
 from ...core.gate import checked, from_yaml, or_default
@@ -31,17 +32,14 @@ from ...data.frames.selection import select_frames
 from ...judge.views.plots import INTENSITY, LINES, SMALL, TINY, Picture, _tidy, frame_picture, intensity_norm
 from ...judge.views.report import Report
 from ...learn.telemetry.history import read_history
-from .listing import Asked, RunRow, describe_run, find_runs
-from ...config.composition import compose_config, known_presets
-from ...config.active_settings import unused_words
-from ...config.words.vocabulary import GROUPS, Config, get_word, vocabulary
-from .listing import KEY_METRICS, read_metrics
+from ..execution.notebooks import execute_anew
+from .listing import KEY_METRICS, Asked, RunRow, describe_run, find_runs, read_metrics
 
 if TYPE_CHECKING:
+    import pandas as pd
     import xarray as xr
 
     from xrddiff.config.words.vocabulary import Config
-    import pandas as pd
 
 # %% auto #0
 __all__ = ['MOST_SHOWN', 'differing_settings', 'metrics_of_runs', 'shared_metric', 'ranked', 'comparison_words', 'RunComparison',

@@ -5,34 +5,30 @@
 # %% ../../../nbs/run/studies/listing.ipynb #4a5e5243
 from __future__ import annotations
 
+import hashlib
 import math
 import os
-from collections.abc import Iterator, Mapping
+import stat
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import msgspec
 
 from ...config.words.data_sets import data_name
 from ...config.words.vocabulary import Config
-from ...core.gate import need_path, or_default, read_json
-from ...core.text import for_csv, for_terminal, plain_text
-from ...learn.telemetry.rules import verdict_words
-from ..execution.status import TRAINING, USE, is_locked, locks_held, read_status
-from ..execution.run_folder import PARTS
-from ..execution.status import read_config, read_progress
-from ..slurm.job_table import Jobs, current_state
-import hashlib
-import stat
-import time
-from collections.abc import Sequence
-from contextlib import suppress
-from functools import cache
-from typing import TypeVar
-import msgspec
 from ...core.errors import XrddiffError
 from ...core.files import package_version, sealed, writing
-from ...core.gate import checked
-from ...core.text import for_json
+from ...core.gate import checked, need_path, or_default, read_json
+from ...core.text import for_csv, for_json, for_terminal, plain_text
+from ...learn.telemetry.rules import verdict_words
+from ..execution.run_folder import PARTS
+from ..execution.status import TRAINING, USE, is_locked, locks_held, read_config, read_progress, read_status
+from ..slurm.job_table import Jobs, current_state
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -503,7 +503,7 @@ def test_widgets_say_what_a_name_is():
     assert scripts and not any(re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write", s) for s in scripts)
 
 
-def test_nothing_but_mediums_makes_a_console_or_prints():
+def test_nothing_but_text_makes_a_console_or_prints():
     """Six copies of a console were six places to forget the escaping (ruff's T20 forbids `print`)."""
     package, found = package_folder(), []
     for file in package.rglob("*.py"):
@@ -513,4 +513,4 @@ def test_nothing_but_mediums_makes_a_console_or_prints():
         found += [file.name] if "Console" in called else []
         if re.search(r"\bhtml\.escape\(|rich\.markup", file.read_text()):
             found.append(file.name)
-    assert set(found) <= {"mediums.py", "run_numbers.py"}  # the latter puts a whole page into the attribute of a frame
+    assert set(found) <= {"text.py", "run_numbers.py"}  # the latter puts a whole page into the attribute of a frame
