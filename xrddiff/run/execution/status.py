@@ -575,7 +575,7 @@ def _unrecorded(run: Path, job: JobState | None, here: Here) -> tuple[str, str, 
         if who.endswith(f" on {here.host}"):
             return "killed", f"{who} is gone, without having said why", None
         return "unknown", f"{who} worked on it; nothing says whether it still does", None
-    if is_path(run / "log.txt", "file"):
+    if is_path(run / "log.txt", "file") or is_path(run / "metrics" / "training_metrics.csv", "file"):
         return "unknown", "nothing says who worked on it", None
     if not os.path.lexists(run / "config.yaml"):
         return "half-written", STATES["half-written"], None
