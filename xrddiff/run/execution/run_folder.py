@@ -25,7 +25,7 @@ from typing import Any
 from ...config.composition import RESUMABLE
 from ...config.saved_config import OWN_FRAMES, load_config, to_yaml
 from ...config.words.vocabulary import Config, get_word, vocabulary
-from ...core import launcher, progress
+from ...core import launcher
 from ...core.addresses import addresses_in, remember_addresses
 from ...core.errors import BadInput, XrddiffError
 from xrddiff.core.files import (
@@ -41,10 +41,11 @@ from xrddiff.core.files import (
     write_text,
 )
 from ...core.gate import read_text
-from ...core.text import for_html, say
 from ...core.plugins import keep_plugins, load_plugins
-from ...core.ranks.environment import read_environment
+from ...core.progress import report_progress
 from ...core.ranks.agreement import StopRequest
+from ...core.ranks.environment import read_environment
+from ...core.text import for_html, say
 from xrddiff.run.execution.status import (
     BY_USER,
     TRAINING,
@@ -268,7 +269,7 @@ class Run:
 
     def enter(self, phase: str) -> None:
         """Report what is done with the run now, one of `status.PHASES`."""
-        progress.report_progress(phase=phase)
+        report_progress(phase=phase)
 
     @property
     def whole(self) -> Path:
@@ -469,7 +470,8 @@ def reopen_run(cfg: Config) -> Path:
 def hold_run(path: str | os.PathLike, phase: str | None = None, record: str = TRAINING) -> Iterator[None]:
     """Lock the run folder while its notebook is executed.
 
-    phase: what is done with the run, one of `status.PHASES`; the status is kept in the file `record` of the folder. None = the folder is only kept from others.
+    phase: what is done with the run, one of `status.PHASES`; the status is kept in the file `record` of the
+        folder. None = the folder is only kept from others.
     Raises `BadInput` if another process holds it.
     """
     path = Path(path)

@@ -148,9 +148,14 @@ class Status(Progress):
         return self.job.partition("_")[0]
 
     @property
+    def at(self) -> Progress:
+        """How far it is, alone."""
+        return Progress(**{name: getattr(self, name) for name in Progress.__struct_fields__})
+
+    @property
     def training(self) -> Progress:
         """How far the training is, or came."""
-        return self if self.phase in TRAINED or self.trained is None else self.trained
+        return self.at if self.phase in TRAINED or self.trained is None else self.trained
 
 
 TRAINED = ("autoencoder", "denoiser", "posterior")  # phases whose progress is that of the run
@@ -160,9 +165,9 @@ _PARTS = ("", "autoencoder")  # of a run, in which something is trained
 def read_status(run: str | os.PathLike, name: str = TRAINING) -> Status | None:
     """The status `name` of the run; None if there is none, or it cannot be read."""
     found = or_default(lambda: read_json(Path(run) / name, Status, MOST_RECORD), None)
-    if found is None or found.pid <= 0 or found.phase not in PHASES or found.training.part not in _PARTS:
+    if found is None or found.pid <= 0 or found.phase not in PHASES:
         return None
-    return found if found.part in _PARTS else None
+    return found if {found.part, found.training.part} <= set(_PARTS) else None
 
 
 def read_progress(run: str | os.PathLike) -> Progress:
@@ -245,7 +250,7 @@ def new_status(run: Path, phase: str, name: str = TRAINING, *, locked: bool = Tr
     found.host, found.place, found.boot, found.start = here.host, here.place, here.boot, process_start(os.getpid())
     found.began = found.time = found.wrote = here.now
     found.job, found.restarts = _job(), int(restarts) if restarts.isdecimal() else 0
-    found.trained = msgspec.convert(msgspec.to_builtins(before.training), Progress) if before else None
+    found.trained = before.training if before else None
     with suppress(OSError):
         found.inode = run.stat().st_ino
         found.before = sha256(report) if report.is_file() else ""
@@ -289,15 +294,15 @@ class Keeper(threading.Thread):
             now, step = time.monotonic(), known.get("step")
             if step is not None and (self.status.step is None or step < self.status.step):
                 self.counted, self.status.rate = (now, step), None  # it begins
-            for field_, value in known.items():
-                setattr(self.status, field_, _plain(value))
-            if phase in numbers.values() or now - self.written >= PACE:
+            for name, value in known.items():
+                setattr(self.status, name, _plain(value))
+            if "phase" in numbers or now - self.written >= PACE:
                 self.write()
 
     def _enter(self, phase: str) -> None:
         s = self.status
         if s.phase in TRAINED:
-            s.trained = Progress(**{name: getattr(s, name) for name in Progress.__struct_fields__})
+            s.trained = s.at
         part = "" if phase == "denoiser" else s.part
         for name, value in msgspec.structs.asdict(Progress(part=part)).items():
             setattr(s, name, value)
@@ -648,8 +653,8 @@ def run_state(
         state = state[0], state[1] + _silence(shown, here), state[2]
     begins = state[0] in ("created", "waiting", "running") and cfg is not None
     phase = shown.phase if shown else "evaluate" if finished else first_phase(cfg) if begins else ""
-    host, part = (plain_text(shown.host, 100), shown.training.part) if shown else ("", "")
-    return RunState(*state[:2], phase, state[2], host, finished, training.training.part if training else part)
+    host, part = plain_text(shown.host, 100) if shown else "", training.training.part if training else ""
+    return RunState(*state[:2], phase, state[2], host, finished, part)
 
 # %% ../../../nbs/run/execution/status.ipynb #b780b028
 def last_rows(path: Path, rows: int = 400, tail: int = 1 << 18) -> list[dict[str, Any]]:
@@ -745,12 +750,13 @@ def read_standing(run: str | os.PathLike, job: JobState | None = None, *, log: P
     job: what SLURM says of its job, if it has one. log: that of its job, shown until the run has its own.
     """
     run = Path(run)
-    how, used = run_state(run, job), read_status(run, USE)
+    how, status, used = run_state(run, job), read_status(run), read_status(run, USE)
     presets = or_default(lambda: read_yaml(run / "config.yaml", _Shown, MOST_CONFIG), _Shown()).presets
     words = [presets.get(name) for name in ("model", "data", "experiment_type", "size")]
-    at, status = read_progress(run), read_status(run)
+    at = status.training if status else Progress()
     if how.state == "running" and how.phase not in TRAINED:
-        at = used if how.finished and used is not None else status or at
+        doing = used if how.finished and used else status
+        at = doing.at if doing else at
     if how.state != "running":
         at = msgspec.structs.replace(at, rate=None, eta=None)
     return Standing(
