@@ -17,7 +17,7 @@ from xrddiff.core.errors import BadInput
 from xrddiff.core.ranks.agreement import Ranks
 from xrddiff.data.formats.readers import open_frames
 from xrddiff.judge.exports.exporters import export_run
-from xrddiff.judge.inference import fit_counts_net as counts_of_runs
+from xrddiff.judge.inference import fit_counts_net
 from xrddiff.judge.inference.evaluation import SampleEvaluation
 from xrddiff.judge.inference.generators import open_generator
 from xrddiff.judge.inference.sample_jobs import open_sample_job
@@ -118,13 +118,13 @@ def test_the_other_ranks_wait_for_it_and_one_without_a_finite_loss_is_not_kept(c
             told.append((place.process_index, place.num_processes, patience))
             self.rank, self.size = 0, 1
 
-    monkeypatch.setattr(counts_of_runs, "Ranks", Waiting)
-    monkeypatch.setattr(counts_of_runs, "fit_counts_net", diverged)
+    monkeypatch.setattr(fit_counts_net, "Ranks", Waiting)
+    monkeypatch.setattr(fit_counts_net, "fit_counts_net", diverged)
     other = tmp_path / "run"
     shutil.copytree(run, other)
     shutil.rmtree(other / "counts")
     cfg, place = inference_config(other), SimpleNamespace(rank=1, size=2)
-    assert counts_of_runs.train_counts(other, cfg, evaluation.prepared, place) is None
+    assert fit_counts_net.train_counts(other, cfg, evaluation.prepared, place) is None
     assert told == [(1, 2, timedelta(days=30))] and "its loss was no number" in capsys.readouterr().out
     assert open_counts_net(other) is None
 

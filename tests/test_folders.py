@@ -12,7 +12,7 @@ import pytest
 import xarray as xr
 
 import xrddiff as xd
-from xrddiff.data.formats import scan_cache as remembered
+from xrddiff.data.formats import scan_cache
 from xrddiff.data.frames.rows import frame_origin
 from xrddiff.data.headers import sources
 
@@ -24,7 +24,7 @@ MASKS = np.random.default_rng(1).random((COUNT, 12, 10)) < 0.1
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A cache of its own, in which so few files are worth remembering."""
     monkeypatch.setenv("XRDDIFF_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(remembered, "FEWEST", COUNT)
+    monkeypatch.setattr(scan_cache, "FEWEST", COUNT)
     return tmp_path / "cache" / "folders"
 
 

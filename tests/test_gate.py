@@ -13,8 +13,7 @@ from test_hostile_inputs import counts, virtual
 
 from xrddiff.core.errors import BadInput
 from xrddiff.data.formats.readers import open_frames
-from xrddiff.data.headers import gate
-from xrddiff.data.headers import open_in_subprocess as probe
+from xrddiff.data.headers import gate, open_in_subprocess
 from xrddiff.judge.views.inspection import inspect_file
 from xrddiff.learn.loading.catalog import simulate_to
 from xrddiff.learn.loading.datasets import open_words
@@ -91,7 +90,7 @@ def test_links_within_the_folder_are_followed(places):
 def test_each_file_is_tried_once(places, monkeypatch):
     raw, path = places
     asked = []
-    monkeypatch.setattr(probe._Probe, "ask", lambda self, path, outside: asked.append(path))
+    monkeypatch.setattr(open_in_subprocess._Probe, "ask", lambda self, path, outside: asked.append(path))
     for _ in range(3):
         open_frames(raw / "b.h5", **KNOWN)
     assert len(asked) == 1

@@ -260,7 +260,7 @@ def test_a_record_that_is_damaged_is_not_used_and_written_anew(how, shelved):
 
 
 def test_a_record_is_for_one_user_and_one_version(shelved, monkeypatch):
-    from xrddiff.data.formats import scan_cache as remembered
+    from xrddiff.data.formats import scan_cache
 
     files, _, made, opened, record = shelved
     assert record.stat().st_mode & 0o077 == 0
@@ -268,10 +268,10 @@ def test_a_record_is_for_one_user_and_one_version(shelved, monkeypatch):
         patch.setattr(os, "getuid", lambda: 12345)
         assert opened(files[2]) and made == [1]
     with monkeypatch.context() as patch:
-        patch.setattr(remembered, "_CODE", [])
+        patch.setattr(scan_cache, "_CODE", [])
         assert opened(files[2]) and made == [1]
     # code that is installed while a process runs is not what this process runs
-    monkeypatch.setattr(remembered, "_code", lambda: [])
+    monkeypatch.setattr(scan_cache, "_code", lambda: [])
     assert opened(files[2]) and made == []
 
 

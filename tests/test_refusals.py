@@ -25,8 +25,7 @@ from xrddiff.physics.simulation.simulate import simulate
 from xrddiff.run.execution import phases as jobs
 from xrddiff.run.execution.run_folder import FORMER, Run, create_run, keep_former, reopen_run
 from xrddiff.run.execution.sharing import PARTS, unfinished_samples
-from xrddiff.run.slurm import job_table as status
-from xrddiff.run.slurm import ledger
+from xrddiff.run.slurm import job_table, ledger
 
 OWN = ["data=full", "data.data_id=null", "threads=1"]
 
@@ -226,10 +225,10 @@ def test_one_line_of_the_ledger_costs_itself_alone(tmp_path, monkeypatch):
     with pytest.warns(UserWarning, match=f"{len(wrong) + 1} of {len(wrong) + 2} lines cannot be read"):
         assert ledger.submissions() == [good]
     for name, found in (("cluster_name", ""), ("queue", []), ("past_states", {})):
-        monkeypatch.setattr(status, name, lambda *_, found=found: found)
+        monkeypatch.setattr(job_table, name, lambda *_, found=found: found)
     with pytest.warns(UserWarning):
-        rows = status.job_rows()
-    text = status.status_table([row | dict(name="a [b]\n" * 60) for row in rows], width=100)
+        rows = job_table.job_rows()
+    text = job_table.status_table([row | dict(name="a [b]\n" * 60) for row in rows], width=100)
     assert [row["id"] for row in rows] == ["1_0", "1_1"] and text.count("\n") == 2
     assert all(len(line) <= 100 for line in text.splitlines()) and "a [b] a [b]" in text
 

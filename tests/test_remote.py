@@ -30,8 +30,7 @@ from xrddiff.data.formats.readers import open_frames
 from xrddiff.data.formats.store import save_frames
 from xrddiff.data.frames.frames import make_frames
 from xrddiff.data.frames.rows import frame_reader
-from xrddiff.data.remote import byte_cache as kept_bytes
-from xrddiff.data.remote import remote_folder, servers
+from xrddiff.data.remote import byte_cache, remote_folder, servers
 from xrddiff.data.remote.byte_cache import KeptBytes, Stamp
 
 GEOMETRY = {"wavelength": 1.3, "distance": 0.1, "pixel_size": 1e-4, "beam_center": (32.0, 32.0)}
@@ -526,14 +525,14 @@ def test_redirects_lead_to_the_web_and_to_an_end(hasty, to):
 
 def test_what_is_written_during_the_first_look_is_kept(tmp_path, monkeypatch):
     began, go_on, written = threading.Event(), threading.Event(), []
-    make_room = kept_bytes.make_room
+    make_room = byte_cache.make_room
 
     def slow(folder):
         began.set()
         go_on.wait(60)
         return make_room(folder)
 
-    monkeypatch.setattr(kept_bytes, "make_room", slow)
+    monkeypatch.setattr(byte_cache, "make_room", slow)
     kept, stamp = KeptBytes(tmp_path / "remote" / "a"), Stamp('"one"', 20)
     with ThreadPoolExecutor(2) as pool:
         first = pool.submit(kept.write, "c/0", stamp, 0, b"0123456789")
@@ -564,17 +563,17 @@ def test_two_that_find_a_file_at_the_same_time_keep_both_pieces(tmp_path, monkey
 
 def test_what_is_written_while_a_list_begins_is_kept(tmp_path, monkeypatch):
     """As soon as the list of a file is there, others write pieces; whoever made it leaves them alone."""
-    from xrddiff.data.remote import byte_cache as kept_bytes
+    from xrddiff.data.remote import byte_cache
 
-    stamp, (first, second) = kept_bytes.Stamp('"one"', 30), (kept_bytes.KeptBytes(tmp_path / "a") for _ in range(2))
-    made = kept_bytes._new_file
+    stamp, (first, second) = byte_cache.Stamp('"one"', 30), (byte_cache.KeptBytes(tmp_path / "a") for _ in range(2))
+    made = byte_cache._new_file
 
     def then_the_other_writes(path, content):
         done = made(path, content)
         second.write("c/0", stamp, 10, b"of another")
         return done
 
-    monkeypatch.setattr(kept_bytes, "_new_file", then_the_other_writes)
+    monkeypatch.setattr(byte_cache, "_new_file", then_the_other_writes)
     first.write("c/0", stamp, 0, b"its own ..")
     assert (
         second.read("c/0", stamp, 10, 10) == b"of another"

@@ -28,7 +28,7 @@ from xrddiff.data.formats.store import save_frames
 from xrddiff.judge.views import charts
 from xrddiff.judge.views import run_reports as model_card
 from xrddiff.physics.simulation.simulate import simulate
-from xrddiff.run.execution import status as standing
+from xrddiff.run.execution import status
 from xrddiff.run.execution.status import (
     PHASES,
     STATES,
@@ -39,8 +39,7 @@ from xrddiff.run.execution.status import (
     run_state,
     write_failure,
 )
-from xrddiff.run.slurm import job_table as status
-from xrddiff.run.slurm import ledger as known_jobs
+from xrddiff.run.slurm import job_table, ledger
 from xrddiff.run.slurm.commands import QueuedJob
 from xrddiff.run.slurm.job_table import find_watched
 from xrddiff.run.slurm.ledger import Submission, record_submission
@@ -608,11 +607,11 @@ def test_everything_says_how_a_run_stands(name, whole, tmp_path, monkeypatch, ca
     monkeypatch.setattr(model_card, "finish_report", lambda report, *_, **__: report)
     monkeypatch.setattr(training_monitor, "chart_pictures", lambda *_: (b"", b""))
     monkeypatch.setattr(run_numbers, "run_pictures", lambda _: [])
-    monkeypatch.setattr(standing, "Here", here)
-    monkeypatch.setattr(status, "queue", lambda *_: world.queued)
-    monkeypatch.setattr(status, "cluster_name", lambda: "c")
-    monkeypatch.setattr(status, "past_states", lambda numbers: world.past)
-    monkeypatch.setattr(known_jobs, "batch_script", away)
+    monkeypatch.setattr(status, "Here", here)
+    monkeypatch.setattr(job_table, "queue", lambda *_: world.queued)
+    monkeypatch.setattr(job_table, "cluster_name", lambda: "c")
+    monkeypatch.setattr(job_table, "past_states", lambda numbers: world.past)
+    monkeypatch.setattr(ledger, "batch_script", away)
     found = said_by_the_commands(run, capsys)
     assert set(found.values()) == {(state, phase)}, found
     assert {"runs", "status"} <= set(found) if world.job else "status" not in found

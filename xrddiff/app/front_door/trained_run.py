@@ -163,6 +163,25 @@ def draw_on_frames(
     refuse_stopped(path)
     return open_set(run, path.name)
 
+# %% ../../../nbs/app/front_door/trained_run.ipynb #0f4e4429
+def _encoded(self: TrainedRun, which: str, limit: int | None) -> EncodedFrames:
+    """Frames of the run with their latents."""
+    from tqdm.auto import tqdm
+
+    from xrddiff.judge.inference.encoded import open_encoded
+    from xrddiff.learn.recipes.setup import run_accelerator
+
+    own = self.autoencoder
+    with tqdm(unit="frame", leave=False, desc="encoding", disable=None) as bar:
+
+        def tell(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        device = run_accelerator(self.cfg.training).device
+        words = dict(which=which, limit=limit, ema=self.cfg.inference.use_ema, device=device)
+        return open_encoded(open_prepared(own), own.path, tell=tell, **words)
+
 # %% ../../../nbs/app/front_door/trained_run.ipynb #29c9335f
 @dataclass(frozen=True, repr=False)
 class TrainedRun(RunNumbers):
@@ -464,25 +483,6 @@ class TrainedRun(RunNumbers):
         told = dict(frames=frames, mask=mask, mask_true=mask_true, draws=draws, method=method, limit=limit)
         told |= dict(hold_out=hold_out, gain=gain, read_noise=read_noise, options=dict(options or {}))
         return draw_on_frames(self, "posterior", given, words, name, progress, **told)
-
-# %% ../../../nbs/app/front_door/trained_run.ipynb #0f4e4429
-def _encoded(self: TrainedRun, which: str, limit: int | None) -> EncodedFrames:
-    """Frames of the run with their latents."""
-    from tqdm.auto import tqdm
-
-    from xrddiff.judge.inference.encoded import open_encoded
-    from xrddiff.learn.recipes.setup import run_accelerator
-
-    own = self.autoencoder
-    with tqdm(unit="frame", leave=False, desc="encoding", disable=None) as bar:
-
-        def tell(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
-        device = run_accelerator(self.cfg.training).device
-        words = dict(which=which, limit=limit, ema=self.cfg.inference.use_ema, device=device)
-        return open_encoded(open_prepared(own), own.path, tell=tell, **words)
 
 # %% ../../../nbs/app/front_door/trained_run.ipynb #f7b44ff2
 @plain_errors

@@ -15,9 +15,8 @@ import anywidget
 import ipywidgets
 from traitlets import Dict, List, Unicode
 
-from .widget_base import Refreshed
-from .widget_base import Panel, draw_lines, source
 from .training_monitor import open_monitor
+from .widget_base import Panel, Refreshed, draw_lines, source
 from ...config.composition import compose_config
 from ...config.overrides import as_override, parse_override, presets
 from ...config.saved_config import to_yaml

@@ -34,8 +34,14 @@ from xrddiff.app.widgets.mask_edits import (
     reasons,
     save_edited,
 )
-from .measures import Measured, unmasked_pixels
-from .measures import CALIBRANTS, FittedCenter, calibrant_rings, fit_center
+from xrddiff.app.widgets.measures import (
+    CALIBRANTS,
+    FittedCenter,
+    Measured,
+    calibrant_rings,
+    fit_center,
+    unmasked_pixels,
+)
 from .widget_base import source
 from ...config.words.data_sets import CATALOG
 from ...core.errors import BadInput
@@ -47,8 +53,8 @@ from ...data.frames.geometry import PanelGeometry
 from ...data.frames.peaks import find_frame_peaks
 from ...data.frames.rows import frame_origin
 from ...data.frames.selection import select_frames
-from ...data.headers.gate import as_bad_input
 from ...data.frames.shadows import shadow_of
+from ...data.headers.gate import as_bad_input
 from ...learn.loading.catalog import load
 from ...physics.indexing.indexer import Indexing
 

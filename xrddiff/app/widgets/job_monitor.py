@@ -16,17 +16,16 @@ import anywidget
 import ipywidgets
 from traitlets import List, Unicode
 
-from .widget_base import Refreshed, signature
-from .widget_base import Panel, draw_lines, source
 from .training_monitor import open_monitor
+from .widget_base import Panel, Refreshed, draw_lines, signature, source
 from ...core.errors import BadInput, XrddiffError
 from ...core.text import for_log
 from ...judge.views.plots import png
 from ...run.execution.status import severity
 from ...run.slurm.commands import ACTIVE, WAITING
+from ...run.slurm.job_table import STATUS_COLUMNS, job_rows, status_cells, status_table
 from ...run.slurm.ledger import cancel_targets
 from ...run.slurm.logs import failure_text, tail
-from ...run.slurm.job_table import STATUS_COLUMNS, job_rows, status_cells, status_table
 from ...run.slurm.submission import chosen_profile, plan_resume, resumable, send_plan, sent_lines
 
 # %% auto #0

@@ -14,12 +14,14 @@ import ipywidgets
 from ipywidgets import Layout
 from traitlets import Bool, Dict, Float, Int, List, TraitError, Unicode, link
 
-from .sample_controls import Cancelled, Drawing, draw_each
 from .canvas import FrameView, draw_pictures
 from .points import Slide
 from xrddiff.app.widgets.sample_controls import (
+    Cancelled,
     ConditionControls,
+    Drawing,
     WeakerControls,
+    draw_each,
     option_control,
     run_conditions,
     sample_command,
@@ -27,14 +29,14 @@ from xrddiff.app.widgets.sample_controls import (
     sample_overrides,
 )
 from .widget_base import Panel, draw_lines
+from ...config.active_settings import STEPS, sampling_steps, show_crystals
 from ...config.overrides import as_override
 from ...config.saved_config import load_config, need_run
-from ...config.active_settings import STEPS, sampling_steps, show_crystals
 from ...config.words.inference import GUIDANCE
 from ...core import registry
 from ...core.errors import BadInput
-from ...core.text import for_html
 from ...core.templates import render
+from ...core.text import for_html
 from ...data.frames.frames import frame_count
 from ...judge.views.plots import png
 from ...judge.views.samples import show_samples

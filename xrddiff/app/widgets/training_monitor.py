@@ -15,19 +15,15 @@ import anywidget
 import pandas as pd
 from traitlets import Bytes, Int, List, Unicode
 
-from .widget_base import Refreshed, signature
-from .widget_base import Panel, source
+from .widget_base import Panel, Refreshed, signature, source
 from ...core.errors import BadInput, nearest
 from ...core.registry import get
-from ...judge.views.charts import plot_history
-from ...judge.views.plots import Picture, png
-from ...judge.views.plots import png_pair
-from ...judge.views.charts import chart_title, drawable, training_dashboard
+from ...judge.views.charts import chart_title, drawable, plot_history, training_dashboard
+from ...judge.views.plots import Picture, png, png_pair
 from ...learn.telemetry.history import SAMPLES, read_epochs, read_history
 from ...learn.telemetry.rules import read_findings
-from ...run.execution.status import PHASES, TRAINING, USE, Progress
 from ...run.execution.dashboard import clock_text, progress_rows, progress_text
-from ...run.execution.status import Standing, devices, run_state, severity
+from ...run.execution.status import PHASES, TRAINING, USE, Progress, Standing, devices, run_state, severity
 from ...run.slurm.job_table import Watched, find_watched
 
 # %% auto #0

@@ -12,8 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..errors import BadInput
-from .scaling import above_zero
-from .scaling import CostModel
+from .scaling import CostModel, above_zero
 
 # %% auto #0
 __all__ = ['cost_of_pixels', 'StreamNeeds', 'nodes_of', 'linear_to', 'answered', 'amdahl', 'serial_share', 'TrainingNeeds']

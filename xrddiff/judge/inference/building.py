@@ -25,18 +25,17 @@ from ...data.transforms.pipelines import transform_from_state
 from ...data.transforms.values import Transform
 from .conditions import condition_classes, condition_fields, condition_table, distance_table
 from .detectors import template_frames
-from .training_previews import samples_during
 from .generators import Generator, generator_state, keep_template
 from .guides import check_label, train_guide
 from .lattices import lattice_table
 from .samplers import measure_values, ready_sampler, training_noise
+from .training_previews import samples_during
 from ...learn.diffusion.denoisers import SPAN, Denoiser
 from ...learn.models.autoregressive import AutoregressiveDiffusion, make_autoregressive
 from ...learn.models.latent_space import LatentSpace
 from ...learn.recipes.autoencoders import build_autoencoder
-from ...learn.recipes.setup import condition_use
 from ...learn.recipes.latents import LatentLoader, open_latent_space
-from ...learn.recipes.setup import run_loaders, run_trainer, windowed
+from ...learn.recipes.setup import condition_use, run_loaders, run_trainer, windowed
 from ...learn.recipes.warm_start import check_alike, open_init
 from ...learn.training.batches import Place
 from ...learn.training.checkpoints import load_checkpoint, load_weights

@@ -15,22 +15,21 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ...config.saved_config import no_generator
 from ...config.active_settings import show_crystals
+from ...config.saved_config import no_generator
 from ...core.errors import BadInput
 from ...core.plugins import need_plugins
 from ...core.registry import get, name_of
 from ...data.formats.store import read_store, save_frames
 from ...data.frames.frames import frame_mask
 from ...data.frames.geometry import is_cut
-from ...data.transforms.values import LIMITS, held
 from ...data.transforms.pipelines import transform_from_state
 from ...data.transforms.spatial import as_images
-from ...data.transforms.values import Transform, widened
+from ...data.transforms.values import LIMITS, Transform, held, widened
+from .apply_counts_net import CountsOfSamples, open_counts_of_samples
 from .conditions import SampleConditions
 from .crystals import alike_rows, asked_lattices, maps_of, single_crystals, with_crystals
 from .detectors import template_frames, with_places
-from .apply_counts_net import CountsOfSamples, open_counts_of_samples
 from ...learn.diffusion.denoisers import Denoiser
 from ...learn.diffusion.keyed_sampling import sample_chunks
 from ...learn.models.autoregressive import AutoregressiveDiffusion

@@ -20,9 +20,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ...config.active_settings import model_parts
 from ...config.composition import inference_config
 from ...config.saved_config import to_yaml
-from ...config.active_settings import model_parts
 from ...core.errors import BadInput, nearest
 from ...core.files import writing
 from ...core.gate import from_json, read_arrays
@@ -38,8 +38,7 @@ from .guides import Guide, open_guide
 from .measured import NetworkFrames, open_fitted, to_network
 from .samplers import ready_sampler
 from ..metrics.coverage import Coverage, coverage, interval, window_coverage
-from ..posteriors.likelihoods import counted
-from ..posteriors.likelihoods import Poisson, fit_dispersion, likelihood_of, scattering
+from ..posteriors.likelihoods import Poisson, counted, fit_dispersion, likelihood_of, scattering
 from ...learn.diffusion.inpainting import inpaint, posterior
 from ...learn.diffusion.keyed_sampling import SampleNoise, Sampler
 from ...learn.recipes.setup import run_accelerator

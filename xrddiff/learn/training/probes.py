@@ -16,8 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ...core.plugin_probes import expect
-from ...core.ranks.agreement import Ranks
-from ...core.ranks.agreement import StopRequest
+from ...core.ranks.agreement import Ranks, StopRequest
 from ...core.registry import Entry, register
 from ..telemetry.health import StepRecord, gradient_norm
 from .batches import Place, Plan, cut

@@ -20,8 +20,7 @@ from accelerate.utils.memory import should_reduce_batch_size
 from torch import Tensor, nn
 
 from ...core.errors import BadInput, XrddiffError
-from ...core.ranks.agreement import Ranks
-from ...core.ranks.agreement import StopRequest
+from ...core.ranks.agreement import Ranks, StopRequest
 from ...core.seeds import seed_from
 from ..telemetry.health import StepRecord, Watch, loss_spike
 from .batches import Loader, Place, Plan, cut, frames_per_epoch, share, stream, to_device

@@ -16,8 +16,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from ...core.errors import BadInput
-from ...core.ranks.agreement import Ranks
-from ...core.ranks.agreement import StopRequest
+from ...core.ranks.agreement import Ranks, StopRequest
 from ..telemetry.health import StepRecord, Watch, gradient_norm
 from ..telemetry.rules import Monitor
 from xrddiff.learn.training.batches import (

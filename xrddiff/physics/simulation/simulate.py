@@ -26,8 +26,9 @@ from xrddiff.physics.simulation.experiments import (
     Sample,
     detector_mask,
     find_experiment,
+    meet_panels,
+    on_panel,
 )
-from .experiments import meet_panels, on_panel
 from xrddiff.physics.simulation.scattering import (
     air_profile,
     darwin_intensity,

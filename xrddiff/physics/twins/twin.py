@@ -35,15 +35,18 @@ from xrddiff.physics.twins.measured_backgrounds import (
     learn_backgrounds,
     touched,
 )
-from .spot_shapes import SpotBrightness, learn_brightness, relative_intensities, virtual_crystal
 from xrddiff.physics.twins.spot_shapes import (
     ALONE,
+    SpotBrightness,
     add_spots,
     draw_shapes,
+    learn_brightness,
     measure_shapes,
     outward,
+    relative_intensities,
     shaped,
     share_in_disc,
+    virtual_crystal,
 )
 from .unexplained_spots import on_their_rings, unexplained_spots
 

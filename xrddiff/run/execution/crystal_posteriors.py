@@ -15,13 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...core.errors import BadInput
-from ...core.safe_write import new_output
 from ...core.files import remove, write_json
 from ...core.gate import read_json
 from ...core.ranks.agreement import StopRequest
+from ...core.safe_write import new_output
 from .notebooks import run_notebook, run_notebook_path
 from .phases import meet_ranks, notebook_target
-from .status import clear_marks
 from xrddiff.run.execution.run_folder import (
     environment,
     hold_run,
@@ -30,7 +29,7 @@ from xrddiff.run.execution.run_folder import (
     make_free_folder,
     world_rank,
 )
-from .status import run_state
+from .status import clear_marks, run_state
 
 if TYPE_CHECKING:
     from xrddiff.judge.posteriors.crystal_stills import CrystalPlan

@@ -10,8 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ...core.text import for_terminal, plain_text
-from .status import PHASES
-from .status import Device, Progress, Standing, severity
+from .status import PHASES, Device, Progress, Standing, severity
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

@@ -22,11 +22,10 @@ from ...core.files import errors_said, write_json
 from ...core.gate import read_json
 from ...core.plugins import plugin_scope
 from ...core.ranks.agreement import StopRequest
-from .status import USE
 from .notebooks import execute_in
-from .status import clear_marks
 from .run_folder import hold_run, make_free_folder, set_threads
 from .sharing import check_evaluation, check_samples, unfinished_folder, unfinished_samples
+from .status import USE, clear_marks
 from .workers import parse_workers
 
 # %% ../../../nbs/run/execution/finished.ipynb #129babdd

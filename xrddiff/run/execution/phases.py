@@ -17,16 +17,16 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+from ...config.active_settings import model_parts, trained_parts
 from ...config.composition import compose_config, load_named_plugins
 from ...config.overrides import as_override, parse_override
 from ...config.saved_config import OWN_FRAMES
-from ...config.active_settings import model_parts, trained_parts
 from ...config.words.vocabulary import Config
 from ...core.errors import BadInput, RankFailed, XrddiffError
-from ...core.text import say
 from ...core.plugins import plugin_scope
-from ...core.ranks.agreement import StopRequest
 from ...core.progress import report_progress
+from ...core.ranks.agreement import StopRequest
+from ...core.text import say
 from .notebooks import run_notebook, run_notebook_path
 from xrddiff.run.execution.run_folder import (
     create_run,

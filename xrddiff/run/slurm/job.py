@@ -21,16 +21,15 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ...core import launcher
+from ...core.errors import BadInput, XrddiffError, nearest
 from ...core.files import errors_said
 from ...core.gate import need_path, read_text
-from ...core.errors import BadInput, XrddiffError, nearest
-from ...core.text import complain, say
 from ...core.plugins import load_standing, plugin_scope
 from ...core.ranks.agreement import StopRequest
 from ...core.registry import entries, get
-from ..execution.status import run_state
-from ..execution.status import clear_marks, stopped_by
+from ...core.text import complain, say
 from ..execution.run_folder import complete_run, hold_run, set_threads, world_rank, world_size
+from ..execution.status import clear_marks, run_state, stopped_by
 
 # %% ../../../nbs/run/slurm/job.ipynb #8f4d6a0e
 KINDS = ("run", "script", "command")

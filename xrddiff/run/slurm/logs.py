@@ -17,8 +17,7 @@ from typing import Any
 from ...core.errors import BadInput
 from ...core.gate import open_file, read_json
 from ...core.text import for_log, plain_text, say
-from ..execution.status import read_status
-from ..execution.status import read_failures
+from ..execution.status import read_failures, read_status
 from .commands import SlurmAway, queue
 from .ledger import Submission, Target
 

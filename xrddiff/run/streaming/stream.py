@@ -21,13 +21,13 @@ import numpy as np
 import pandas as pd
 
 from ...config.words.inference import ENOUGH
-from ...core.safe_write import new_output
 from ...core.errors import BadInput
 from ...core.files import write_json, writing
 from ...core.gate import read_json
-from ...core.text import for_csv, plain_text
 from ...core.plugins import load_standing
 from ...core.ranks.agreement import StopRequest
+from ...core.safe_write import new_output
+from ...core.text import for_csv, plain_text
 from ...data.formats.readers import check_words
 from ...data.headers.gate import as_bad_input, reason
 from ...learn.recipes.saved_peak_nets import absolute_way, described_way, peak_way
@@ -49,12 +49,11 @@ from xrddiff.run.streaming.answering import (
     together,
     unanswered,
 )
-from .answers import SUMMARY, Answers, read_answers
+from .answers import SUMMARY, Answers, HitSaver, read_answers, read_kinds
 from .arrivals import Arrived, Layout, Listening, find_source, open_source, refused, written_name
 from .detector_messages import MOST_BYTES
-from .stopping_rule import MergeWish, RunningMerge, read_enough, save_running
 from .live_page import StreamStanding, write_page
-from .answers import HitSaver, read_kinds
+from .stopping_rule import MergeWish, RunningMerge, read_enough, save_running
 
 # %% auto #0
 __all__ = ['DROPPED', 'WRITE', 'INDEXERS', 'NOT_YET', 'Buffer', 'StreamPlan', 'claimed_folder', 'as_it_is_kept', 'Reception',

@@ -20,18 +20,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...core.errors import BadInput, XrddiffError
+from ...core.files import append_to
 from ...core.launcher import STDOUT, Child, TimeoutExpired, own_environment, python_words, start
-from ...core.text import complain, for_terminal, plain_text, say
 from ...core.plugins import plugin_scope
 from ...core.ranks.agreement import StopRequest
 from ...core.registry import entries, register
+from ...core.text import complain, for_terminal, plain_text, say
 from ...learn.telemetry.rules import of_samples, read_findings, times_of
 from ..execution.run_folder import cpu_count
-from ..execution.status import read_failures
-from ..execution.status import run_state
+from ..execution.status import read_failures, run_state
 from ..slurm.job import INTERRUPTED, REQUEUE, Job, RankCommand, pass_signals
 from .consent import allow_plan, trial_words
-from ...core.files import append_to
 from xrddiff.run.studies.study import (
     Agent,
     NeverLogged,
