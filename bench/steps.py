@@ -51,6 +51,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from xrddiff.config.active_settings import model_parts, unused_words
 from xrddiff.config.composition import compose_config
+from xrddiff.config.train_options import train_options
 from xrddiff.data.frames.frames import make_frames
 from xrddiff.data.transforms.pipelines import make_transform
 from xrddiff.judge.inference.building import build_autoregressive, build_network, build_objective
@@ -61,7 +62,6 @@ from xrddiff.learn.models.unet import UNet
 from xrddiff.learn.recipes.autoencoders import autoencoder_objective, build_autoencoder
 from xrddiff.learn.training.batches import Place, batches_from
 from xrddiff.learn.training.compute import computed
-from xrddiff.learn.training.options import train_options
 from xrddiff.learn.training.steps import set_mode, to_device
 from xrddiff.learn.training.trainer import Trainer
 

@@ -52,7 +52,7 @@ def train(folder, dropout=0.1, resume=False, **words):
     """(losses of all rows, final weights) of nine steps."""
     import torch
 
-    from xrddiff.learn.training.options import train_options
+    from xrddiff.config.train_options import train_options
     from xrddiff.learn.training.trainer import Trainer
 
     cfg = compose_config(["model=ddpm", *(f"training.{k}={str(v).lower()}" for k, v in words.items())])
@@ -115,7 +115,7 @@ def test_accelerate_launch_decides_precision_where_the_run_does_not(tmp_path):
 
 
 def test_words_reach_the_training():
-    from xrddiff.learn.training.options import train_options
+    from xrddiff.config.train_options import train_options
 
     words = ["training.compile=true", "training.gradient_checkpointing=true", "training.mixed_precision=bf16"]
     options = train_options(compose_config([*words, "training.channels_last=true"]))

@@ -231,8 +231,8 @@ def script_ranks(folder):
 
 def script_gradients(folder):
     """The gradient of the first step on 1, 2 and 3 ranks, read from AdamW's first moment, is that of the mean loss of the whole batch."""
+    from xrddiff.config.train_options import TrainOptions
     from xrddiff.learn.training.checkpoints import load_checkpoint
-    from xrddiff.learn.training.options import TrainOptions
 
     beta = TrainOptions().betas[0]
     out = {}

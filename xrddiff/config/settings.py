@@ -5,20 +5,21 @@
 # %% ../../nbs/config/settings.ipynb #053d387d
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .composition import compose_config
+from .composition import compose_config, known_presets
 from .sources import origins
 from .overrides import as_override, conf_dir, is_override, made_preset
 from .saved_config import load_config, need_run
 from .active_settings import known_options, unused_words
-from .words.vocabulary import Config, get_word, vocabulary
+from .words.vocabulary import GROUPS, Config, get_word, vocabulary
+from ..core.errors import BadInput
 from ..core.files import is_path
 
 # %% auto #0
-__all__ = ['read_settings', 'setting_text', 'option_rows', 'setting_rows', 'differences', 'preset_about']
+__all__ = ['read_settings', 'setting_text', 'option_rows', 'setting_rows', 'differences', 'differing_words', 'preset_about']
 
 # %% ../../nbs/config/settings.ipynb #c141d95e
 def read_settings(given: Sequence[str]) -> Config:
@@ -79,6 +80,37 @@ def differences(one: Config, other: Config) -> list[dict[str, Any]]:
         for x, y in zip(a, b, strict=True)
         if x["value"] != y["value"]
     ]
+
+# %% ../../nbs/config/settings.ipynb #6e57e71f
+_OWN = ("resume", "run_name", "output_dir")  # of each run, and no setting
+
+
+def _preset_values(cfg: Config) -> Config | None:
+    """The configuration that the presets of a run give by themselves; None where they are not here."""
+    known = known_presets(cfg)
+    try:
+        return compose_config(known) if len(known) == len(cfg.presets) else None
+    except BadInput:
+        return None
+
+
+def differing_words(configs: Mapping[str, Config]) -> dict[str, dict[str, Any]]:
+    """What differs between runs: for each preset and word its value in every run, by the names of the runs; None where
+    it has no effect.
+    """
+    made: dict[tuple, Config | None] = {}
+    for cfg in configs.values():
+        if (chosen := tuple(cfg.presets.items())) not in made:
+            made[chosen] = _preset_values(cfg)
+    unused = {run: unused_words(cfg) for run, cfg in configs.items()}
+    columns = {g: {run: cfg.presets.get(g, "") for run, cfg in configs.items()} for g in GROUPS}
+    for word in (w for w in vocabulary() if w not in _OWN):
+        values = {run: get_word(cfg, word) for run, cfg in configs.items()}
+        presets = {run: made[tuple(cfg.presets.items())] for run, cfg in configs.items()}
+        if all(p is not None and get_word(p, word) == values[run] for run, p in presets.items()):
+            continue
+        columns[word] = {run: None if word in unused[run] else value for run, value in values.items()}
+    return {name: column for name, column in columns.items() if len({repr(v) for v in column.values()}) > 1}
 
 # %% ../../nbs/config/settings.ipynb #027085be
 def preset_about(group: str, name: str) -> str:

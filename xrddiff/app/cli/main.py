@@ -49,7 +49,7 @@ def _advice(path: Path, error: BaseException) -> str:
     return f"the run is kept; resume it with: xrddiff run resume={path}"
 
 
-def _run_one(overrides: Sequence[str], cfg: Any, done: list[Path], *, plain: bool = True) -> int:
+def _run_one(overrides: Sequence[str], plan: Any, done: list[Path], *, plain: bool = True) -> int:
     """Execute one run and add its folder to `done`; returns the exit code: 0, or 75 if it was
     stopped cleanly. plain: False = show the dashboard instead of the output of the cells.
     """
@@ -67,7 +67,7 @@ def _run_one(overrides: Sequence[str], cfg: Any, done: list[Path], *, plain: boo
 
     try:
         with beside(not plain and world_rank() == 0) as show:
-            path = execute_run(overrides, cfg, on_start=on_start, terminal=plain)
+            path = execute_run(overrides, plan, on_start=on_start, terminal=plain)
     except (KeyboardInterrupt, XrddiffError) as error:
         if started:
             complain(_advice(started[0], error))
@@ -100,29 +100,29 @@ def run(args: argparse.Namespace) -> int:
     if args.help:
         say(args.parser.format_help() + "\n" + words_help(args.overrides), breaks=True)
         return 0
-    from xrddiff.config.composition import compose_config, note_unused
+    from xrddiff.config.composition import note_unused
+    from xrddiff.config.plan import compose_plan
     from xrddiff.config.overrides import expand_multirun
-    from xrddiff.config.saved_config import to_yaml
     from xrddiff.core.plugins import plugin_scope
 
     sweep = expand_multirun(args.overrides) if args.multirun else [list(args.overrides)]
     composed = []
     for overrides in sweep:  # all of them, before the first one starts
         with plugin_scope():
-            composed.append((overrides, cfg := compose_config(overrides)))
-            note_unused(cfg, overrides)
+            composed.append((overrides, plan := compose_plan(overrides)))
+            note_unused(plan.config, overrides)
     if args.dry_run:
         from xrddiff.run.execution.checks import check_runs
 
-        check_runs(cfg for _, cfg in composed)
-        say("---\n".join(to_yaml(cfg) for _, cfg in composed).removesuffix("\n"), breaks=True)
+        check_runs(plan for _, plan in composed)
+        say("---\n".join(plan.words for _, plan in composed).removesuffix("\n"), breaks=True)
         return 0
     failed, done = [], []
-    for i, (overrides, cfg) in enumerate(composed):
+    for i, (overrides, plan) in enumerate(composed):
         if len(composed) > 1:
             say("", f"=== run {i + 1} of {len(composed)}: {' '.join(overrides)}", flush=True)
         try:
-            if code := _run_one(overrides, cfg, done, plain=args.plain or not is_terminal()):
+            if code := _run_one(overrides, plan, done, plain=args.plain or not is_terminal()):
                 return code  # stopped by a signal: the remaining runs are not started
         except XrddiffError as error:
             if len(composed) == 1:

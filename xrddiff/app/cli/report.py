@@ -17,7 +17,8 @@ def report(args: argparse.Namespace) -> int:
     """Write report.html, report.md and README.md of a run again, from the files in its folder:
     `xrddiff report RUN`.
     """
-    from xrddiff.config.saved_config import load_config, need_run
+    from xrddiff.config.plan import saved_plan
+    from xrddiff.config.saved_config import need_run
     from xrddiff.core.plugins import need_plugins
     from xrddiff.judge.views.run_reports import rewrite_reports
     from xrddiff.run.slurm.job_table import current_state
@@ -26,7 +27,7 @@ def report(args: argparse.Namespace) -> int:
     need_run(run, str(run))
     need_plugins(run)
     how = current_state(run)
-    for page in rewrite_reports(run, load_config(run / "config.yaml"), "" if how.finished else how.sentence):
+    for page in rewrite_reports(run, saved_plan(run), "" if how.finished else how.sentence):
         say(f"report: {page}")
     return 0
 

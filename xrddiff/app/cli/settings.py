@@ -29,11 +29,16 @@ def _table(*columns: str) -> Any:
 def show(args: argparse.Namespace) -> int:
     """Show every value of a run, its unit, where it comes from and what it means: `xrddiff config
     show model=ddpm size=small`, or `xrddiff config show RUN`. Words without effect in the run are
-    left out, unless --all is given.
+    left out, unless --all is given. With --plan, what these values mean for the run: networks, steps, optimiser.
     """
+    from xrddiff.config.plan import resolve
     from xrddiff.config.settings import read_settings, setting_rows, setting_text
 
-    rows = setting_rows(read_settings(args.given), every=args.all, inside=True)
+    cfg = read_settings(args.given)
+    if args.plan:
+        say(for_json(resolve(cfg).record()) if args.json else resolve(cfg).text.rstrip(), breaks=True)
+        return 0
+    rows = setting_rows(cfg, every=args.all, inside=True)
     rows = [row for row in rows if not args.changed or row["origin"] != "default"]
     if args.json:
         say(for_json(rows), breaks=True)
@@ -102,6 +107,7 @@ def add_config(commands: Any) -> None:
     )
     p.add_argument("--all", action="store_true", help="include words that have no effect in this run")
     p.add_argument("--changed", action="store_true", help="only values that differ from the defaults")
+    p.add_argument("--plan", action="store_true", help="what the values mean for the run, as it keeps it in plan.yaml")
     p.add_argument("--json", action="store_true", help="for programs")
     p.set_defaults(command=show, parser=p)
 

@@ -28,8 +28,8 @@ def chosen_config(run: Any, *given: str | Mapping[str, Any], **words: Any) -> Co
     from xrddiff.config.composition import compose_config
     from xrddiff.config.settings import read_settings
 
-    if hasattr(run, "cfg"):
-        return run.cfg
+    if hasattr(run, "plan"):
+        return run.plan.config
     if isinstance(run, os.PathLike) or (isinstance(run, str) and "=" not in run):
         return read_settings([os.fspath(run)])
     return compose_config(as_overrides(*(() if run is None else (run,)), *given, words))

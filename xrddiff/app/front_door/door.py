@@ -19,7 +19,7 @@ from .keywords import as_overrides, data_overrides
 from .run_frames import index_set
 from .run_numbers import plain_errors
 from .trained_run import TrainedRun, execute_shown, open_run
-from ...config.composition import compose_config
+from ...config.plan import compose_plan
 from ...config.saved_config import OWN_FRAMES
 from ...core import errors
 from ...core.errors import BadInput  # noqa: F401  for users
@@ -182,7 +182,7 @@ def train(*given: str | Mapping[str, Any], data: Any = None, progress: bool = Tr
         return open_run(execute_shown(overrides, progress=progress))
     with ExitStack() as held:
         with plugin_scope():
-            folder = Path(compose_config(overrides).output_dir).expanduser()
+            folder = Path(compose_plan(overrides).output_dir).expanduser()
         store = save_frames(frames, held.enter_context(_scratch_in(folder)) / OWN_FRAMES)
         return open_run(execute_shown(overrides, frames=store, progress=progress))
 

@@ -26,7 +26,7 @@ __all__ = ['Exported', 'open_exported']
 class Exported(ExportedModel):
     """An opened package, as returned by `xd.load_exported`.
 
-    `path`: the folder. `about`: its manifest. `cfg`: the words of the run. `template`: an empty frame.
+    `path`: the folder. `about`: its manifest. `template`: an empty frame.
     """
 
     @plain_errors

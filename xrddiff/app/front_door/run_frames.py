@@ -25,14 +25,14 @@ __all__ = ['open_prepared', 'open_set', 'chosen_frames', 'network_batch', 'fit_t
 def open_prepared(run: Run) -> Prepared:
     """The frames of a run, pooled, cropped and split as in training, with the fitted transform."""
     from xrddiff.data.transforms.pipelines import transform_from_state
-    from xrddiff.learn.loading.datasets import prepare_words
+    from xrddiff.learn.loading.datasets import prepare_planned
     from xrddiff.learn.training.checkpoints import load_checkpoint
 
     if not any(run.checkpoints.glob("step-*")):
-        return prepare_words(run.cfg, folder=run.whole)
+        return prepare_planned(run.plan, folder=run.whole)
     state = load_checkpoint(run.path, verify=False).state
     classes = state.get("generator", {}).get("classes", {})
-    return prepare_words(run.cfg, transform_from_state(state["transform"]), classes, folder=run.whole)
+    return prepare_planned(run.plan, transform_from_state(state["transform"]), classes, folder=run.whole)
 
 
 def open_set(run: Run, name: str) -> xr.Dataset:
@@ -103,9 +103,9 @@ def reconstruct_with(run: Run, frames: xr.Dataset) -> xr.Dataset:
 
     checkpoint = load_checkpoint(run.path)
     frames = fit_to_run(frames, run, checkpoint)
-    model = open_autoencoder(checkpoint, ema=run.cfg.inference.use_ema)
-    device = run_accelerator(run.cfg.training).device
-    size, transform = run.cfg.inference.batch_size, transform_from_state(checkpoint.state["transform"])
+    model = open_autoencoder(checkpoint, ema=run.plan.sampling.use_ema)
+    device = run_accelerator(run.plan.training).device
+    size, transform = run.plan.sampling.batch_size, transform_from_state(checkpoint.state["transform"])
     loader = FrameLoader(frames, transform, None, batch_size=size, multiple=model.downsampling, shuffle=False)
     made = reconstruct_frames(autoencoder_codec(model.to(device), device), loader)[0]
     return made.assign_attrs(checkpoint=checkpoint.path.name)

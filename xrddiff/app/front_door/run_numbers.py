@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from .run_frames import open_set
 from ...config.saved_config import OWN_FRAMES
-from ...config.words.data_sets import data_name
 from ...core.errors import BadInput, XrddiffError
 from ...core.extras import collected_later, not_installed
 from ...core.gate import or_default, read_json
@@ -81,7 +80,7 @@ class RunNumbers(Run):
     @property
     def config(self) -> Config:
         """The full configuration, as in `run.config.training.lr`."""
-        return self.cfg
+        return self.plan.config
 
     @property
     def state(self) -> str:
@@ -163,11 +162,11 @@ def read_summary(path: Path) -> pd.DataFrame:
 # %% ../../../nbs/app/front_door/run_numbers.ipynb #fac47c30
 def about_run(run: RunNumbers, how: RunState | None = None) -> dict[str, str]:
     """A short description of a run: path, model, data and state. how: how it stands, if that is known."""
-    cfg, p = run.cfg, run.cfg.presets
-    size, step = p.get("size", cfg.size.name), f", step {run.step}" if run.step else ""
+    plan = run.plan
+    size, step = plan.presets.get("size", plan.size), f", step {run.step}" if run.step else ""
     return {
         "run": str(run.path),
-        "model": f"{p.get('model', cfg.model.model_name)}{f', {size}' if size else ''}",
+        "model": f"{plan.name}{f', {size}' if size else ''}",
         "data": _data_of(run),
         "state": (how or run.stands).sentence + step,
     } | ({"verdict": verdict} if (verdict := run.verdict) else {})
@@ -175,8 +174,9 @@ def about_run(run: RunNumbers, how: RunState | None = None) -> dict[str, str]:
 
 def _data_of(run: RunNumbers) -> str:
     """The data of a run: a named set, a path, or the frames stored in the run."""
-    path = run.cfg.data.data_path
-    return OWN_FRAMES if path and Path(path).parent == run.whole.absolute() else str(data_name(run.cfg) or path)
+    source = run.plan.data.source
+    path = source.data_path
+    return OWN_FRAMES if path and Path(path).parent == run.whole.absolute() else source.title
 
 
 def run_pictures(run: RunNumbers) -> list[bytes]:

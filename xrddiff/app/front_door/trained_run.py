@@ -25,9 +25,9 @@ from xrddiff.app.front_door.run_frames import (
     reconstruct_with,
 )
 from .run_numbers import F, Page, RunNumbers, plain_errors, read_summary
-from ...config.composition import compose_config, note_unused
-from ...config.saved_config import load_config, need_run, no_generator
-from ...config.active_settings import model_parts
+from ...config.composition import note_unused
+from ...config.plan import compose_plan, saved_plan
+from ...config.saved_config import need_run, no_generator
 from ...config.words.vocabulary import GROUPS, vocabulary
 from ...core import plugins
 from ...core.errors import BadInput, XrddiffError, nearest
@@ -66,8 +66,8 @@ def execute_shown(overrides: list[str], *, frames: Path | None = None, progress:
     """
     from xrddiff.run.execution.phases import execute_run  # papermill takes its time
 
-    cfg = compose_config(overrides)
-    note_unused(cfg, overrides)
+    plan = compose_plan(overrides)
+    note_unused(plan.config, overrides)
     started: list[Path] = []
     with threads_kept(), live_pane(progress) as pane:
 
@@ -79,7 +79,7 @@ def execute_shown(overrides: list[str], *, frames: Path | None = None, progress:
                 pane.path = path
 
         try:
-            return execute_run(overrides, cfg, frames=frames, on_start=on_start, terminal=progress)
+            return execute_run(overrides, plan, frames=frames, on_start=on_start, terminal=progress)
         except (KeyboardInterrupt, XrddiffError) as error:
             if started:
                 error.add_note(f"the run is kept; go on with it by: xd.open_run({str(started[0])!r}).resume()")
@@ -105,7 +105,7 @@ def sampling_overrides(run: Run, given: tuple[Any, ...], words: Mapping[str, Any
     `inference.condition`. Raises `BadInput` for an unknown name.
     """
     known = {w.rpartition(".")[2] for w in vocabulary() if w.partition(".")[0] == "inference"}
-    conditions = [name for name in run.cfg.model.condition or [] if name not in known]
+    conditions = [name for name in run.plan.data.conditions if name not in known]
     asked = {name: value for name, value in words.items() if name in conditions}
     own = {name: value for name, value in words.items() if name not in conditions}
     for name in own:
@@ -123,7 +123,7 @@ def open_network(run: Run, ema: bool, device: str = "cpu") -> nn.Module:
     from xrddiff.judge.inference.generators import open_generator
     from xrddiff.learn.recipes.latents import open_autoencoder
 
-    if model_parts(run.cfg).denoiser is None or run.part != ".":
+    if run.plan.model.denoiser is None or run.part != ".":
         return open_autoencoder(run.path, ema=ema).to(device)
     return open_generator(run.path, ema=ema, device=device).model
 
@@ -178,8 +178,8 @@ def _encoded(self: TrainedRun, which: str, limit: int | None) -> EncodedFrames:
             bar.total = total
             bar.update(done - bar.n)
 
-        device = run_accelerator(self.cfg.training).device
-        words = dict(which=which, limit=limit, ema=self.cfg.inference.use_ema, device=device)
+        device = run_accelerator(self.plan.training).device
+        words = dict(which=which, limit=limit, ema=self.plan.sampling.use_ema, device=device)
         return open_encoded(open_prepared(own), own.path, tell=tell, **words)
 
 # %% ../../../nbs/app/front_door/trained_run.ipynb #29c9335f
@@ -197,13 +197,13 @@ class TrainedRun(RunNumbers):
 
         Raises `BadInput` if there is none.
         """
-        parts = model_parts(self.cfg)
+        parts = self.plan.model
         if parts.autoencoder is None:
             raise BadInput(f"{self.path} has no autoencoder; expected a run of vae_kl, vq or latent_diff")
         return (
             self
             if parts.denoiser is None or self.part != "."
-            else TrainedRun(self.path / "autoencoder", self.cfg, "autoencoder")
+            else TrainedRun(self.path / "autoencoder", self.plan, "autoencoder")
         )
 
     @in_its_scope
@@ -212,7 +212,7 @@ class TrainedRun(RunNumbers):
 
         `ema`: use the averaged weights (None: as set by `inference.use_ema`). `device`: where to load it.
         """
-        return open_network(self, self.cfg.inference.use_ema if ema is None else ema, device)
+        return open_network(self, self.plan.sampling.use_ema if ema is None else ema, device)
 
     @in_its_scope
     def frames(self, which: str = "held_out", limit: int | None = None) -> xr.Dataset:
@@ -231,7 +231,7 @@ class TrainedRun(RunNumbers):
 
         `which`: "held_out" or "train". Raises `BadInput` for another set.
         """
-        whole = model_parts(self.cfg).autoencoder is None
+        whole = self.plan.model.autoencoder is None
         return network_batch(self, which, n, self.model().multiple if whole else self.autoencoder.model().downsampling)
 
     @in_its_scope
@@ -245,7 +245,7 @@ class TrainedRun(RunNumbers):
         from xrddiff.judge.inference.encoded import open_encoded
 
         run = self.autoencoder
-        return open_encoded(open_prepared(self), run.path, which=which, limit=limit, ema=self.cfg.inference.use_ema)
+        return open_encoded(open_prepared(self), run.path, which=which, limit=limit, ema=self.plan.sampling.use_ema)
 
     @in_its_scope
     def reconstruct(self, frames: xr.Dataset | None = None) -> xr.Dataset:
@@ -346,7 +346,7 @@ class TrainedRun(RunNumbers):
         """
         from xrddiff.app.widgets.sampler import SamplerPanel
 
-        if model_parts(self.cfg).denoiser is None or self.part != ".":
+        if self.plan.model.denoiser is None or self.part != ".":
             raise no_generator(self.path)
         return SamplerPanel(self.path, count)
 
@@ -366,7 +366,7 @@ class TrainedRun(RunNumbers):
         """
         from xrddiff.app.widgets.latent_explorer import LatentExplorer
 
-        label = next(iter(self.cfg.model.condition or []), "") if label is None else label
+        label = next(iter(self.plan.data.conditions), "") if label is None else label
         return LatentExplorer(_encoded(self, which, limit), label)
 
     @in_its_scope
@@ -388,7 +388,7 @@ class TrainedRun(RunNumbers):
         from xrddiff.judge.views.run_reports import rewrite_reports
 
         how = current_state(self.whole)
-        return Page(rewrite_reports(self.whole, self.cfg, "" if how.finished else how.sentence)[-1])
+        return Page(rewrite_reports(self.whole, self.plan, "" if how.finished else how.sentence)[-1])
 
     def compare(self, which: str = "held_out", *, samples: str = "samples", limit: int = 16, **words: Any) -> Compare:
         """Compare frames with what the run made, one by one, in a widget.
@@ -399,7 +399,7 @@ class TrainedRun(RunNumbers):
         from xrddiff.app.widgets.compare import Compare
 
         measured = functools.partial(self.frames, which, limit)
-        if model_parts(self.cfg).denoiser is None or self.part != ".":
+        if self.plan.model.denoiser is None or self.part != ".":
             names = ("measured", "reconstruction")
             return Compare(measured, lambda: self.reconstruct(measured()), names=names, **words)
         words = {"names": ("measured", "sample"), "difference": False, "show_peaks": False} | words
@@ -497,4 +497,4 @@ def open_run(path: str | os.PathLike, *, trust_plugins: bool = False) -> Trained
     if trust_plugins:
         with plugins.plugin_scope():
             plugins.trust_plugins(path)
-    return TrainedRun(path, load_config(path / "config.yaml"))
+    return TrainedRun(path, saved_plan(path))

@@ -79,7 +79,7 @@ class Drawing:
 
     def open(self, job: SampleJob) -> None:
         """Receive the job, before anything is drawn."""
-        i, model = job.cfg.inference, job.generator.model
+        i, model = job.plan.sampling, job.generator.model
         first = i.first_sample
         self.job, size = job, i.batch_size
         self.each = job.sampler.steps
@@ -95,7 +95,7 @@ class Drawing:
         every, i = -(-self.each // KEPT_STEPS), step["i"]
         if self.seen > self.each or (self.each - 1 - i) % every:
             return
-        start = self.job.cfg.inference.first_sample % self.job.cfg.inference.batch_size
+        start = self.job.plan.sampling.first_sample % self.job.plan.sampling.batch_size
         rows = slice(start, start + self.kept)
         if "done" in step:
             own = {"x": step["x"][rows].clone(), "done": step["done"][rows].clone()}

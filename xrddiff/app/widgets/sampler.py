@@ -29,9 +29,10 @@ from xrddiff.app.widgets.sample_controls import (
     sample_overrides,
 )
 from .widget_base import Panel, draw_lines
-from ...config.active_settings import STEPS, sampling_steps, show_crystals
+from ...config.active_settings import STEPS
+from ...config.plan import saved_plan
 from ...config.overrides import as_override
-from ...config.saved_config import load_config, need_run
+from ...config.saved_config import need_run
 from ...config.words.inference import GUIDANCE
 from ...core import registry
 from ...core.errors import BadInput
@@ -220,18 +221,16 @@ class SamplerPanel(Panel):
         """Show the run in `folder`. Raises `BadInput` if there is none, or it draws nothing."""
         path = Path(folder)
         need_run(path, folder)
-        given, cfg = run_conditions(path), load_config(path / "config.yaml")
-        i = cfg.inference
+        given, plan = run_conditions(path), saved_plan(path)
+        i = plan.sampling
         self.cancel()
-        self._cfg, self._given = cfg, given
-        self._default_steps = sampling_steps(cfg)
+        self._plan, self._given = i, given
         self._conditions.children = [self._condition_controls("condition", "")]
         self._others.children = []
-        crystals = show_crystals(cfg.model.condition_maps or [])
-        self._show_lattice(dict(i.lattice) if crystals else None)
+        self._show_lattice(dict(i.lattice) if plan.data.crystals else None)
         with self.hold_trait_notifications():
             self.folder, self.drawn, self.sample, self.step = str(path), [], 0, -1
-            self.sampler, self.sampler_options, self.steps = i.sampler, dict(i.sampler_options), self._default_steps
+            self.sampler, self.sampler_options, self.steps = i.sampler.name, dict(i.sampler.options), i.steps
             self.guidance, self.guidance_scale, self.seed = i.guidance, i.guidance_scale, i.seed
             self.condition, self.other, self.beside = dict(i.condition), {}, False
         near = [p.parent for p in sorted(path.absolute().parent.glob("*/config.yaml")) if (p.parent / "template.zarr").is_dir()]  # fmt: skip
@@ -248,9 +247,9 @@ class SamplerPanel(Panel):
 
     def words(self, other: bool = False) -> dict[str, Any]:
         """The words of `inference` that differ from those of the run; `other`: with the other condition."""
-        i = self._cfg.inference
+        i = self._plan
         found: dict[str, Any] = {"seed": self.seed}
-        own = dict(sampler=i.sampler, steps=self._default_steps, guidance=i.guidance, guidance_scale=i.guidance_scale)
+        own = dict(sampler=i.sampler.name, steps=i.steps, guidance=i.guidance, guidance_scale=i.guidance_scale)
         found |= {name: getattr(self, name) for name, value in own.items() if getattr(self, name) != value}
         weaker = dict(run=self.guidance_run or None, step=self.guidance_step, ema=i.guidance_ema)
         for name, value in weaker.items():  # words that would contradict another kind of guidance
@@ -260,7 +259,8 @@ class SamplerPanel(Panel):
             found["batch_size"] = self.count
         chosen = {"condition": self.other if other else self.condition}
         chosen |= {"lattice": self.lattice, "sampler_options": self.sampler_options}
-        return found | {k: dict(v) for k, v in chosen.items() if dict(v) != dict(getattr(i, k))}
+        theirs = {"condition": i.condition, "lattice": i.lattice, "sampler_options": i.sampler.options}
+        return found | {k: dict(v) for k, v in chosen.items() if dict(v) != theirs[k]}
 
     def _describe(self) -> None:
         """The line of Python and the command."""

@@ -107,7 +107,7 @@ def export_run(
         part.mkdir()
         more = exporter.write(made, part)
         save_frames(made.template, part / "template.h5")
-        (part / "config.yaml").write_text(made.words, encoding="utf-8")
+        (part / "config.yaml").write_text(made.plan.words, encoding="utf-8")
         with_what = {"xrddiff": package_version(), "torch": torch.__version__}
         finish_package(part, {"exporter": format, "made_with": with_what, **made.about, **more})
     return path

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ...config.composition import inference_config
-from ...config.saved_config import need_run, to_yaml
+from ...config.plan import inference_plan
+from ...config.saved_config import need_run
 from ...core.errors import BadInput
 from ...data.formats.store import read_store
 from ...data.transforms.pipelines import transform_from_state
@@ -30,7 +30,7 @@ from ...learn.training.checkpoints import load_checkpoint
 if TYPE_CHECKING:
     import xarray as xr
 
-    from xrddiff.config.words.vocabulary import Config
+    from xrddiff.config.plan import RunPlan, SamplingPlan
 
 # %% auto #0
 __all__ = ['Encode', 'Decode', 'Denoise', 'ReadTokens', 'DenoiseToken', 'Graph', 'autoencoder_graphs', 'denoiser_graph',
@@ -203,18 +203,13 @@ class Exportable:
     graphs: the functions.
     about: the numbers beside them, JSON values.
     template: an empty frame.
-    cfg: the words of the run.
+    plan: of the run.
     """
 
     graphs: list[Graph]
     about: dict[str, Any]
     template: xr.Dataset
-    cfg: Config
-
-    @property
-    def words(self) -> str:
-        """The words of the run as YAML."""
-        return to_yaml(self.cfg)
+    plan: RunPlan
 
 
 def open_exportable(run: str | Path, words: Sequence[str] = ()) -> Exportable:
@@ -228,10 +223,10 @@ def open_exportable(run: str | Path, words: Sequence[str] = ()) -> Exportable:
     need_run(run, str(run))
     if not (run / "report.html").is_file():
         raise BadInput(f"{run} is not finished; expected a run with its report (xrddiff run resume={run} continues it)")
-    cfg = inference_config(run, words, generative=False)
+    plan = inference_plan(run, words, generative=False)
     if load_checkpoint(run, verify=False).state.get("generator") is None:
-        return _of_autoencoder(run, cfg)
-    return _of_generator(run, cfg)
+        return _of_autoencoder(run, plan)
+    return _of_generator(run, plan)
 
 
 def _common(run: Path, state: Mapping[str, Any], checkpoint: str, step: int, template: xr.Dataset) -> dict[str, Any]:
@@ -245,9 +240,9 @@ def _common(run: Path, state: Mapping[str, Any], checkpoint: str, step: int, tem
     }
 
 # %% ../../../nbs/judge/exports/graphs.ipynb #45473a1d
-def _of_autoencoder(run: Path, cfg: Config) -> Exportable:
+def _of_autoencoder(run: Path, plan: RunPlan) -> Exportable:
     checkpoint, frames = load_checkpoint(run), run / "samples" / "reconstruction.zarr"
-    autoencoder = open_autoencoder(checkpoint, ema=cfg.inference.use_ema)
+    autoencoder = open_autoencoder(checkpoint, ema=plan.evaluation.use_ema)
     if not frames.is_dir():
         raise BadInput(
             f"{run} has no {frames.relative_to(run)}, which says what its frames are; expected the whole folder"
@@ -260,11 +255,11 @@ def _of_autoencoder(run: Path, cfg: Config) -> Exportable:
     shape = list(autoencoder.latent_shape(*padded))
     about["latent"] = {"shape": shape, "downsampling": f, "codes": _has_codes(autoencoder), "statistics": None}
     about |= {"generator": None, "sampling": None}
-    return _exportable(autoencoder_graphs(autoencoder, *padded), about, template, cfg)
+    return _exportable(autoencoder_graphs(autoencoder, *padded), about, template, plan)
 
 
-def _of_generator(run: Path, cfg: Config) -> Exportable:
-    i = cfg.inference
+def _of_generator(run: Path, plan: RunPlan) -> Exportable:
+    i = plan.sampling
     generator = open_generator(run, ema=i.use_ema, ema_sigma_rel=i.ema_sigma_rel)
     checkpoint, graphs = load_checkpoint(run, verify=False), []
     about = _common(run, checkpoint.state, generator.about["checkpoint"], checkpoint.step, generator.template)
@@ -289,8 +284,8 @@ def _of_generator(run: Path, cfg: Config) -> Exportable:
     else:
         graphs.append(denoiser_graph(generator.model, shape, mask=generator.space is None))
     about["generator"] = checkpoint.state["generator"] | _network(generator) | {"drawn": list(shape)}
-    about["sampling"] = _sampling(generator, cfg)
-    return _exportable(graphs, about, generator.template, cfg)
+    about["sampling"] = _sampling(generator, i)
+    return _exportable(graphs, about, generator.template, plan)
 
 # %% ../../../nbs/judge/exports/graphs.ipynb #560e8249
 def _network(generator: Generator) -> dict[str, Any]:
@@ -311,19 +306,19 @@ def _tokens(model: AutoregressiveDiffusion) -> dict[str, Any]:
     return {"order": model.order, "patch": model.patch_size, "grid": list(model.grid), "dim": model.dim}
 
 
-def _sampling(generator: Generator, cfg: Config) -> dict[str, Any]:
+def _sampling(generator: Generator, plan: SamplingPlan) -> dict[str, Any]:
     """The sampler with its noise levels, and the settings of a draw."""
-    i, sampler = cfg.inference, ready_sampler(generator, cfg)
-    told = {k: getattr(i, k) for k in ("seed", "batch_size", "guidance", "guidance_scale", "guidance_interval")}
+    sampler = ready_sampler(generator, plan)
+    told = {k: getattr(plan, k) for k in ("seed", "batch_size", "guidance", "guidance_scale", "guidance_interval")}
     if not generator.autoregressive:
         told["sigmas"] = sampler.sigmas(generator.model).tolist()
     else:
         model, groups = generator.model, None
         if model.order == "random":
-            groups = cosine_groups(model.tokens, draw_settings(cfg, sampler).order_steps or ORDER_STEPS)
+            groups = cosine_groups(model.tokens, draw_settings(plan, sampler).order_steps or ORDER_STEPS)
         told |= {"sigmas": sampler.sigmas().tolist(), "groups": groups}
-    return {"sampler": asdict(sampler), "condition": dict(i.condition), **told}
+    return {"sampler": asdict(sampler), "condition": dict(plan.condition), **told}
 
 
-def _exportable(graphs: list[Graph], about: dict[str, Any], template: xr.Dataset, cfg: Config) -> Exportable:
-    return Exportable(graphs, about | {"graphs": {g.name: g.about() for g in graphs}}, template, cfg)
+def _exportable(graphs: list[Graph], about: dict[str, Any], template: xr.Dataset, plan: RunPlan) -> Exportable:
+    return Exportable(graphs, about | {"graphs": {g.name: g.about() for g in graphs}}, template, plan)

@@ -44,7 +44,7 @@ def net_of_run(run: str | os.PathLike, words: Sequence[str], steps: int, seed: i
     if not any(word.startswith("inference.num_samples=") for word in words):
         words = [*words, f"inference.num_samples={SAMPLES}"]
     job = open_sample_job(run, words)
-    step = job.cfg.inference.batch_size
+    step = job.plan.sampling.batch_size
     parts = [job.make(slice(i, min(i + step, job.count)))[0] for i in range(0, job.count, step)]
     samples = (
         xr.concat(parts, "frame", data_vars="minimal", coords="minimal", compat="override") if parts[1:] else parts[0]

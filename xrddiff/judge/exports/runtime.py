@@ -11,6 +11,7 @@ import shutil
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +20,7 @@ import torch
 import torch._inductor.config
 from torch import Tensor, nn
 
-from ...config.composition import inference_config
-from ...config.saved_config import load_config
+from ...config.plan import inference_plan, saved_plan
 from ...core.errors import BadInput
 from ...core.files import CannotSave, free_space
 from ...core.registry import find, get, register
@@ -47,7 +47,7 @@ from ...learn.models.latent_space import LatentSpace, LatentStatistics
 if TYPE_CHECKING:
     import xarray as xr
 
-    from xrddiff.config.words.vocabulary import Config
+    from xrddiff.config.plan import RunPlan
 
     Call = Callable[..., tuple[Tensor, ...]]
 
@@ -332,7 +332,6 @@ class ExportedModel:
 
     path: the folder.
     about: the manifest.
-    cfg: the words of the run.
     template: an empty frame of the run.
     autoencoder: None if the model has none.
     generator: None if the model cannot draw samples.
@@ -340,10 +339,14 @@ class ExportedModel:
 
     path: Path
     about: dict[str, Any]
-    cfg: Config
     template: xr.Dataset
     autoencoder: ExportedAutoencoder | None
     generator: Generator | None
+
+    @cached_property
+    def plan(self) -> RunPlan:
+        """The plan of the run. Raises `BadInput` if it needs a plug-in that is not loaded."""
+        return saved_plan(self.path)
 
     @property
     def transform(self) -> Any:
@@ -363,7 +366,7 @@ class ExportedModel:
             raise BadInput(
                 f"the frames have {frames['intensity'].shape[1:]} pixels; expected {tuple(own)}, which {self.path} is exported for"
             )
-        size, multiple = self.cfg.inference.batch_size, self._need_autoencoder().downsampling
+        size, multiple = self.plan.sampling.batch_size, self._need_autoencoder().downsampling
         return FrameLoader(frames, self.transform, None, batch_size=size, multiple=multiple, shuffle=False)
 
     def reconstruct(self, frames: xr.Dataset) -> xr.Dataset:
@@ -403,12 +406,12 @@ class ExportedModel:
         """
         if self.generator is None:
             raise BadInput(f"{self.path} holds no denoiser; expected an export of ddpm, diff or latent_diff")
-        cfg = inference_config(self.path, [*words, f"inference.num_samples={n}"])
-        if cfg.inference.detector is not None:
+        plan = inference_plan(self.path, [*words, f"inference.num_samples={n}"])
+        if plan.sampling.detector is not None:
             raise BadInput("inference.detector: an exported model draws frames of one size; expected null")
-        guide = open_guide(self.path, cfg.inference, self.generator, _no_other)
-        job = SampleJob(self.generator, ready_sampler(self.generator, cfg), cfg, guide=guide)
-        parts = part_rows(job.count, cfg.inference.batch_size, cfg.inference.first_sample)
+        guide = open_guide(self.path, plan.sampling, self.generator, _no_other)
+        job = SampleJob(self.generator, ready_sampler(self.generator, plan.sampling), plan, guide=guide)
+        parts = part_rows(job.count, plan.sampling.batch_size, plan.sampling.first_sample)
         made = [job.make(rows, callback)[0] for rows in parts]
         return (concat_frames(made) if len(made) > 1 else made[0]).assign_attrs(job.about())
 
@@ -461,7 +464,7 @@ def load_exported(path: str | Path) -> ExportedModel:
         template, latent = read_store(path / "template.h5"), about["latent"]
         autoencoder = None if latent is None else ExportedAutoencoder(graphs, latent)
         generator = _generator(about, graphs, autoencoder, template) if about["generator"] else None
-        return ExportedModel(path, about, load_config(path / "config.yaml"), template, autoencoder, generator)
+        return ExportedModel(path, about, template, autoencoder, generator)
 
 
 def _generator(

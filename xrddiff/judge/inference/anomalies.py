@@ -16,7 +16,7 @@ import torch
 import xarray as xr
 from torch import nn
 
-from ...config.saved_config import load_config
+from ...config.plan import saved_plan
 from ...core.errors import BadInput
 from ...data.frames.frames import frame_count
 from ...data.frames.selection import select_frames
@@ -28,11 +28,11 @@ from .measured import NetworkFrames, fit_to_model, to_network
 from ..metrics.anomalies import darkest_area, denoising_scores, reconstruction_scores, simple_scores
 from ..metrics.baselines import with_intensity
 from ...learn.diffusion.denoisers import Denoiser
-from ...learn.loading.datasets import Prepared, prepare_words
+from ...learn.loading.datasets import Prepared, prepare_planned
 from ...learn.training.checkpoints import load_checkpoint
 
 if TYPE_CHECKING:
-    from xrddiff.config.words.vocabulary import Config
+    from xrddiff.config.plan import RunPlan
 
 # %% auto #0
 __all__ = ['ENCODED', 'LEVELS', 'NoDenoiser', 'training_frames', 'open_autoencoder_alone', 'Scorer', 'anomaly_scores']
@@ -44,13 +44,13 @@ class NoDenoiser(nn.Module):
     config, conditions, multiple, by_token = {}, {}, 1, False
 
 
-def training_frames(cfg: Config, state: dict[str, Any]) -> Prepared:
+def training_frames(plan: RunPlan, state: dict[str, Any]) -> Prepared:
     """The frames that a run was trained on, without its conditions.
 
     state: of a checkpoint of the run, or of its autoencoder.
     """
-    plain = replace(cfg, model=replace(cfg.model, condition=[], condition_maps=[]))
-    return prepare_words(plain, transform_from_state(state["transform"]))
+    plain = replace(plan.data, conditions=[], maps={}, crystals=False)
+    return prepare_planned(replace(plan, data=plain), transform_from_state(state["transform"]))
 
 
 ENCODED = 256  # frames from which the normalisation of the latent is computed
@@ -159,8 +159,8 @@ class Scorer:
 # %% ../../../nbs/judge/inference/anomalies.ipynb #a69729e0
 def _autoencoder(run: str | Path, state: dict[str, Any], device: torch.device | str) -> Generator:
     """The model of a run without a generative model; `state`: of its checkpoint."""
-    cfg = load_config(Path(run) / "config.yaml")
-    return open_autoencoder_alone(run, training_frames(cfg, state), ema=cfg.inference.use_ema, device=device)
+    plan = saved_plan(run)
+    return open_autoencoder_alone(run, training_frames(plan, state), ema=plan.sampling.use_ema, device=device)
 
 
 def anomaly_scores(

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     import xarray as xr
     from torch import Tensor
 
-    from xrddiff.config.words.vocabulary import Config
+    from xrddiff.config.plan import SamplingPlan
 
 # %% auto #0
 __all__ = ['asked_lattices', 'asked_intensities', 'single_crystals', 'alike_rows', 'with_crystals', 'maps_of',
@@ -204,12 +204,12 @@ def _counts(values: np.ndarray) -> str:
     return str(low or "no") if low == high else f"{low} to {high}"
 
 
-def check_lattice(generator: Any, cfg: Config) -> None:
+def check_lattice(generator: Any, plan: SamplingPlan) -> None:
     """Raise `BadInput` if the crystals in `inference.lattice` cannot be drawn; warn if the detector is
     too coarse for them.
     """
-    wanted = dict(cfg.inference.lattice)
-    if not wanted and cfg.inference.detector is None:
+    wanted = dict(plan.lattice)
+    if not wanted and plan.detector is None:
         return
     if not show_crystals(generator.maps):
         if not wanted:
@@ -224,13 +224,12 @@ def check_lattice(generator: Any, cfg: Config) -> None:
             "model.condition_maps=[lattice,intensity] "
             "in training, or no reflections"
         )
-    i = cfg.inference
-    lattices.need(i.first_sample + i.num_samples - 1)
-    lattices.draw([0], i.seed)
+    lattices.need(plan.first_sample + plan.num_samples - 1)
+    lattices.draw([0], plan.seed)
     known = [Cell(tuple(cells[0])) for cells in lattices.table if cells][:1]
     cells = known if lattices.cell is None else [lattices.cell]
     if lattices.single:
-        _check_classes(generator, cfg.inference.condition)
+        _check_classes(generator, plan.condition)
     geometry = closest_geometry(generator.template)
     for note in filter(None, (resolution_note(cell, geometry) for cell in cells)):
         warnings.warn(note, stacklevel=2)

@@ -27,7 +27,7 @@ from ...data.frames.selection import select_frames
 if TYPE_CHECKING:
     import xarray as xr
 
-    from xrddiff.config.words.inference import Inference
+    from xrddiff.config.plan import SamplingPlan
 
 # %% auto #0
 __all__ = ['template_frames', 'with_places', 'detector_frames', 'on_detector', 'moved', 'detector_note', 'tiles_of']
@@ -171,15 +171,15 @@ def detector_note(generator: Any) -> str | None:
     )
 
 # %% ../../../nbs/judge/inference/detectors.ipynb #8eed38af
-def tiles_of(generator: Any, i: Inference) -> dict[str, int | None]:
+def tiles_of(generator: Any, plan: SamplingPlan) -> dict[str, int | None]:
     """`tile` and `overlap` of `DrawSettings` for this generator, in drawn pixels.
 
-    i: the section `inference` of the configuration.
+    plan: how it is sampled.
     Raises `BadInput` for tiles that the network cannot work on.
     """
     if generator.autoregressive:
-        if i.tile or i.detector:
-            word = "tile" if i.tile else "detector"
+        if plan.tile or plan.detector:
+            word = "tile" if plan.tile else "detector"
             raise BadInput(
                 f"inference.{word}: an autoregressive model draws patch by patch, frames of the trained size; expected null"
             )
@@ -191,21 +191,21 @@ def tiles_of(generator: Any, i: Inference) -> dict[str, int | None]:
     if (
         reach is None
         and tuple(generator.shape[1:]) != tuple(trained)
-        and not (larger and trained[0] == trained[1] and i.tile in (None, side * trained[0]))
+        and not (larger and trained[0] == trained[1] and plan.tile in (None, side * trained[0]))
     ):
         raise BadInput(
             f"the network works only on frames of {side * trained[0]} x {side * trained[1]} pixels; expected a "
             "larger frame, in tiles of this size"
         )
-    if i.tile == 0 or (i.tile is None and not larger):
+    if plan.tile == 0 or (plan.tile is None and not larger):
         return {}
-    tile = side * max(trained) if i.tile is None else i.tile
+    tile = side * max(trained) if plan.tile is None else plan.tile
     least = side * min([max(trained)] if reach is None else [reach, max(trained)])
     if tile % (side * align):
         raise BadInput(f"inference.tile: found {tile}, expected a multiple of {side * align}, which the network needs")
     if tile < least:
         raise BadInput(f"inference.tile: found {tile}, expected at least {least} pixels, the range of the network")
-    overlap = tile // 4 if i.overlap is None else i.overlap
+    overlap = tile // 4 if plan.overlap is None else plan.overlap
     if overlap > tile // 2:
         raise BadInput(f"inference.overlap: found {overlap}, expected at most {tile // 2}, half of a tile")
     return dict(tile=tile // side, overlap=overlap // side)

@@ -16,8 +16,7 @@ import pandas as pd
 import torch
 import xarray as xr
 
-from ...config.active_settings import chosen_options, model_parts
-from ...config.composition import inference_config
+from ...config.plan import inference_plan
 from ...core.errors import BadInput, nearest
 from ...core.plugins import attempt
 from ...core.registry import Names, get
@@ -45,7 +44,7 @@ from xrddiff.judge.metrics.reconstruction import (
     score_scene,
 )
 from ..metrics.set_summaries import Ruler, SetSummary
-from ...learn.loading.datasets import Prepared, frame_groups, open_data, prepare_frames, prepare_words
+from ...learn.loading.datasets import Prepared, frame_groups, open_data, prepare_frames, prepare_planned
 from ...learn.recipes.latents import open_autoencoder
 from ...learn.training.checkpoints import load_checkpoint
 from ...physics.indexing.cells import Cell, read_cell
@@ -55,7 +54,7 @@ from ...physics.indexing.known_lattices import says_crystals
 if TYPE_CHECKING:
     import xarray as xr
 
-    from xrddiff.config.words.vocabulary import Config
+    from xrddiff.config.plan import RunPlan
 
 # %% auto #0
 __all__ = ['LATTICES', 'CONTROLS', 'cells_of', 'unmatched_cells', 'LatticePart', 'SetLattices', 'blocks_of', 'Counterparts',
@@ -266,32 +265,32 @@ class SampleEvaluation:
     if one was asked for. Samples of a crystal that no held-out frame has are not compared.
 
     run: the run folder.
-    cfg: the configuration, with the options of `inference`.
+    plan: of the run, and of how it was sampled.
     path: the store of the samples.
     device: where networks run.
     """
 
-    def __init__(self, run: Path, cfg: Config, path: Path, device: torch.device | str = "cpu"):
-        i = cfg.inference
-        self.run, self.cfg, self.samples = Path(run), cfg, read_store(path)
+    def __init__(self, run: Path, plan: RunPlan, path: Path, device: torch.device | str = "cpu"):
+        e, i = plan.evaluation, plan.sampling
+        self.run, self.plan, self.samples = Path(run), plan, read_store(path)
         self.generator = open_generator(run, ema=i.use_ema, ema_sigma_rel=i.ema_sigma_rel, device=device)
-        self.prepared = prepare_words(cfg, self.generator.transform, self.generator.classes, folder=self.run)
+        self.prepared = prepare_planned(plan, self.generator.transform, self.generator.classes, folder=self.run)
         _same_detector(self.samples, self.prepared.frames, path)
-        self.judges = ConditionJudges(self.run, cfg, self.prepared, self.generator.fields, device)
+        self.judges = ConditionJudges(self.run, plan, self.prepared, self.generator.fields, device)
         self.like = Counterparts(self.samples, self.prepared.frames, self.generator.fields)
         self.condition = self.judges.words(self.like.asked)
-        self.judged = self.like.among(self.prepared.held_out)[: i.limit]
+        self.judged = self.like.among(self.prepared.held_out)[: e.limit]
         self.numbers = judged_rows(self.like.among(self.prepared.train), self.judged)
         known = "gain" in self.prepared.frames["intensity"].attrs
-        self.draw = i.seed if self.generator.expected and known else None
-        self.cell = i.cell or cell_of_frames(self.prepared.frames)
-        given = i.cell is not None
-        self._lattices = SetLattices(self.cell, i.index_frames, i.seed, self._as_detected, given)
+        self.draw = e.seed if self.generator.expected and known else None
+        self.cell = e.cell or cell_of_frames(self.prepared.frames)
+        given = e.cell is not None
+        self._lattices = SetLattices(self.cell, e.index_frames, e.seed, self._as_detected, given)
 
     @cached_property
     def ruler(self) -> Ruler:
         """How all sets are measured."""
-        own = self.numbers["held out"] if len(self.judged) else self.prepared.held_out[: self.cfg.inference.limit]
+        own = self.numbers["held out"] if len(self.judged) else self.prepared.held_out[: self.plan.evaluation.limit]
         return Ruler(select_frames(self.prepared.frames, own))
 
     @property
@@ -338,7 +337,7 @@ class SampleEvaluation:
         """The held-out frames at these positions, reconstructed by the autoencoder of the latent, and by the network
         of counts if there is one.
         """
-        size, multiple = self.cfg.inference.batch_size, self.generator.multiple
+        size, multiple = self.plan.evaluation.batch_size, self.generator.multiple
         loader = self.prepared.loader(self.judged[at], batch_size=size, multiple=multiple, shuffle=False)
         codec = autoencoder_codec(self.generator.space.autoencoder, self.generator.device)
         made = reconstruct_frames(codec, loader)[0]
@@ -397,31 +396,30 @@ class SampleEvaluation:
         words = dict(condition=self.condition, answers=answers, why=why, lattices=lattices)
         words |= dict(drawn=drawn_range(self.samples), apart=self.like.missing(self.prepared.held_out, self.cell))
         words["classes"] = self.like.classes(self.judges.classes, self.numbers["held out"])
-        return judge_summaries(sets, self.ruler, seed=self.cfg.inference.seed, **words)
+        return judge_summaries(sets, self.ruler, seed=self.plan.evaluation.seed, **words)
 
 # %% ../../../nbs/judge/inference/evaluation.ipynb #d6eadbda
 class CodecEvaluation:
     """The autoencoder of a run, evaluated on its held-out frames, or on others (`inference.judged`)."""
 
-    def __init__(self, run: Path, cfg: Config, device: torch.device | str = "cpu", prepared: Prepared | None = None):
+    def __init__(self, run: Path, plan: RunPlan, device: torch.device | str = "cpu", prepared: Prepared | None = None):
         checkpoint = load_checkpoint(run)
-        self.cfg, self.about = cfg, {"checkpoint": checkpoint.sha256, "step": checkpoint.step}
+        self.plan, self.about = plan, {"checkpoint": checkpoint.sha256, "step": checkpoint.step}
         self.checkpoint = checkpoint.path.name
-        self.model = open_autoencoder(checkpoint, ema=cfg.inference.use_ema).to(device)
+        self.model = open_autoencoder(checkpoint, ema=plan.evaluation.use_ema).to(device)
         self.codec = autoencoder_codec(self.model, device)
-        self.prepared = prepared or prepare_words(cfg, transform_from_state(checkpoint.state["transform"]))
-        self.judged = getattr(self.prepared, cfg.inference.judged)[: cfg.inference.limit]
+        self.prepared = prepared or prepare_planned(plan, transform_from_state(checkpoint.state["transform"]))
+        self.judged = getattr(self.prepared, plan.evaluation.judged)[: plan.evaluation.limit]
 
     @property
     def name(self) -> str:
         """The name of the autoencoder in tables."""
-        model = self.cfg.presets["model"]
-        return f"{model} autoencoder" if model_parts(self.cfg).latent else model
+        return f"{self.plan.name} autoencoder" if self.plan.model.latent else self.plan.name
 
     @property
     def options(self) -> dict[str, Any]:
         """How frames are scored."""
-        radius, seed = self.cfg.inference.match_radius, self.cfg.training.seed
+        radius, seed = self.plan.evaluation.match_radius, self.plan.training.seed
         return dict(transform=self.prepared.transform, radius=radius, seed=seed)
 
     @property
@@ -439,7 +437,7 @@ class CodecEvaluation:
 
     def reconstruct(self, rows: slice = slice(None)) -> tuple[xr.Dataset, xr.Dataset, torch.Tensor]:
         """(these held-out frames, their reconstructions, their latents (n, …))."""
-        at, size = self.judged[rows], self.cfg.inference.batch_size
+        at, size = self.judged[rows], self.plan.evaluation.batch_size
         loader = self.prepared.loader(at, batch_size=size, multiple=self.model.downsampling, shuffle=False)
         made, latents = reconstruct_frames(self.codec, loader)
         return select_frames(self.prepared.frames, at).load(), made.assign_attrs(checkpoint=self.checkpoint), latents
@@ -490,12 +488,13 @@ def reference_rows(evaluation: CodecEvaluation, measured: xr.Dataset) -> dict[st
     measured: the held-out frames.
     Returns name -> row; empty if neither the scene nor a series is known.
     """
-    prepared, judged, d, options = evaluation.prepared, evaluation.judged, evaluation.cfg.data, evaluation.options
-    cut = d.patch or d.window and "frame_source" in prepared.frames
-    again = None if cut else scene_again(prepared.frames, judged, seed=evaluation.cfg.training.seed)
+    prepared, judged, options = evaluation.prepared, evaluation.judged, evaluation.options
+    data = evaluation.plan.data
+    cut = data.cut.patch or data.cut.window and "frame_source" in prepared.frames
+    again = None if cut else scene_again(prepared.frames, judged, seed=evaluation.plan.training.seed)
     if again is not None:
         return score_scene(measured, prepared.regions.apply(again), **options)
-    beside = neighbouring_exposures(frame_groups(prepared.frames)[0], judged) if d.contiguous else None
+    beside = neighbouring_exposures(frame_groups(prepared.frames)[0], judged) if data.split.contiguous else None
     if beside is None:
         return {}
     before = select_frames(prepared.frames, beside).load()
@@ -513,9 +512,8 @@ def unseen_still(
     name: name of the still in the catalog.
     Returns (the still, its reconstruction, its table row).
     """
-    i, still = evaluation.cfg.inference, open_data(name)
-    how = chosen_options(evaluation.cfg, "data.transform_options")
-    panels = prepare_frames(still, transform=evaluation.cfg.data.transform, transform_options=how)
+    i, how, still = evaluation.plan.evaluation, evaluation.plan.transform, open_data(name)
+    panels = prepare_frames(still, transform=how.name, transform_options=how.options)
     words = dict(batch_size=i.batch_size, multiple=evaluation.model.downsampling, shuffle=False)
     by_panel, _ = reconstruct_frames(evaluation.codec, panels.loader(None, **words))
     made = with_intensity(still, by_panel["intensity"].values[None])
@@ -556,9 +554,9 @@ def open_evaluation(
     device: where networks run.
     Raises `BadInput` if there is nothing to evaluate, or the frames of the run cannot be read.
     """
-    run, cfg = Path(run), inference_config(run, words, generative=False)
-    if model_parts(cfg).denoiser is not None:
-        return SampleEvaluation(run, cfg, samples_of(run, samples), device)
+    run, plan = Path(run), inference_plan(run, words, generative=False)
+    if plan.model.denoiser is not None:
+        return SampleEvaluation(run, plan, samples_of(run, samples), device)
     if samples is not None:
         raise BadInput(f"{run} is an autoencoder and has no samples {samples!r}; name no samples")
-    return CodecEvaluation(run, cfg, device)
+    return CodecEvaluation(run, plan, device)

@@ -15,7 +15,6 @@ import numpy as np
 import torch
 
 from ...core.ranks.agreement import Ranks
-from ...config.active_settings import model_parts
 from ...core.errors import BadInput
 from ...core.text import say
 from ...data.frames.frames import missing_geometry
@@ -31,25 +30,24 @@ from xrddiff.learn.recipes.counts_nets import (
 )
 
 if TYPE_CHECKING:
-    from xrddiff.config.words.vocabulary import Config
+    from xrddiff.config.plan import RunPlan
 
 # %% auto #0
 __all__ = ['train_counts']
 
 # %% ../../../nbs/judge/inference/fit_counts_net.ipynb #cbfc257d
 def train_counts(
-    run: str | Path, cfg: Config, prepared: Prepared, ranks: Ranks, device: torch.device | str = "cpu"
+    run: str | Path, plan: RunPlan, prepared: Prepared, ranks: Ranks, device: torch.device | str = "cpu"
 ) -> dict[str, float] | None:
     """Train the network of expected counts of a run with `training.counts_steps`, and keep it in the run; one that is there
     already is kept.
 
-    run: the folder of a trained latent model. cfg, prepared: its configuration and its frames.
+    run: the folder of a trained latent model. plan, prepared: its plan and its frames.
     ranks: of the run; the first one trains, and the others wait.
     Returns the `counts_loss` of held-out frames: "decoder", "network of counts"; None without such a network, which is
     said if the frames do not say how much a photon is, or if the training came to no finite number.
     """
-    parts = model_parts(cfg)
-    if not (cfg.training.counts_steps and parts.latent and parts.denoiser == "unet"):
+    if not (plan.training.counts_steps and plan.model.latent and not plan.model.autoregressive):
         return None
     try:
         PhotonScale.of(prepared.frames)
@@ -58,14 +56,14 @@ def train_counts(
             say(f"there is no network of expected counts: {error}", flush=True)
         return None
     place = SimpleNamespace(process_index=ranks.rank, num_processes=ranks.size)
-    return Ranks(place, patience=_PATIENCE).first(partial(_train_counts, Path(run), cfg, prepared, device))
+    return Ranks(place, patience=_PATIENCE).first(partial(_train_counts, Path(run), plan, prepared, device))
 
 
 _PATIENCE = timedelta(days=30)  # longer than any job can run
 
 
-def _train_counts(run: Path, cfg: Config, prepared: Prepared, device: torch.device | str) -> dict[str, float] | None:
-    job, steps = open_sample_job(run, device=device), cfg.training.counts_steps
+def _train_counts(run: Path, plan: RunPlan, prepared: Prepared, device: torch.device | str) -> dict[str, float] | None:
+    job, steps = open_sample_job(run, device=device), plan.training.counts_steps
     g, latent, kept = job.generator, job.generator.space.statistics.sha256, open_counts_net(run, device)
     if kept is not None and (kept[1]["step"], kept[1]["about"]["checkpoint"]) == (steps, g.about["checkpoint"]):
         say("the network of counts exists already", flush=True)
@@ -81,9 +79,9 @@ def _train_counts(run: Path, cfg: Config, prepared: Prepared, device: torch.devi
     words = dict(maps=list(maps), known=[*g.fields, *g.maps], again=(job.settings.whole(g.model), job.sampler))
     train, test = (
         decoded_frames(prepared.loader(rows, **options), g.space, g.transform, **words)
-        for rows in (prepared.train, prepared.held_out[: cfg.inference.limit])
+        for rows in (prepared.train, prepared.held_out[: plan.evaluation.limit])
     )
-    net = fit_counts_net(train, steps=steps, seed=cfg.training.seed, device=device)
+    net = fit_counts_net(train, steps=steps, seed=plan.training.seed, device=device)
     loss = {"decoder": test.loss(), "network of counts": test.loss(net)}
     if not np.isfinite(loss["network of counts"]):
         say(f"there is no network of expected counts: after {steps} steps its loss was no number", flush=True)

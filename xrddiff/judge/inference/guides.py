@@ -24,7 +24,7 @@ from ...learn.recipes.classifiers import fit_classifier, open_classifier, save_c
 from ...learn.training.checkpoints import CheckpointError, load_checkpoint
 
 if TYPE_CHECKING:
-    from xrddiff.config.words.inference import Inference
+    from xrddiff.config.plan import SamplingPlan
     from xrddiff.core.ranks.agreement import Ranks
     from xrddiff.judge.inference.generators import Generator
 
@@ -179,7 +179,7 @@ def _classifier_of(run: str | Path) -> dict[str, Any] | None:
         return None
 
 # %% ../../../nbs/judge/inference/guides.ipynb #c2a82f73
-def _classifier_guide(run: Path, i: Inference, generator: Generator) -> Guide:
+def _classifier_guide(run: Path, plan: SamplingPlan, generator: Generator) -> Guide:
     try:
         net, state = open_classifier(run / GUIDE, generator.device)
     except CheckpointError as error:
@@ -188,9 +188,9 @@ def _classifier_guide(run: Path, i: Inference, generator: Generator) -> Guide:
     if state["about"]["latent"] != latent or generator.fields.get(state["field"]) != state["about"]["classes"]:
         raise BadInput(f"the classifier in {run / GUIDE} is of another model than the run's; {how_to_train(run)}")
     noise = guide_noise(*state["about"]["levels"])
-    low, high = i.guidance_interval or (0.0, float(np.exp(noise.P_mean + 3 * noise.P_std)))
+    low, high = plan.guidance_interval or (0.0, float(np.exp(noise.P_mean + 3 * noise.P_std)))
     about = {"label": state["field"], "checkpoint": load_checkpoint(run / GUIDE).sha256, "step": state["step"]}
-    return Guide("classifier", i.guidance_scale, (low, high), net, state["field"], about)
+    return Guide("classifier", plan.guidance_scale, (low, high), net, state["field"], about)
 
 
 def how_to_train(run: str | Path, label: str = "LABEL") -> str:
@@ -198,9 +198,9 @@ def how_to_train(run: str | Path, label: str = "LABEL") -> str:
     return f"expected one: `xrddiff run resume={run} training.classifier={label}` trains it"
 
 
-def _weaker_guide(run: Path, i: Inference, generator: Generator, open_model: Callable[..., Generator]) -> Guide:
-    source = run if i.guidance_run is None else Path(i.guidance_run)
-    weak = open_model(source, ema=i.use_ema, ema_sigma_rel=i.guidance_ema, step=i.guidance_step)
+def _weaker_guide(run: Path, plan: SamplingPlan, generator: Generator, open_model: Callable[..., Generator]) -> Guide:
+    source = run if plan.guidance_run is None else Path(plan.guidance_run)
+    weak = open_model(source, ema=plan.use_ema, ema_sigma_rel=plan.guidance_ema, step=plan.guidance_step)
     for what, ours, theirs in (
         ("draws", generator.shape, weak.shape),
         ("is scaled by", generator.transform.state(), weak.transform.state()),
@@ -209,26 +209,26 @@ def _weaker_guide(run: Path, i: Inference, generator: Generator, open_model: Cal
     ):  # fmt: skip
         if ours != theirs or weak.autoregressive:
             raise BadInput(f"the weaker model {source} {what} {theirs}; expected {ours}, as the model that it guides")
-    about = {**weak.about, "run": source.name, "ema_sigma_rel": i.guidance_ema}
-    interval = None if i.guidance_interval is None else tuple(i.guidance_interval)
-    return Guide("autoguidance", i.guidance_scale, interval, weak.model, about=about)
+    about = {**weak.about, "run": source.name, "ema_sigma_rel": plan.guidance_ema}
+    interval = None if plan.guidance_interval is None else tuple(plan.guidance_interval)
+    return Guide("autoguidance", plan.guidance_scale, interval, weak.model, about=about)
 
 
 def open_guide(
-    run: str | Path, i: Inference, generator: Generator, open_model: Callable[..., Generator]
+    run: str | Path, plan: SamplingPlan, generator: Generator, open_model: Callable[..., Generator]
 ) -> Guide | None:
     """The guide for sampling a run, or None without guidance.
 
     run: the run folder.
-    i: the section `inference` of the configuration.
+    plan: how it is sampled.
     generator: the generator of the run.
     open_model: opens the weaker model as `open_model(run, ema=, ema_sigma_rel=, step=)`.
     Raises `BadInput` if a model is missing or does not fit.
     """
-    if i.guidance == "classifier":
-        return _classifier_guide(Path(run), i, generator)
-    if i.guidance == "autoguidance":
-        return _weaker_guide(Path(run), i, generator, open_model)
-    if i.guidance_scale == 1:
+    if plan.guidance == "classifier":
+        return _classifier_guide(Path(run), plan, generator)
+    if plan.guidance == "autoguidance":
+        return _weaker_guide(Path(run), plan, generator, open_model)
+    if plan.guidance_scale == 1:
         return None
-    return Guide("classifier_free", i.guidance_scale, i.guidance_interval and tuple(i.guidance_interval))
+    return Guide("classifier_free", plan.guidance_scale, plan.guidance_interval and tuple(plan.guidance_interval))

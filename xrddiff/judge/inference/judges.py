@@ -36,7 +36,7 @@ from ...learn.recipes.classifiers import classifier_batch, fit_classifier, open_
 if TYPE_CHECKING:
     import xarray as xr
 
-    from xrddiff.config.words.vocabulary import Config
+    from xrddiff.config.plan import RunPlan
     from xrddiff.judge.metrics.set_summaries import SetSummary
     from xrddiff.learn.loading.datasets import Prepared
 
@@ -160,22 +160,27 @@ class ConditionJudges:
     can be measured.
 
     run: the run folder.
-    cfg: the configuration.
+    plan: of the run.
     prepared: the frames of the run.
     fields: the conditions of the network, number of classes or [mean, standard deviation].
     device: where classifiers run.
     """
 
     def __init__(
-        self, run: Path, cfg: Config, prepared: Prepared, fields: Mapping[str, Any], device: torch.device | str = "cpu"
+        self,
+        run: Path,
+        plan: RunPlan,
+        prepared: Prepared,
+        fields: Mapping[str, Any],
+        device: torch.device | str = "cpu",
     ):
-        self.prepared, self.fields, self.wanted = prepared, dict(fields), cfg.inference.judge_conditions
+        self.prepared, self.fields, self.wanted = prepared, dict(fields), plan.evaluation.judge_conditions
         told = [name for name in self.fields if not name.startswith(TOLD)]  # of augmentations, no sample has any
         self.names = told if self.wanted else []
         self.why: dict[str, str] = {}
         counts = {name: n for name, n in self.fields.items() if isinstance(n, int)}
         self.classes = {name: label_classes(prepared.frames, name, n) for name, n in counts.items()}
-        self.kept = KeptClassifiers(run, prepared, self.classes, cfg.training.test_pipeline, device)
+        self.kept = KeptClassifiers(run, prepared, self.classes, plan.training.trial, device)
 
     def words(self, asked: Mapping[str, float]) -> str:
         """A description of a condition."""

@@ -18,10 +18,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from ...config.composition import inference_config
+from ...config.plan import inference_plan
 from ...config.overrides import parse_override
-from ...config.saved_config import to_yaml
-from ...config.active_settings import model_parts
 from ...core.errors import BadInput, nearest
 from ...data.formats.mask_files import load_mask
 from ...data.frames.frames import frame_count, frame_mask
@@ -43,7 +41,7 @@ from ...physics.indexing.known_lattices import says_crystals
 if TYPE_CHECKING:
     import xarray as xr
 
-    from xrddiff.config.words.vocabulary import Config
+    from xrddiff.config.plan import RunPlan
 
 # %% auto #0
 __all__ = ['fit_to_model', 'masked', 'full_pixels', 'NetworkFrames', 'to_network', 'open_fitted', 'Inpainting', 'open_inpainting',
@@ -197,7 +195,7 @@ def _rms_at(x: Tensor, mask: Tensor) -> Tensor:
 class Inpainting:
     """Several versions of each frame, with new values at its invalid pixels.
 
-    generator, sampler, cfg, guide: see `SampleJob`.
+    generator, sampler, plan, guide: see `SampleJob`.
     frames: the frames, fitted to the model.
     draws: versions of each frame.
     method: one of `INPAINTING`.
@@ -206,7 +204,7 @@ class Inpainting:
 
     generator: Generator
     sampler: Sampler
-    cfg: Config
+    plan: RunPlan
     frames: xr.Dataset
     draws: int
     method: str
@@ -226,7 +224,7 @@ class Inpainting:
     @cached_property
     def network(self) -> NetworkFrames:
         """The measured frames."""
-        return to_network(self.frames, self.generator, self.cfg.inference.condition, self.about["frames"])
+        return to_network(self.frames, self.generator, self.plan.sampling.condition, self.about["frames"])
 
     @cached_property
     def holes(self) -> np.ndarray:
@@ -257,7 +255,7 @@ class Inpainting:
         if (own := g.mask()) is not None:
             cond["mask"] = own.expand(len(at), -1, -1, -1)
         denoise = self.sampler.clamped(g.model if self.guide is None else self.guide(g.model))
-        sigmas, noise = self.sampler.sigmas(g.model), SampleNoise(g.shape, numbers, self.cfg.inference.seed, g.device)
+        sigmas, noise = self.sampler.sigmas(g.model), SampleNoise(g.shape, numbers, self.plan.sampling.seed, g.device)
         if g.space is None:
             known = torch.where(valid, x, torch.nan)  # nothing can use unknown pixels
             return inpaint(
@@ -294,14 +292,14 @@ class Inpainting:
         def draw(numbers: list[int]) -> Tensor:
             return self._fill(numbers).cpu()
 
-        for numbers, values in sample_chunks(draw, range(self.count), self.cfg.inference.batch_size):
+        for numbers, values in sample_chunks(draw, range(self.count), self.plan.sampling.batch_size):
             if not values.isfinite().all():
                 raise BadInput(f"the draws {numbers[0]} to {numbers[-1]} are not finite; expected a trained model")
             at = [k // self.draws for k in numbers]
             residual.append(_rms_at(values - net.x[at].cpu(), net.valid[at].cpu()))
             images.append(np.where(self.holes[at], g.readout.counted_intensities(values)[0], net.counts[at]))
             progress(len(numbers))
-        frames = g.readout.frames(np.concatenate(images), range(self.count), seed=self.cfg.inference.seed)
+        frames = g.readout.frames(np.concatenate(images), range(self.count), seed=self.plan.sampling.seed)
         at = np.arange(self.count) // self.draws
         frames["source_frame"], frames["filled"] = ("frame", at), (("frame", "y", "x"), self.holes[at])
         frames = frames.assign({name: ("frame", v.cpu().numpy()[at]) for name, v in net.cond.items()})
@@ -314,23 +312,25 @@ class Inpainting:
 # %% ../../../nbs/judge/inference/measured.ipynb #f3a9325a
 def _opened(
     run: str | Path, words: Sequence[str], what: str, *, inverted: bool = False
-) -> tuple[Config, Generator, Transform, Sampler, Guide | None]:
-    cfg = inference_config(run, words)
-    cfg = replace(cfg, inference=replace(cfg.inference, keep_steps=None))  # nothing is kept on the way
-    if model_parts(cfg).denoiser == "autoregressive":
+) -> tuple[RunPlan, Generator, Transform, Sampler, Guide | None]:
+    plan = inference_plan(run, words)
+    if plan.model.autoregressive:
         raise BadInput(
             f"{run} is an autoregressive model, which draws patch by patch and cannot {what}; expected a run of ddpm or latent_diff"
         )
-    i, device = cfg.inference, run_accelerator(cfg.training).device
+    i, device = (
+        replace(plan.sampling, keep_steps=None),
+        run_accelerator(plan.training).device,
+    )  # nothing is kept on the way
     generator = open_generator(run, ema=i.use_ema, ema_sigma_rel=i.ema_sigma_rel, device=device)
     regions = transform_from_state(load_checkpoint(run).state["regions"])
     guide = open_guide(run, i, generator, partial(open_generator, device=device))
-    return cfg, generator, regions, ready_sampler(generator, cfg, inverted=inverted), guide
+    return plan, generator, regions, ready_sampler(generator, i, inverted=inverted), guide
 
 
-def _about(cfg: Config, sampler: Sampler, guide: Guide | None, **more: Any) -> dict[str, Any]:
+def _about(plan: RunPlan, sampler: Sampler, guide: Guide | None, **more: Any) -> dict[str, Any]:
     guided = {} if guide is None else {"guidance": json.dumps(guide.state())}
-    return {"sampler": json.dumps(asdict(sampler)), "config": to_yaml(cfg), **guided, **more}
+    return {"sampler": json.dumps(asdict(sampler)), "config": plan.words, **guided, **more}
 
 
 def open_inpainting(
@@ -357,7 +357,7 @@ def open_inpainting(
     limit: only the first `limit` frames.
     Raises `BadInput` if it cannot be done.
     """
-    cfg, generator, regions, sampler, guide = _opened(run, words, "fill holes")
+    plan, generator, regions, sampler, guide = _opened(run, words, "fill holes")
     if draws < 1 or (limit is not None and limit < 1):
         raise BadInput(f"inpainting: {draws} draws of {limit or 'all'} frames were requested; expected at least 1")
     if method not in INPAINTING:
@@ -368,8 +368,8 @@ def open_inpainting(
             "posterior"
         )
     fitted, where = open_fitted(generator, regions, frames, mask, mask_true, limit), str(frames)
-    about = _about(cfg, sampler, guide, frames=where, mask_file=str(mask) if mask else "", method=method, draws=draws)
-    job = Inpainting(generator, sampler, cfg, fitted, draws, method, guide, about)
+    about = _about(plan, sampler, guide, frames=where, mask_file=str(mask) if mask else "", method=method, draws=draws)
+    job = Inpainting(generator, sampler, plan, fitted, draws, method, guide, about)
     if not job.holes.any():
         raise BadInput(
             f"every pixel of {where} that the model draws is valid: there is nothing to fill; expected a --mask, or frames with masked pixels"
@@ -421,7 +421,7 @@ def draw_between(
 class Interpolation:
     """Frames on the way from one measured frame to another.
 
-    generator, sampler, cfg, guide: see `SampleJob`.
+    generator, sampler, plan, guide: see `SampleJob`.
     pair: both frames, fitted to the model.
     steps: number of frames, with both ends.
     about: attributes of the result.
@@ -430,7 +430,7 @@ class Interpolation:
 
     generator: Generator
     sampler: Sampler
-    cfg: Config
+    plan: RunPlan
     pair: tuple[xr.Dataset, xr.Dataset]
     steps: int
     guide: Guide | None
@@ -440,7 +440,7 @@ class Interpolation:
     @cached_property
     def network(self) -> NetworkFrames:
         """The two frames; a pixel is valid if it is valid in both."""
-        asked, names = self.cfg.inference.condition, (self.about["first"], self.about["last"])
+        asked, names = self.plan.sampling.condition, (self.about["first"], self.about["last"])
         a, b = (to_network(f, self.generator, asked, n) for f, n in zip(self.pair, names, strict=True))
         valid = (a.valid & b.valid).expand(2, -1, -1, -1)
         cond = {name: torch.cat([a.cond[name], b.cond[name]]) for name in a.cond}
@@ -474,7 +474,7 @@ class Interpolation:
             raise BadInput("the frames on the way are not finite; expected a trained model")
         images = g.readout.counted_intensities(values)[0]
         mask = mask[: images.shape[1], : images.shape[2]]
-        frames = g.readout.frames(np.where(mask, images, 0), range(self.steps), seed=self.cfg.inference.seed)
+        frames = g.readout.frames(np.where(mask, images, 0), range(self.steps), seed=self.plan.sampling.seed)
         frames["mask"], frames["fraction"] = (("y", "x"), mask), ("frame", t.numpy())
         frames = frames.assign({name: ("frame", v.cpu().numpy()) for name, v in on_way.items() if v.ndim == 1})
         return frames.assign_attrs({**self.about, "round_trip": [float(m) for m in missed]}), missed.cpu().numpy()  # fmt: skip
@@ -518,11 +518,11 @@ def open_interpolation(
     words = [*words, "inference.sampler=ddim"]  # also of a preset
     if not {"inference", "inference.steps"} & told.keys():
         words.append("inference.steps=null")  # the run's own number may be too small for an inversion
-    cfg, generator, regions, sampler, guide = _opened(run, words, "be inverted", inverted=True)
+    plan, generator, regions, sampler, guide = _opened(run, words, "be inverted", inverted=True)
     if eta := sampler.options["eta"]:
         raise BadInput(f"inference.sampler_options.eta={eta:g}: fresh noise cannot be inverted; expected 0")
     pair = tuple(fit_to_model(open_one(name), generator, regions, name) for name in (first, last))
-    about = _about(cfg, sampler, guide, first=first, last=last)
-    job = Interpolation(generator, sampler, cfg, pair, steps, guide, about)
+    about = _about(plan, sampler, guide, first=first, last=last)
+    job = Interpolation(generator, sampler, plan, pair, steps, guide, about)
     assert job.network  # computed here, because it refuses frames without valid pixels
     return job

@@ -20,9 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...config.active_settings import model_parts
-from ...config.composition import inference_config
-from ...config.saved_config import to_yaml
+from ...config.plan import inference_plan
 from ...core.errors import BadInput, nearest
 from ...core.files import writing
 from ...core.gate import from_json, read_arrays
@@ -47,7 +45,7 @@ from ...learn.training.checkpoints import load_checkpoint
 if TYPE_CHECKING:
     import xarray as xr
 
-    from xrddiff.config.words.vocabulary import Config
+    from xrddiff.config.plan import RunPlan
 
 # %% auto #0
 __all__ = ['SIDE', 'BRIGHTNESS', 'CHUNK', 'hidden_blocks', 'without_pixels', 'Draws', 'kept_draws', 'PhotonDecoder',
@@ -169,7 +167,7 @@ class PhotonDecoder:
 class PosteriorJob:
     """Draws of what the pixels of frames may have been.
 
-    run: its folder. generator: the model. cfg: the configuration. frames: the frames, fitted to the model.
+    run: its folder. generator: the model. plan: of the run. frames: the frames, fitted to the model.
     draws: of each frame. method: one of `xrddiff list posterior`, with its `options`.
     hold_out: share of the valid pixels that is hidden. sampler, guide: of a diffusion model.
     about: attributes of the result.
@@ -177,7 +175,7 @@ class PosteriorJob:
 
     run: Path
     generator: Generator
-    cfg: Config
+    plan: RunPlan
     frames: xr.Dataset
     draws: int
     method: str
@@ -188,7 +186,7 @@ class PosteriorJob:
     about: dict[str, Any] = field(default_factory=dict)
 
     @property
-    def plan(self) -> dict[str, Any]:
+    def record(self) -> dict[str, Any]:
         """What the draws depend on, in JSON's types: of the same plan, they are the same."""
         seen = hashlib.sha256(self.whole.counts.tobytes() + self.measured.tobytes()).hexdigest()
         own = dict(seen=seen, options=self.options, hold_out=self.hold_out, detector=asdict(self.likelihood))
@@ -202,7 +200,7 @@ class PosteriorJob:
     @property
     def seed(self) -> int:
         """The seed of all random numbers."""
-        return self.cfg.inference.seed
+        return self.plan.sampling.seed
 
     @property
     def size(self) -> tuple[int, int]:
@@ -213,7 +211,7 @@ class PosteriorJob:
     def whole(self) -> NetworkFrames:
         """The frames with all that was measured of them."""
         where = self.about.get("frames", "the frames")
-        return to_network(self.frames, self.generator, self.cfg.inference.condition, where)
+        return to_network(self.frames, self.generator, self.plan.sampling.condition, where)
 
     @cached_property
     def measured(self) -> np.ndarray:
@@ -601,10 +599,10 @@ def open_posterior(
     Raises `BadInput` if it cannot be done.
     """
     run = Path(run)
-    cfg = inference_config(run, words, generative=False)
-    parts, i, device = model_parts(cfg), cfg.inference, run_accelerator(cfg.training).device
-    if parts.denoiser in (None, "autoregressive"):
-        what = "draws patch by patch" if parts.denoiser else "has no diffusion model"
+    plan = inference_plan(run, words, generative=False)
+    i, device = plan.sampling, run_accelerator(plan.training).device
+    if plan.model.denoiser is None or plan.model.autoregressive:
+        what = "draws patch by patch" if plan.model.autoregressive else "has no diffusion model"
         raise BadInput(f"{run} {what}; expected a run of ddpm or latent_diff")
     if draws < 1 or (limit is not None and limit < 1):
         raise BadInput(f"a posterior was asked for {draws} draws of {limit or 'all'} frames; expected at least 1")
@@ -617,15 +615,13 @@ def open_posterior(
     checkpoint = load_checkpoint(run)
     generator = open_generator(run, ema=i.use_ema, ema_sigma_rel=i.ema_sigma_rel, device=device)
     guide = open_guide(run, i, generator, partial(open_generator, device=device))
-    sampler = ready_sampler(generator, cfg)
+    sampler = ready_sampler(generator, i)
     detector = {k: v for k, v in dict(gain=gain, read_noise=read_noise).items() if v is not None}
     regions = transform_from_state(checkpoint.state["regions"])
     fitted = open_fitted(generator, regions, frames, mask, mask_true, limit, **detector)
-    about = dict(
-        config=to_yaml(cfg), frames=str(frames), mask_file=str(mask) if mask else "", method=method, draws=draws
-    )
+    about = dict(config=plan.words, frames=str(frames), mask_file=str(mask) if mask else "", method=method, draws=draws)
     about |= {"sampler": json.dumps(asdict(sampler))}
     about |= {"guidance": json.dumps(guide.state())} if guide else {}
-    job = PosteriorJob(run, generator, cfg, fitted, draws, method, sampler, chosen, hold_out, guide, about)
+    job = PosteriorJob(run, generator, plan, fitted, draws, method, sampler, chosen, hold_out, guide, about)
     assert job.likelihood and job.held_out is not None  # computed here, because they refuse what cannot be
     return job

@@ -17,8 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...config.composition import inference_config
-from ...config.saved_config import to_yaml
+from ...config.plan import inference_plan
 from ...data.frames.noise import draw_counts
 from ...data.transforms.values import held
 from .detectors import detector_note, moved
@@ -32,7 +31,7 @@ from ...learn.models.latent_space import final_latent_stats, pairwise_mse
 if TYPE_CHECKING:
     import xarray as xr
 
-    from xrddiff.config.words.vocabulary import Config
+    from xrddiff.config.plan import RunPlan, TrainingPlan
 
 # %% auto #0
 __all__ = ['SampleJob', 'open_sample_job']
@@ -40,54 +39,54 @@ __all__ = ['SampleJob', 'open_sample_job']
 # %% ../../../nbs/judge/inference/sample_jobs.ipynb #e6c3c51b
 @dataclass
 class SampleJob:
-    """The samples that `cfg.inference` asks for. Row r is sample `inference.first_sample` + r.
+    """The samples that a plan asks for. Row r is sample `inference.first_sample` + r.
 
     generator: the trained model.
     sampler: the sampler.
-    cfg: the configuration.
+    plan: of the run.
     count: number of samples; None = `inference.num_samples`.
     guide: the guide, or None.
     """
 
     generator: Generator
     sampler: Sampler
-    cfg: Config
+    plan: RunPlan
     count: int | None = None
     guide: Guide | None = None
 
     def __post_init__(self) -> None:
         if self.count is None:
-            self.count = self.cfg.inference.num_samples
+            self.count = self.plan.sampling.num_samples
 
     @property
     def poisson(self) -> bool:
         """Whether a measurement (Poisson counts) of the expected values is drawn as well."""
-        return self.cfg.inference.poisson and self.generator.expected
+        return self.plan.sampling.poisson and self.generator.expected
 
     def about(self) -> dict[str, Any]:
         """Attributes that record how the samples are made."""
         guided = {} if self.guide is None else {"guidance": json.dumps(self.guide.state())}
         return {
             "sampler": json.dumps(asdict(self.sampler)),
-            "config": to_yaml(self.cfg),
-            "batch_size": self.cfg.inference.batch_size,
+            "config": self.plan.words,
+            "batch_size": self.plan.sampling.batch_size,
             **guided,
         }
 
     @property
     def settings(self) -> DrawSettings:
         """How samples are drawn."""
-        return draw_settings(self.cfg, self.sampler, self.guide, self.generator)
+        return draw_settings(self.plan.sampling, self.sampler, self.guide, self.generator)
 
     def numbers(self, rows: slice) -> list[int]:
         """The sample numbers of these rows."""
-        return [self.cfg.inference.first_sample + r for r in range(*rows.indices(self.count))]
+        return [self.plan.sampling.first_sample + r for r in range(*rows.indices(self.count))]
 
     def make(self, rows: slice, callback: Any = None) -> tuple[xr.Dataset, Tensor]:
         """(these rows as Frames, what the model drew); `callback` is called at each step, see
         `Generator.draw`.
         """
-        i, numbers = self.cfg.inference, self.numbers(rows)
+        i, numbers = self.plan.sampling, self.numbers(rows)
         frames, drawn = self.generator.sample(numbers, self.settings, callback=callback)
         if self.poisson:
             frames["drawn"] = draw_counts(frames, i.seed, first=numbers[0])["intensity"]
@@ -143,7 +142,7 @@ class SampleJob:
 
         For a latent space it has the variable `latent` for the drawn latents.
         """
-        g, i = self.generator, self.cfg.inference
+        g, i = self.generator, self.plan.sampling
         shape = (self.count, *g.template["intensity"].shape[1:])
         frames = g.readout.frames(np.broadcast_to(np.float32(0), shape), self.numbers(slice(None)), seed=i.seed)
         frames = g.scenes.label(g.readout.with_beyond(frames, self.columns), self.settings)
@@ -157,15 +156,15 @@ class SampleJob:
         return frames.assign_attrs(self.about())
 
 # %% ../../../nbs/judge/inference/sample_jobs.ipynb #f8c5d0f1
-def _usual_device(cfg: Config) -> torch.device:
+def _usual_device(plan: TrainingPlan) -> torch.device:
     """The device on which a run is sampled: that of its training. Accelerate, which takes a while to import, is asked
     only where there is something to choose or to refuse.
     """
-    if cfg.training.mixed_precision in (None, "no") and not torch.accelerator.is_available():
+    if plan.either.mixed_precision in (None, "no") and not torch.accelerator.is_available():
         return torch.device("cpu")
     from xrddiff.learn.recipes.setup import run_accelerator
 
-    return run_accelerator(cfg.training).device
+    return run_accelerator(plan).device
 
 
 def open_sample_job(run: str | Path, words: Sequence[str] = (), device: torch.device | str | None = None) -> SampleJob:
@@ -176,13 +175,13 @@ def open_sample_job(run: str | Path, words: Sequence[str] = (), device: torch.de
     device: where the model runs; None = as in the run.
     Raises `BadInput` if the run cannot be sampled with these options.
     """
-    cfg = inference_config(run, words)
-    device = _usual_device(cfg) if device is None else device
-    i = cfg.inference
+    plan = inference_plan(run, words)
+    device = _usual_device(plan.training) if device is None else device
+    i = plan.sampling
     generator = open_generator(run, ema=i.use_ema, ema_sigma_rel=i.ema_sigma_rel, device=device)
     guide = open_guide(run, i, generator, partial(open_generator, device=device))
     if i.detector is not None:
         generator = moved(generator, i.detector)
         if (note := detector_note(generator)) is not None:
             warnings.warn(note, stacklevel=2)
-    return SampleJob(generator, ready_sampler(generator, cfg), cfg, guide=guide)
+    return SampleJob(generator, ready_sampler(generator, i), plan, guide=guide)

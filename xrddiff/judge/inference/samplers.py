@@ -7,10 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ...config.active_settings import chosen_options, noise_name, sampling_steps
 from ...core.errors import BadInput
 from ...core.ranks.agreement import Ranks
-from ...core.registry import options
 from .crystals import check_lattice
 from .detectors import tiles_of
 from .guides import Guide
@@ -22,19 +20,16 @@ from ...learn.models.generative import DrawSettings
 from ...learn.models.latent_space import LatentSpace
 
 if TYPE_CHECKING:
-    from xrddiff.config.words.vocabulary import Config
+    from xrddiff.config.plan import DenoiserPlan, SamplingPlan
     from xrddiff.judge.inference.generators import Generator
 
 # %% auto #0
 __all__ = ['training_noise', 'measure_values', 'make_sampler', 'draw_settings', 'ready_sampler']
 
 # %% ../../../nbs/judge/inference/samplers.ipynb #87087329
-def training_noise(cfg: Config) -> TrainingNoise:
-    """The noise levels at which a denoiser of this configuration is trained."""
-    m, name = cfg.model, noise_name(cfg)
-    words = dict(schedule=m.noise_schedule, timesteps=cfg.training.timesteps)
-    words = {k: v for k, v in words.items() if k in options("training_noise", name)}
-    return make_noise(name, **words | chosen_options(cfg, "model.training_noise_options"))
+def training_noise(plan: DenoiserPlan) -> TrainingNoise:
+    """The noise levels at which a denoiser is trained."""
+    return make_noise(plan.noise.name, **plan.noise.options)
 
 # %% ../../../nbs/judge/inference/samplers.ipynb #8804c0b9
 def measure_values(
@@ -58,76 +53,61 @@ def measure_values(
     return float(sigma_data), (min(low for low, _ in parts), max(high for _, high in parts))
 
 # %% ../../../nbs/judge/inference/samplers.ipynb #f611dd9f
-def make_sampler(
-    cfg: Config, *, token: bool = False, clamp: tuple[float, float] | None = None, inverted: bool = False
-) -> Sampler:
-    """The sampler in the section `inference` of a configuration.
+def make_sampler(plan: SamplingPlan, *, clamp: tuple[float, float] | None = None, inverted: bool = False) -> Sampler:
+    """The sampler of a plan.
 
-    cfg: the configuration.
-    token: True = for one token of an autoregressive model.
-    clamp: (lowest, highest) training value; samples are clipped to it if the configuration says so.
+    clamp: (lowest, highest) training value; samples are clipped to it if the plan says so.
     inverted: True = for an inversion, which takes more steps.
     Raises `BadInput` if samples are to be clipped and `clamp` is None.
     """
-    i, k = cfg.inference, cfg.model.diffusion_kwargs
-    clamped = token if i.clamp is None else i.clamp
-    if clamped and clamp is None:
+    if plan.clamp and clamp is None:
         raise BadInput("inference.clamp is true, but the checkpoint does not give the range of the training values")
-    levels = {k: v for k, v in chosen_options(cfg, "inference.schedule_options").items() if v is not None}
-    named = ("sigma_min", "sigma_max", "rho", "spacing", "shift")
-    chosen = dict(sigma_min=k.sigma_min, sigma_max=k.sigma_max)
-    chosen |= {name: levels.pop(name) for name in named if name in levels}
+    named, levels = ("sigma_min", "sigma_max", "rho", "spacing", "shift"), dict(plan.schedule.options)
+    chosen = {name: levels.pop(name) for name in named if name in levels}
     return Sampler(
-        i.sampler,
-        sampling_steps(cfg, inverted=inverted),
-        i.schedule,
-        clamp=tuple(clamp) if clamped else None,
-        options=chosen_options(cfg, "inference.sampler_options"),
+        plan.sampler.name,
+        plan.inverted_steps if inverted else plan.steps,
+        plan.schedule.name,
+        clamp=tuple(clamp) if plan.clamp else None,
+        options=plan.sampler.options,
         schedule_options=levels,
         **chosen,
     )
 
 # %% ../../../nbs/judge/inference/samplers.ipynb #9176a766
 def draw_settings(
-    cfg: Config, sampler: Sampler, guide: Guide | None = None, generator: Generator | None = None
+    plan: SamplingPlan, sampler: Sampler, guide: Guide | None = None, generator: Generator | None = None
 ) -> DrawSettings:
-    """How samples are drawn, from the section `inference` of a configuration.
+    """How samples are drawn.
 
-    cfg: the configuration.
     generator: what draws them, for the tiles of large frames; None = whole frames.
     sampler: the sampler.
     guide: the guide, or None.
     """
-    i, interval = cfg.inference, cfg.inference.guidance_interval
-    words = dict(
-        seed=i.seed,
-        values=dict(i.condition),
-        lattice=dict(i.lattice),
-        batch_size=i.batch_size,
-        guidance_scale=i.guidance_scale,
-    )
-    words |= dict(guidance_interval=interval and tuple(interval), order_steps=cfg.model.order_steps)
-    tiles = {} if generator is None else tiles_of(generator, i)
+    interval = plan.guidance_interval
+    words = {name: getattr(plan, name) for name in ("seed", "batch_size", "guidance_scale", "order_steps")}
+    words |= dict(values=dict(plan.condition), lattice=dict(plan.lattice))
+    words |= dict(guidance_interval=interval and tuple(interval))
+    tiles = {} if generator is None else tiles_of(generator, plan)
     return DrawSettings(sampler, guide=guide, **words, **tiles)
 
 # %% ../../../nbs/judge/inference/samplers.ipynb #26b7e140
-def ready_sampler(generator: Generator, cfg: Config, *, inverted: bool = False) -> Sampler:
+def ready_sampler(generator: Generator, plan: SamplingPlan, *, inverted: bool = False) -> Sampler:
     """The configured sampler for this generator, trained or not; `inverted`: see `make_sampler`.
 
     Raises `BadInput` if it cannot draw samples from it.
     """
-    words = dict(token=generator.autoregressive, clamp=generator.data_range, inverted=inverted)
-    sampler = make_sampler(cfg, **words)
+    sampler = make_sampler(plan, clamp=generator.data_range, inverted=inverted)
     last = sampler.steps - 1
-    if beyond := [k for k in cfg.inference.keep_steps or () if k > last]:
+    if beyond := [k for k in plan.keep_steps or () if k > last]:
         raise BadInput(
             f"inference.keep_steps: found {beyond[0]}, expected steps from 0 to {last}, as {sampler.name} makes {last + 1}"
         )
     sampler.sigmas(None if generator.autoregressive else generator.model)
-    generator.scenes.given.draw([0], cfg.inference.seed, cfg.inference.condition)
-    check_lattice(generator, cfg)
-    tiles_of(generator, cfg.inference)
-    if cfg.inference.poisson and "gain" not in generator.template["intensity"].attrs:
+    generator.scenes.given.draw([0], plan.seed, plan.condition)
+    check_lattice(generator, plan)
+    tiles_of(generator, plan)
+    if plan.poisson and "gain" not in generator.template["intensity"].attrs:
         raise BadInput(
             f"inference.poisson is true, and the frames do not say how many {generator.readout.unit} a photon is; expected the attribute gain of intensity"
         )

@@ -28,7 +28,7 @@ from ...learn.training.callbacks import Callback, Training
 if TYPE_CHECKING:
     import xarray as xr
 
-    from xrddiff.config.words.vocabulary import Config
+    from xrddiff.config.plan import RunPlan
     from xrddiff.judge.inference.generators import Generator
     from xrddiff.learn.loading.datasets import Prepared
     from xrddiff.learn.models.generative import DrawSettings
@@ -119,16 +119,16 @@ class SamplesDuring(Callback):
 
 # %% ../../../nbs/judge/inference/training_previews.ipynb #24937174
 def samples_during(
-    cfg: Config, generator: Generator, prepared: Prepared, scale: float, show: Callable[[Path], Any] | None = None
+    plan: RunPlan, generator: Generator, prepared: Prepared, scale: float, show: Callable[[Path], Any] | None = None
 ) -> list[Callback]:
     """The callback that draws samples during training, in a list; an empty list without `training.sample_every`.
 
     `scale`: root mean square of the training values. `show`: see `SamplesDuring`.
     """
-    t = cfg.training
+    t, sampling = plan.training, plan.sampling
     if t.sample_every is None:
         return []
-    settings = draw_settings(cfg, ready_sampler(generator, cfg), generator=generator)
+    settings = draw_settings(sampling, ready_sampler(generator, sampling), generator=generator)
     few = select_frames(prepared.frames, prepared.held_out[: max(16, t.sample_count)]).load()
     return [SamplesDuring(generator, settings, t.sample_every, t.sample_count, scale=scale, held_out=few, show=show)]
 

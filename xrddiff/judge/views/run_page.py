@@ -14,10 +14,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from ...config.active_settings import model_parts
+from ...config.plan import RunPlan
 from ...config.composition import preset_differences, reproducing_words
-from ...config.words.data_sets import data_name
-from ...config.words.vocabulary import Config
 from ...core.errors import BadInput
 from ...core.gate import read_json
 from ...core.registry import register
@@ -357,12 +355,12 @@ def add_samples_over_epochs(report: Report, run: Path, most: int = 20) -> None:
     report.add("Samples during the training", text, table=rows, figure=picture, part="training", remade=True)
 
 # %% ../../../nbs/judge/views/run_page.ipynb #78945351
-def limits(cfg: Config) -> list[str]:
+def limits(plan: RunPlan) -> list[str]:
     """The limits of a run, in sentences."""
     from xrddiff.config.words.data_sets import CATALOG
 
-    name, parts = data_name(cfg), model_parts(cfg)
-    out = ["A trial of the pipeline: too short to judge."] if cfg.training.test_pipeline else []
+    name, parts = plan.data.source.name, plan.model
+    out = ["A trial of the pipeline: too short to judge."] if plan.training.trial else []
     if name in CATALOG and CATALOG[name].kind == "simulated":
         out.append(
             f"{name} is simulated. What the simulation leaves out, the model has not seen either; on measured frames it is untested."
@@ -383,12 +381,12 @@ def limits(cfg: Config) -> list[str]:
             "A reconstruction is smoother than a measurement: weak peaks may be missing, and its noise is not that of a detector."
         )
     out.append(
-        f"One training with seed {cfg.training.seed}: how much results differ from one training to the next was not measured."
+        f"One training with seed {plan.training.seed}: how much results differ from one training to the next was not measured."
     )
     return out
 
 # %% ../../../nbs/judge/views/run_page.ipynb #ec271e52
-def run_commands(run: Path, cfg: Config, folder: str | None = None, *, ended: bool = True) -> dict[str, str]:
+def run_commands(run: Path, plan: RunPlan, folder: str | None = None, *, ended: bool = True) -> dict[str, str]:
     """Purpose → command.
 
     `folder`: how the run is named in the commands; its absolute path unless given. `ended`: False
@@ -396,17 +394,18 @@ def run_commands(run: Path, cfg: Config, folder: str | None = None, *, ended: bo
     """
     at = str(run.absolute()) if folder is None else folder
     resume = ["xrddiff", "run", f"resume={at}"]
-    twice = [f"training.num_epochs={2 * cfg.training.num_epochs}"]
-    if model_parts(cfg).denoiser and cfg.model.diff_epochs:
-        twice.append(f"model.diff_epochs={2 * cfg.model.diff_epochs}")
+    trained, denoiser = plan.training, plan.training.denoiser
+    twice = [f"training.num_epochs={2 * (trained.autoencoder or denoiser).num_epochs}"]
+    if trained.autoencoder and denoiser and denoiser.num_epochs != trained.autoencoder.num_epochs:
+        twice.append(f"model.diff_epochs={2 * denoiser.num_epochs}")
     words = {}
     if not ended:
         words["Resume from the newest checkpoint:"] = resume
-    elif model_parts(cfg).denoiser:
+    elif plan.model.denoiser:
         words["Draw samples; sample i is the same whenever it is drawn:"] = ["xrddiff", "sample", at, "-n", "64"]
     else:
         words["Reconstruct the held-out frames again, and score them:"] = ["xrddiff", "evaluate", at]
-    words["Train the same again, in a new folder:"] = ["xrddiff", "run", *reproducing_words(cfg)]
+    words["Train the same again, in a new folder:"] = ["xrddiff", "run", *reproducing_words(plan.config)]
     if ended:
         words["Train on, for twice as many epochs:"] = [*resume, *twice]
     words["Write this page again:"] = ["xrddiff", "report", at]
@@ -427,13 +426,13 @@ def made_with(run: Path) -> str:
         return ""
 
 
-def add_commands(report: Report, run: Path, cfg: Config, *, ended: bool = True) -> None:
+def add_commands(report: Report, run: Path, plan: RunPlan, *, ended: bool = True) -> None:
     """Add the commands, see `run_commands`, and the versions that the run was made with."""
     text = f"{made_with(run)} The same words and versions give the same frames, order and random numbers.".strip()
-    report.add("Do it again", text, commands=run_commands(run, cfg, ended=ended), part="commands", remade=True)
+    report.add("Do it again", text, commands=run_commands(run, plan, ended=ended), part="commands", remade=True)
 
 # %% ../../../nbs/judge/views/run_page.ipynb #0fdcc68e
-def settings_section(cfg: Config, *sections: str, given: Mapping[str, Any] | None = None) -> Section:
+def settings_section(plan: RunPlan, *sections: str, given: Mapping[str, Any] | None = None) -> Section:
     """The settings of a run that have an effect in it, from these `sections` of words.
 
     `given`: further rows, by name, which come first.
@@ -442,9 +441,9 @@ def settings_section(cfg: Config, *sections: str, given: Mapping[str, Any] | Non
 
     from xrddiff.config.active_settings import used_settings
 
-    words = used_settings(cfg, *sections)
-    presets = ", ".join(f"{group}={name}" for group, name in cfg.presets.items())
-    differ = preset_differences(cfg)
+    words = used_settings(plan.config, *sections)
+    presets = ", ".join(f"{group}={name}" for group, name in plan.presets.items())
+    differ = preset_differences(plan.config)
     text = f"Presets: {presets}. " if presets else ""
     changed = {name: (words[name], was) for name, (_, was) in differ.items() if name in words}
     text += "The table shows the differences from them. " if changed else "Nothing differs from them. "
@@ -469,7 +468,7 @@ def has_history(run: Path) -> bool:
     return False
 
 
-def finish_report(report: Report, run: Path, cfg: Config, *, ended: bool = True) -> Report:
+def finish_report(report: Report, run: Path, plan: RunPlan, *, ended: bool = True) -> Report:
     """Add what every report of a run has.
 
     `run`: the folder of the run, or of a part of it such as its autoencoder; the latter has
@@ -479,16 +478,16 @@ def finish_report(report: Report, run: Path, cfg: Config, *, ended: bool = True)
     add_epochs(report, run)
     add_samples_over_epochs(report, run)
     if (run / "config.yaml").is_file():
-        report.add("Limits", lines=[("", line) for line in limits(cfg)], part="limits", remade=True)
-        add_commands(report, run, cfg, ended=ended)
-    sections = ("model", "training", "data", *(["inference"] if model_parts(cfg).denoiser else []))
-    report.sections.append(settings_section(cfg, *sections, given=_began_with(run, cfg)))
+        report.add("Limits", lines=[("", line) for line in limits(plan)], part="limits", remade=True)
+        add_commands(report, run, plan, ended=ended)
+    sections = ("model", "training", "data", *(["inference"] if plan.model.denoiser else []))
+    report.sections.append(settings_section(plan, *sections, given=_began_with(run, plan)))
     return report
 
 
-def _began_with(run: Path, cfg: Config) -> dict[str, str]:
+def _began_with(run: Path, plan: RunPlan) -> dict[str, str]:
     """What the run took over from another one, as a row of the settings."""
-    if cfg.training.init is None:
+    if plan.training.init is None:
         return {}
     from xrddiff.learn.recipes.warm_start import init_row  # imports PyTorch
 

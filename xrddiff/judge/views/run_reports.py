@@ -13,9 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from ...config.active_settings import model_parts
-from ...config.words.data_sets import data_name
-from ...config.words.vocabulary import Config
+from ...config.plan import RunPlan
 from ...core.errors import BadInput
 from ...core.files import write_text
 from ...core.gate import or_default, read_json
@@ -34,7 +32,6 @@ if TYPE_CHECKING:
     import xarray as xr
     from matplotlib.figure import Figure
 
-    from xrddiff.config.words.vocabulary import Config
     from xrddiff.judge.inference.evaluation import CodecEvaluation, SampleEvaluation
     from xrddiff.judge.inference.measured import Inpainting, Interpolation
     from xrddiff.judge.inference.posterior import Posterior
@@ -50,24 +47,24 @@ __all__ = ['ASKED', 'SO_FAR', 'run_title', 'trial_note', 'add_settings', 'codec_
            'model_card', 'write_run_report', 'report_so_far', 'rewrite_reports', 'rewrite_verdict']
 
 # %% ../../../nbs/judge/views/run_reports.ipynb #ebd4f4ae
-def run_title(cfg: Config, judgement: Any = None) -> str:
+def run_title(plan: RunPlan, judgement: Any = None) -> str:
     """The model and the data of a run; with a judgement of samples, the condition of all of
     them.
     """
     condition = getattr(judgement, "condition", "")
-    return f"{cfg.presets['model']} on {data_name(cfg) or cfg.data.data_path}{f', {condition}' if condition else ''}"
+    return f"{plan.name} on {plan.data.source.title}{f', {condition}' if condition else ''}"
 
 
-def trial_note(cfg: Config) -> str:
+def trial_note(plan: RunPlan) -> str:
     """A warning where the run was only a trial of the pipeline."""
-    return " A trial of the pipeline, not a result." if cfg.training.test_pipeline else ""
+    return " A trial of the pipeline, not a result." if plan.training.trial else ""
 
 
-def add_settings(report: Report, cfg: Config, *sections: str, **given: Any) -> None:
+def add_settings(report: Report, plan: RunPlan, *sections: str, **given: Any) -> None:
     """Add the words of these `sections` that have an effect in the run: other `given` rows, the
     differences from the presets, and all words, folded.
     """
-    report.sections.append(settings_section(cfg, *sections, given=given))
+    report.sections.append(settings_section(plan, *sections, given=given))
 
 # %% ../../../nbs/judge/views/run_reports.ipynb #c2bc42d5
 def codec_verdict(rows: Mapping[str, Mapping[str, float]], what: str = "Held-out frames") -> list[str]:
@@ -117,13 +114,13 @@ def split_end(prepared: Prepared) -> str:
 
 def codec_report_text(evaluation: CodecEvaluation, steps: int) -> tuple[str, str]:
     """Title and lead of the report of an autoencoder that was trained for `steps` steps."""
-    cfg, prepared = evaluation.cfg, evaluation.prepared
+    plan, prepared = evaluation.plan, evaluation.prepared
     sizes = prepared.sizes(len(evaluation.judged))
-    if cfg.inference.judged == "train":
+    if plan.evaluation.judged == "train":
         frames = f"{len(prepared.train)} training frame{'s' * (len(prepared.train) > 1)}"
         sizes = f"{frames}, evaluated on these: has it learnt them by heart?"
-    lead = f"{sizes}{split_end(prepared)}{steps} steps. Peaks match within {cfg.inference.match_radius:g} px.{trial_note(cfg)}"
-    return f"{evaluation.name} on {data_name(cfg) or cfg.data.data_path}", lead
+    lead = f"{sizes}{split_end(prepared)}{steps} steps. Peaks match within {plan.evaluation.match_radius:g} px.{trial_note(plan)}"
+    return f"{evaluation.name} on {plan.data.source.title}", lead
 
 
 def add_codec(
@@ -155,7 +152,7 @@ def add_unseen(report: Report, rows: Mapping[str, Mapping[str, float]], picture:
 # %% ../../../nbs/judge/views/run_reports.ipynb #6b33f6c1
 def samples_lead(job: SampleJob, run: str) -> str:
     """The run, step, sampler, seed and numbers of the samples of `job`."""
-    i, step = job.cfg.inference, job.generator.about["step"]
+    i, step = job.plan.sampling, job.generator.about["step"]
     return f"Run {run}, step {step}. {job.how}, seed {i.seed}, numbers from {i.first_sample} on."
 
 
@@ -212,11 +209,11 @@ def add_asked(report: Report, table: pd.DataFrame, picture: Figure) -> None:
 # %% ../../../nbs/judge/views/run_reports.ipynb #baef3b46
 def draws_text(job: Inpainting, run: str) -> tuple[str, str]:
     """Title and lead of the report of filled holes."""
-    title = f"Holes of {Path(job.about['frames']).name} filled by {job.cfg.presets['model']}"
+    title = f"Holes of {Path(job.about['frames']).name} filled by {job.plan.name}"
     guided = "" if job.guide is None else f", {job.guide}"
     lead = (
         f"Run {run}, step {job.generator.about['step']}. {job.draws} draws of each frame by {job.sampler.name}, {job.sampler.evaluations} evaluations, "
-        f"method {job.method}{guided}, seed {job.cfg.inference.seed}. "
+        f"method {job.method}{guided}, seed {job.plan.sampling.seed}. "
         "Drawn pixels are plausible, not measured: leave them out of integration, merging and refinement."
     )
     return title, lead
@@ -275,7 +272,7 @@ def way_text(job: Interpolation, run: str) -> tuple[str, str]:
     """Title and lead of the report of an interpolation."""
     guided = "" if job.guide is None else f", {job.guide}"
     lead = (
-        f"Run {run}, step {job.generator.about['step']}, {job.cfg.presets['model']}. DDIM, {job.sampler.evaluations} steps{guided}. "
+        f"Run {run}, step {job.generator.about['step']}, {job.plan.name}. DDIM, {job.sampler.evaluations} steps{guided}. "
         "Frames of the model on an arc between two noises; no claim that a crystal turned that way."
     )
     return f"From {job.about['first']} to {job.about['last']}", lead
@@ -291,14 +288,14 @@ def evaluation_summary(evaluation: SampleEvaluation | CodecEvaluation, judgement
     """The judgement as rows of a table."""
     if hasattr(evaluation, "samples"):
         return judgement.table()
-    return codec_table({evaluation.cfg.presets["model"]: judgement}).to_dict(orient="index")
+    return codec_table({evaluation.plan.name: judgement}).to_dict(orient="index")
 
 
 def evaluation_record(evaluation: SampleEvaluation | CodecEvaluation, judgement: Any) -> dict[str, Any]:
     """The judgement as JSON values, with the checkpoint that was evaluated."""
     if hasattr(evaluation, "samples"):
         return judged_record(judgement) | {"checkpoint": evaluation.samples.attrs["checkpoint"]}
-    return {"rows": {evaluation.cfg.presets["model"]: judgement}, **evaluation.about}
+    return {"rows": {evaluation.plan.name: judgement}, **evaluation.about}
 
 
 def evaluation_pictures(
@@ -313,7 +310,7 @@ def evaluation_pictures(
         return generation_pictures(None, None, samples)
     if hasattr(evaluation, "samples"):
         return generation_pictures(judgement, *evaluation.shown())
-    return {"comparison": compare_frames(*evaluation.pair(slice(0, evaluation.cfg.inference.batch_size)), 3)}
+    return {"comparison": compare_frames(*evaluation.pair(slice(0, evaluation.plan.evaluation.batch_size)), 3)}
 
 # %% ../../../nbs/judge/views/run_reports.ipynb #6be6717c
 def add_evaluation(
@@ -323,17 +320,17 @@ def add_evaluation(
     if hasattr(evaluation, "samples"):
         add_generation(report, judgement, pictures, about=evaluation.note)
     else:
-        rows = {evaluation.cfg.presets["model"]: judgement}
+        rows = {evaluation.plan.name: judgement}
         add_codec(report, evaluation.prepared.frames, rows, pictures["comparison"])
 
 # %% ../../../nbs/judge/views/run_reports.ipynb #054e516c
-def card_metadata(cfg: Config, summary: Mapping[str, Any], frames: str = "held-out frames") -> dict[str, Any]:
+def card_metadata(plan: RunPlan, summary: Mapping[str, Any], frames: str = "held-out frames") -> dict[str, Any]:
     """The metadata of the card.
 
     `summary`: the rows of `metrics/summary.json`; the first column is that of the model. Numbers
     that are not finite are left out, as the Hub refuses them. `frames`: what they were measured on.
     """
-    parts, name = model_parts(cfg), plain_text(data_name(cfg) or "own frames")
+    parts, name = plan.model, plain_text(plan.data.source.name or "own frames")
     task = "unconditional-image-generation" if parts.denoiser else "image-to-image"
     tags = [
         "x-ray-diffraction",
@@ -348,14 +345,10 @@ def card_metadata(cfg: Config, summary: Mapping[str, Any], frames: str = "held-o
             metrics.append(dict(type=plain_text(row).replace(" ", "_"), name=plain_text(row), value=value))
     results = [dict(task=dict(type=task), dataset=dict(type=name, name=f"{name}, {frames}"), metrics=metrics)]
     card = dict(library_name="xrddiff", license="unknown", pipeline_tag=task, tags=tags)
-    return card | (
-        {"model-index": [dict(name=plain_text(cfg.presets.get("model", cfg.model.model_name)), results=results)]}
-        if metrics
-        else {}
-    )
+    return card | ({"model-index": [dict(name=plain_text(plan.name), results=results)]} if metrics else {})
 
 # %% ../../../nbs/judge/views/run_reports.ipynb #22f5ffd0
-def model_card(report: Report, cfg: Config, summary: Mapping[str, Any]) -> str:
+def model_card(report: Report, plan: RunPlan, summary: Mapping[str, Any]) -> str:
     """The text of the card for a finished report; `summary`: see `card_metadata`."""
     import pandas as pd
     import yaml
@@ -363,9 +356,9 @@ def model_card(report: Report, cfg: Config, summary: Mapping[str, Any]) -> str:
 
     of = lambda part: [s for s in report.ordered() if s.part == part]  # noqa: E731
     frames = "training frames" if report.lead.startswith(NOTHING) else "held-out frames"
-    head = yaml.safe_dump(card_metadata(cfg, summary, frames), sort_keys=False, allow_unicode=True)
+    head = yaml.safe_dump(card_metadata(plan, summary, frames), sort_keys=False, allow_unicode=True)
     first = [dict(title=s.title, path=f"plots/{s.slug}.png") for s in of("pictures") if s.figure is not None][:1]
-    use = Section("Use", "In the folder of the run, with xrddiff installed.", commands=run_commands(Path(), cfg, "."))
+    use = Section("Use", "In the folder of the run, with xrddiff installed.", commands=run_commands(Path(), plan, "."))
     numbers = []
     if summary and all(isinstance(row, Mapping) for row in summary.values()):
         numbers = [Section("Numbers", table=pd.DataFrame.from_dict(summary, orient="index"))]
@@ -387,23 +380,23 @@ def model_card(report: Report, cfg: Config, summary: Mapping[str, Any]) -> str:
     )
 
 # %% ../../../nbs/judge/views/run_reports.ipynb #15f518f5
-def write_run_report(report: Report, run: Path, cfg: Config, *, name: str = "report", ended: bool = True) -> Path:
+def write_run_report(report: Report, run: Path, plan: RunPlan, *, name: str = "report", ended: bool = True) -> Path:
     """Add what every report of a run has, and write it and the card of the model; returns the
     path of the page.
 
     `run`: the folder of the run, or of a part of it, which has no card of its own. `name`: of the
     page; a page of another name comes without a card. `ended`: False for a run that is not finished. Raises `CannotSave`, one sentence.
     """
-    finish_report(report, run, cfg, ended=ended)
+    finish_report(report, run, plan, ended=ended)
     if (run / "config.yaml").is_file() and name == "report":
-        write_text(run / "README.md", model_card(report, cfg, _summary(run)))
+        write_text(run / "README.md", model_card(report, plan, _summary(run)))
     return report.write(run, name=name)
 
 # %% ../../../nbs/judge/views/run_reports.ipynb #dd95aa02
 SO_FAR = "report-so-far"
 
 
-def report_so_far(run: Path, cfg: Config, stands: str = "") -> Report:
+def report_so_far(run: Path, plan: RunPlan, stands: str = "") -> Report:
     """A report of the contents of a run's folder, without what only its notebook knew. `stands`: how the run stands;
     "" if it is finished.
     """
@@ -416,7 +409,7 @@ def report_so_far(run: Path, cfg: Config, stands: str = "") -> Report:
         if stands
         else "This run has no saved report data; the following comes from the files in its folder."
     )
-    report = Report(run_title(cfg), lead)
+    report = Report(run_title(plan), lead)
     summary = _summary(run)
     if summary and all(isinstance(row, Mapping) for row in summary.values()):
         report.add("Summary", table=pd.DataFrame.from_dict(summary, orient="index"))
@@ -436,7 +429,7 @@ def _summary(run: Path) -> dict[str, Any]:
     return or_default(lambda: read_json(run / "metrics" / "summary.json", dict[str, Any], 1 << 20), {})
 
 # %% ../../../nbs/judge/views/run_reports.ipynb #0da63ebb
-def rewrite_reports(run: Path, cfg: Config, stands: str = "") -> list[Path]:
+def rewrite_reports(run: Path, plan: RunPlan, stands: str = "") -> list[Path]:
     """Write the report and the card of a run again, and those of its autoencoder; returns the
     pages, that of the whole run last. `stands`: how the run stands, in a sentence; "" if it is finished.
 
@@ -452,12 +445,12 @@ def rewrite_reports(run: Path, cfg: Config, stands: str = "") -> list[Path]:
     for part in parts:
         ended = (part / "report.html").is_file() and (part != run or not stands)
         kept = ended and (part / "metrics" / "report.json").is_file()
-        report = read_report(part) if kept else report_so_far(part, cfg, "" if ended else stands)
-        pages.append(write_run_report(report, part, cfg, name="report" if kept else SO_FAR, ended=ended))
+        report = read_report(part) if kept else report_so_far(part, plan, "" if ended else stands)
+        pages.append(write_run_report(report, part, plan, name="report" if kept else SO_FAR, ended=ended))
     return pages
 
 # %% ../../../nbs/judge/views/run_reports.ipynb #c4d0a002
-def rewrite_verdict(run: Path, cfg: Config, verdict: Section, page: str) -> Path | None:
+def rewrite_verdict(run: Path, plan: RunPlan, verdict: Section, page: str) -> Path | None:
     """Put a newer verdict on the samples of a finished run into its report and its card; returns the page,
     or None if the run has no saved report.
 
@@ -472,4 +465,4 @@ def rewrite_verdict(run: Path, cfg: Config, verdict: Section, page: str) -> Path
     )
     said = replace(verdict, lines=[*verdict.lines, ("note", newer)])
     report.sections = [said, *(s for s in report.sections if s.part != "verdict")]
-    return write_run_report(report, run, cfg)
+    return write_run_report(report, run, plan)

@@ -16,9 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from ...config.active_settings import chosen_options, show_crystals, used_maps
-from ...config.words.data import AUTOMASK, AUTOMASK_BEFORE
-from ...config.words.data_sets import check_frames, data_name
+from ...config.words.data_sets import check_cut
 from ...core.addresses import addresses_in, need_addresses
 from ...core.errors import BadInput
 from ...core.files import cache_dir, is_address, is_path, json_digest, package_version, write_json
@@ -55,12 +53,12 @@ from ...physics.indexing.known_lattices import has_crystals, says_crystals, with
 if TYPE_CHECKING:
     import xarray as xr
 
-    from xrddiff.config.words.vocabulary import Config
+    from xrddiff.config.plan import CutPlan, DataPlan, RunPlan, SourcePlan
 
 # %% auto #0
 __all__ = ['IN_MEMORY', 'MANY', 'SPREAD', 'open_data', 'region_transforms', 'frame_groups', 'Split', 'sizes_text', 'split_frames',
-           'balanced', 'in_memory', 'Prepared', 'prepare_frames', 'open_words', 'known_exposures', 'window_places',
-           'prepare_words']
+           'balanced', 'in_memory', 'Prepared', 'prepare_frames', 'open_planned', 'known_exposures', 'window_places',
+           'prepare_planned']
 
 # %% ../../../nbs/learn/loading/datasets.ipynb #f528466d
 def open_data(
@@ -424,32 +422,29 @@ def prepare_frames(
 _NUMBER = "exposure_number_"  # a variable while frames are cut
 
 # %% ../../../nbs/learn/loading/datasets.ipynb #0d1a4c19
-def open_words(cfg: Config, classes: Mapping[str, Sequence[str]] | None = None) -> xr.Dataset:
-    """The frames that the section `data` of `cfg` names, lazily.
+def open_planned(data: DataPlan, classes: Mapping[str, Sequence[str]] | None = None) -> xr.Dataset:
+    """The frames that a plan names, lazily.
 
-    cfg: the configuration of a run.
+    data: of the plan of a run.
     classes: label -> known class names, such as those of a checkpoint.
     Raises `BadInput` for frames that cannot be pooled or cut as configured, or that lack a label
     named in `model.condition`, and for an address that the user has not named.
     """
-    d = cfg.data
-    need_addresses(addresses_in(d.data_path))
-    for word in ("data_path", "geometry", "labels", "mask", "reflections"):
-        path = getattr(d, word)
+    s, places = data.source, {"reflections": data.reflections}
+    need_addresses(addresses_in(s.data_path))
+    places |= {word: getattr(s, word) for word in ("data_path", "geometry", "labels", "mask")}
+    for word, path in places.items():
         if path is not None and is_path(path) and not (is_path(path, "file") or is_path(path, "dir")):
             raise BadInput(
                 f"data.{word}={plain_text(path)} is a device, a pipe or a socket, not a file or folder, so it was not opened"
             )
     names = "limit dataset geometry labels mask mask_true wavelength distance pixel_size beam_center".split()
-    condition = cfg.model.condition or []
-    words = {k: getattr(d, k) for k in names} | dict(outside=d.outside or None, condition=condition, classes=classes)
-    words["merge"] = d.merge_labels
-    usual = (list(AUTOMASK), AUTOMASK_BEFORE) if data_name(cfg) else (list(AUTOMASK),)  # a named set has its own mask
-    automask = None if list(d.automask) in usual else list(d.automask)
-    frames = open_data(data_name(cfg), d.data_path, automask=automask, **words)
-    check_frames(cfg, frames["intensity"].shape)
-    check_conditions(frames, condition, cfg.inference.condition)
-    return _in_tiles(cfg, frames) if d.window or d.patch else frames
+    words = {k: getattr(s, k) for k in names} | dict(outside=s.outside or None, merge=s.merge_labels)
+    words |= dict(condition=data.conditions, classes=classes)
+    frames = open_data(s.name, s.data_path, automask=s.automask, **words)
+    check_cut(data.cut, frames["intensity"].shape)
+    check_conditions(frames, data.conditions, data.asked)
+    return _in_tiles(data, frames) if data.cut.window or data.cut.patch else frames
 
 # %% ../../../nbs/learn/loading/datasets.ipynb #1e391c50
 def _dates(path: str | Path) -> list[list[Any]]:
@@ -459,18 +454,19 @@ def _dates(path: str | Path) -> list[list[Any]]:
     return [[str(f.absolute()), about.st_size, about.st_mtime_ns] for f in files if (about := f.stat())]
 
 
-def known_exposures(cfg: Config, frames: xr.Dataset) -> Exposures:
+def known_exposures(source: SourcePlan, frames: xr.Dataset) -> Exposures:
     """The exposures of the `frames` of a run. Copies are not looked for in named sets, nor on servers;
     those in a large set are kept, since every notebook and rank asks for them.
     """
-    d = cfg.data
-    if d.data_path is None:
+    if source.data_path is None:
         return find_exposures(frames, 0)._replace(copies=0)
-    if is_address(d.data_path):
+    if is_address(source.data_path):
         return find_exposures(frames, 0)
     if not IN_MEMORY < frames["intensity"].nbytes <= MOST_READ:
         return find_exposures(frames)
-    key = json_digest([package_version(), _dates(d.data_path), d.dataset, d.limit, list(frames["intensity"].shape)])
+    key = json_digest(
+        [package_version(), _dates(source.data_path), source.dataset, source.limit, list(frames["intensity"].shape)]
+    )
     place = cache_dir() / "exposures" / f"{key}.json"
     try:
         kept = read_json(place, list[int], 64 << 20)
@@ -488,85 +484,83 @@ def known_exposures(cfg: Config, frames: xr.Dataset) -> Exposures:
 MANY, SPREAD = 4096, 64  # windows in all; places of them
 
 
-def window_places(cfg: Config, frames: xr.Dataset) -> tuple[Windows | None, int | None]:
+def window_places(cut: CutPlan, frames: xr.Dataset, seed: int) -> tuple[Windows | None, int | None]:
     """(the places of the windows that stand for the frames, how many windows there are in all).
 
     (None, None) where whole frames are drawn and judged: without `data.window`, with `data.windows=0`, and for
     frames of less than `tiled.LARGE` pixels.
     """
-    d, shape = cfg.data, frames["intensity"].shape
-    if d.window is None or d.windows == 0:
+    shape = frames["intensity"].shape
+    if cut.window is None or cut.windows == 0:
         return None, None
-    height, width = d.crop[:2] if d.crop else (n // d.pool if d.avg_pooling else n for n in shape[-2:])
-    if d.windows is None and height * width < LARGE:
+    height, width = cut.crop[:2] if cut.crop else (n // cut.pool if cut.avg_pooling else n for n in shape[-2:])
+    if cut.windows is None and height * width < LARGE:
         return None, None
     images = math.prod(shape[:-2])
-    many = d.windows or max(MANY, images)
-    return Windows(d.window, max(SPREAD, math.ceil(many / images)), d.seed), many
+    many = cut.windows or max(MANY, images)
+    return Windows(cut.window, max(SPREAD, math.ceil(many / images)), seed), many
 
 
-def _in_tiles(cfg: Config, frames: xr.Dataset) -> xr.Dataset:
+def _in_tiles(data: DataPlan, frames: xr.Dataset) -> xr.Dataset:
     """Large frames, so that parts of them are read quickly; those of a server stay as they are."""
-    d = cfg.data
-    if d.data_path is not None and is_address(d.data_path):
+    s = data.source
+    if s.data_path is not None and is_address(s.data_path):
         return frames
-    files = [_dates(path) for path in (d.data_path, d.geometry, d.mask) if path is not None]
+    files = [_dates(path) for path in (s.data_path, s.geometry, s.mask) if path is not None]
     words = "dataset limit mask_true automask wavelength distance pixel_size beam_center outside".split()
-    known = [package_version(), data_name(cfg), files, *(str(getattr(d, word)) for word in words)]
+    known = [package_version(), s.name, files, *(str(getattr(s, word)) for word in words)]
     return keep_in_tiles(frames, [*known, list(frames["intensity"].shape)])
 
 # %% ../../../nbs/learn/loading/datasets.ipynb #a1c86296
-def prepare_words(
-    cfg: Config,
+def prepare_planned(
+    plan: RunPlan,
     transform: Transform | None = None,
     classes: Mapping[str, Sequence[str]] | None = None,
     *,
     crystals: bool = True,
     folder: Path | None = None,
 ) -> Prepared:
-    """The frames of `cfg`, cut, split and scaled, with the labels in `model.condition`.
+    """The frames of a run, cut, split and scaled, with the labels that its model is conditioned on.
 
-    cfg: the configuration of a run.
+    plan: of the run.
     transform: a transform that is fitted already; None = fit one.
-    classes: see `open_words`.
+    classes: see `open_planned`.
     crystals: False = without the crystals for condition maps, because finding them takes a while.
     folder: of the run, where merged intensities are kept (`kept_intensities`); None = they are merged.
     """
-    d = cfg.data
-    regions = {k: getattr(d, k) for k in ("topk", "avg_pooling", "pool", "crop", "patch", "patch_limit")}
-    split = {k: getattr(d, k) for k in ("train_ratio", "contiguous", "seed", "balance")}
-    split |= dict(transform=transform or d.transform, transform_options=chosen_options(cfg, "data.transform_options"))
-    frames = open_words(cfg, classes)
-    places, many = window_places(cfg, frames)
-    regions |= dict(places=places, patch_limit=d.patch_limit or many)
-    split |= dict(windows=d.window is not None and places is None)
-    cut = d.patch is not None or places is not None or frames["intensity"].dims != IMAGE_DIMS
-    if crystals and cut and show_crystals(used_maps(cfg)) and not says_crystals(frames):
+    data, cut, split = plan.data, plan.data.cut, vars(plan.data.split)
+    frames = open_planned(data, classes)
+    places, many = window_places(cut, frames, data.split.seed)
+    regions = {k: getattr(cut, k) for k in ("topk", "avg_pooling", "pool", "crop", "patch")}
+    regions |= dict(places=places, patch_limit=cut.patch_limit or many)
+    scaled = dict(transform=transform or plan.transform.name, transform_options=plan.transform.options)
+    apart = cut.patch is not None or places is not None or frames["intensity"].dims != IMAGE_DIMS
+    if crystals and apart and data.crystals and not says_crystals(frames):
         frames = with_lattices(frames)  # a part of a frame has too few peaks to determine its lattice
-    prepared = prepare_frames(frames, exposures=known_exposures(cfg, frames), **split, **regions)
-    named = dict.fromkeys([*(cfg.model.condition or []), *filter(None, [d.balance]), *d.merge_labels])
-    wanted = [n for n in named if n in LABELS or n not in (cfg.model.condition or [])]
+    windows, exposures = cut.window is not None and places is None, known_exposures(data.source, frames)
+    prepared = prepare_frames(frames, exposures=exposures, windows=windows, **split, **scaled, **regions)
+    named = dict.fromkeys([*data.conditions, *filter(None, [data.split.balance]), *data.source.merge_labels])
+    wanted = [n for n in named if n in LABELS or n not in data.conditions]
     frames = with_labels(prepared.frames, wanted) if wanted else prepared.frames
-    frames = _with_crystals(cfg, frames, prepared.train, folder) if crystals else frames
+    frames = _with_crystals(data, frames, prepared.train, folder) if crystals else frames
     return prepared if frames is prepared.frames else replace(prepared, frames=frames)
 
 
-def _with_crystals(cfg: Config, frames: xr.Dataset, train: np.ndarray, folder: Path | None) -> xr.Dataset:
-    """`frames` with the data on crystals that the condition maps of `cfg` need: cells and
+def _with_crystals(data: DataPlan, frames: xr.Dataset, train: np.ndarray, folder: Path | None) -> xr.Dataset:
+    """`frames` with the data on crystals that the condition maps of a run need: cells and
     orientations, width and intensities of reflections. Held-out frames are not used for that.
     """
-    maps = used_maps(cfg)
-    if not show_crystals(maps):
+    if not data.crystals:
         return frames
     from xrddiff.physics.indexing import expected_intensities as expected  # costs an import of PyTorch
     from xrddiff.physics.indexing.indexer import cell_of_frames
     from xrddiff.physics.indexing.lattice_maps import corner_resolution
 
     frames = frames if says_crystals(frames) else with_lattices(frames)
-    told, path = expected.says_intensities(frames), cfg.data.reflections
+    told, path = expected.says_intensities(frames), data.reflections
     if told and path is None or not has_crystals(select_frames(frames, train)):
         return frames
-    bright = "intensity" in maps
+    bright = "intensity" in data.maps
     merge = expected.merged_intensities if folder is None else partial(expected.kept_intensities, folder)
     merged = merge(frames, train, limit=600 if bright and path is None else 150)
     if not bright:

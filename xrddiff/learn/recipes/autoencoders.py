@@ -6,17 +6,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
-from ...config.active_settings import chosen_options, model_parts
 from ...config.words.training import COUNT_LOSSES
 from ...core.errors import BadInput
 from ...core.ranks.agreement import Ranks
 from ...data.transforms.pipelines import transform_from_state
-from ..loading.datasets import Prepared, prepare_words
+from ..loading.datasets import Prepared, prepare_planned
 from ..losses import VAEObjective, VQObjective
 from ..models.autoencoder import make_autoencoder
 from .latents import measure_checkpoint, open_autoencoder
@@ -31,37 +30,26 @@ from xrddiff.learn.training.checkpoints import (
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from xrddiff.config.words.training import Training
-    from xrddiff.config.words.vocabulary import Config
+    from xrddiff.config.plan import AutoencoderPlan, RunPlan
     from xrddiff.learn.models.latent_space import LatentStatistics
 
 # %% auto #0
-__all__ = ['quantizer_words', 'build_autoencoder', 'detector_words', 'autoencoder_objective', 'ready_autoencoder',
-           'frames_of_autoencoder', 'measure_run']
+__all__ = ['build_autoencoder', 'detector_words', 'autoencoder_objective', 'ready_autoencoder', 'frames_of_autoencoder',
+           'measure_run']
 
 # %% ../../../nbs/learn/recipes/autoencoders.ipynb #a28b5447
-def quantizer_words(cfg: Config) -> dict[str, Any]:
-    """The arguments of the quantizer that `cfg` asks for; empty for a continuous latent."""
-    m = cfg.model
-    if model_parts(cfg).autoencoder != "vq":
-        return {}
-    return dict(codes=m.codes) | chosen_options(cfg, "model.quantizer_options")
+_SIZES = ("latent_channels", "downsampling", "mid_attention", "mask_channel", "widths", "layers_per_block")
 
 
-def build_autoencoder(cfg: Config) -> nn.Module:
-    """The autoencoder of a run with its initial weights.
-
-    The weights are random, drawn with `training.seed`, or those of `training.pretrained_vae_path`
-    if `training.train_vae_from_checkpoint` is set.
-    """
-    m, t = cfg.model, cfg.training
-    words = {name: getattr(m, name) for name in ("latent_channels", "downsampling", "mid_attention", "mask_channel")}
-    words |= dict(widths=cfg.size.widths, layers_per_block=cfg.size.layers_per_block)
-    kind = m.quantizer if model_parts(cfg).autoencoder == "vq" else "kl"
-    torch.manual_seed(t.seed)
-    net = make_autoencoder(cfg.size.name, kind=kind, **words, **quantizer_words(cfg))
-    if t.train_vae_from_checkpoint:
-        load_weights(net, load_checkpoint(t.pretrained_vae_path))
+def build_autoencoder(plan: AutoencoderPlan) -> nn.Module:
+    """The autoencoder of a run with its initial weights: random ones, drawn with its seed, or those that it starts from."""
+    words, kind = {name: getattr(plan, name) for name in _SIZES}, "kl"
+    if plan.quantizer is not None:
+        kind, words = plan.quantizer.name, words | plan.quantizer.options
+    torch.manual_seed(plan.seed)
+    net = make_autoencoder(plan.size, kind=kind, **words)
+    if plan.start is not None:
+        load_weights(net, load_checkpoint(plan.start))
     return net
 
 # %% ../../../nbs/learn/recipes/autoencoders.ipynb #c3ccd93e
@@ -81,48 +69,45 @@ def detector_words(prepared: Prepared, loss: str) -> dict[str, float]:
     return {"gain": about.get("gain", 1.0), **noise}
 
 
-def autoencoder_objective(net: nn.Module, prepared: Prepared, cfg: Config, steps_per_epoch: int) -> nn.Module:
+def autoencoder_objective(net: nn.Module, prepared: Prepared, plan: AutoencoderPlan, steps_per_epoch: int) -> nn.Module:
     """The loss of the autoencoder `net` on the frames in `prepared`.
 
-    `cfg`: the configuration of the run. `steps_per_epoch`: batches of the training loader per
-    epoch.
+    `steps_per_epoch`: batches of the training loader per epoch.
     """
-    t = cfg.training
-    words = detector_words(prepared, t.recons_loss) | {k: getattr(t, k) for k in ("recons_loss", "beta_recons", "seed")}
-    words |= chosen_options(cfg, "training.loss_options")
-    if model_parts(cfg).autoencoder == "vq":
-        return VQObjective(net, prepared.transform, commitment=cfg.model.commitment, **words)
-    annealed = (t.annealing_epochs or t.num_epochs / 2) * steps_per_epoch
-    words |= dict(kl_weight=t.kl_weight, annealing_shape=t.annealing_shape, annealing_steps=round(annealed))
+    words = detector_words(prepared, plan.loss.name) | plan.loss.options
+    words |= dict(recons_loss=plan.loss.name, beta_recons=plan.beta_recons, seed=plan.seed)
+    if plan.quantizer is not None:
+        return VQObjective(net, prepared.transform, commitment=plan.commitment, **words)
+    annealed = round(plan.annealing_epochs * steps_per_epoch)
+    words |= dict(kl_weight=plan.kl_weight, annealing_shape=plan.annealing_shape, annealing_steps=annealed)
     return VAEObjective(net, prepared.transform, **words)
 
 # %% ../../../nbs/learn/recipes/autoencoders.ipynb #f4a29a54
-def ready_autoencoder(folder: str | Path, t: Training, ranks: Ranks) -> Checkpoint:
+def ready_autoencoder(folder: str | Path, ready: str | None, ranks: Ranks) -> Checkpoint:
     """The autoencoder checkpoint of a latent run.
 
-    `folder`: the autoencoder's folder in the run. If it has no checkpoint, the one at
-    `t.pretrained_vae_path` is copied into it. `ranks`: rank 0 copies, the others wait.
+    `folder`: the autoencoder's folder in the run. `ready`: the run or checkpoint that is copied into it if it has
+    none, see `AutoencoderPlan`. `ranks`: rank 0 copies, the others wait.
     Raises `BadInput` if there is no autoencoder in either place.
     """
     checkpoints = Path(folder) / "checkpoints"
     if latest_checkpoint(checkpoints) is None:
-        if t.pretrained_vae_path is None or t.train_vae_from_checkpoint:
+        if ready is None:
             raise BadInput(
                 f"{folder} has no trained autoencoder; run train_autoencoder first, or set training.pretrained_vae_path"
             )
-        open_autoencoder(t.pretrained_vae_path)  # raises if it is not an autoencoder
-        source, without = t.pretrained_vae_path, ["latent_statistics"]
-        ranks.first(lambda: str(copy_checkpoint(source, checkpoints, without=without).path))
+        open_autoencoder(ready)  # raises if it is not an autoencoder
+        ranks.first(lambda: str(copy_checkpoint(ready, checkpoints, without=["latent_statistics"]).path))
     return load_checkpoint(folder)
 
 # %% ../../../nbs/learn/recipes/autoencoders.ipynb #a0280bef
-def frames_of_autoencoder(cfg: Config, checkpoint: Checkpoint) -> Prepared:
-    """The frames of `cfg`, scaled with the transform of the autoencoder in `checkpoint`; without the
+def frames_of_autoencoder(plan: RunPlan, checkpoint: Checkpoint) -> Prepared:
+    """The frames of a run, scaled with the transform of the autoencoder in `checkpoint`; without the
     crystals for condition maps, which no autoencoder is told.
 
     Raises `BadInput` if the frames are cropped differently from those that it was trained on.
     """
-    prepared = prepare_words(cfg, transform_from_state(checkpoint.state["transform"]), crystals=False)
+    prepared = prepare_planned(plan, transform_from_state(checkpoint.state["transform"]), crystals=False)
     if prepared.regions.state() != checkpoint.state["regions"]:
         raise BadInput(
             f"the autoencoder was trained on frames cut as {checkpoint.state['regions']}, but the words of data "
@@ -131,13 +116,13 @@ def frames_of_autoencoder(cfg: Config, checkpoint: Checkpoint) -> Prepared:
     return prepared
 
 
-def measure_run(folder: str | Path, prepared: Prepared, cfg: Config, accelerator: Accelerator) -> LatentStatistics:
+def measure_run(folder: str | Path, prepared: Prepared, batch_size: int, accelerator: Accelerator) -> LatentStatistics:
     """Measure the latent statistics of the training frames and store them with the autoencoder.
 
-    `folder`: the autoencoder's folder. See `measure_checkpoint`.
+    `folder`: the autoencoder's folder. `batch_size`: frames per rank at once. See `measure_checkpoint`.
     """
     ranks = Ranks(accelerator)
-    share = dict(rank=ranks.rank, world_size=ranks.size, batch_size=cfg.inference.batch_size * ranks.size)
+    share = dict(rank=ranks.rank, world_size=ranks.size, batch_size=batch_size * ranks.size)
     multiple = open_autoencoder(folder).downsampling
     loader = prepared.loader(prepared.train, multiple=multiple, shuffle=False, **share)
     return measure_checkpoint(folder, loader, ranks=ranks, device=accelerator.device)

@@ -16,7 +16,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from ...config.active_settings import used_maps
+from ...config.train_options import TrainOptions
 from ...core.errors import BadInput
 from ...core.ranks.agreement import Ranks
 from ...core.ranks.comm import greet
@@ -32,7 +32,6 @@ from ..training.callbacks import Callback, make_callbacks
 from ..training.checkpoints import latest_checkpoint, load_checkpoint
 from ..training.compute import make_accelerator
 from ..training.memory import check_step_memory, free_bytes
-from ..training.options import train_options
 from ..training.trackers import Trackers, chosen_trackers
 from ..training.trainer import Trainer
 
@@ -40,8 +39,7 @@ if TYPE_CHECKING:
     import xarray as xr
     from accelerate import Accelerator
 
-    from xrddiff.config.words.training import Training
-    from xrddiff.config.words.vocabulary import Config
+    from xrddiff.config.plan import RunPlan, TrainingPlan
     from xrddiff.core.ranks.agreement import Ranks
     from xrddiff.learn.loading.datasets import Prepared
 
@@ -51,32 +49,30 @@ __all__ = ['BIG', 'run_accelerator', 'run_augmentations', 'batch_sizes', 'run_lo
            'exchanged', 'condition_use']
 
 # %% ../../../nbs/learn/recipes/setup.ipynb #b7023b20
-def run_accelerator(t: Training) -> Accelerator:
-    """The accelerator of a run, from its section `training`."""
-    return make_accelerator(t.mixed_precision, **asdict(t.ddp))
+def run_accelerator(plan: TrainingPlan) -> Accelerator:
+    """The accelerator of a run."""
+    return make_accelerator(plan.either.mixed_precision, **plan.either.ddp)
 
 # %% ../../../nbs/learn/recipes/setup.ipynb #1048076d
-def run_augmentations(cfg: Config, frames: xr.Dataset) -> Augmentations | None:
+def run_augmentations(plan: TrainingPlan, frames: xr.Dataset) -> Augmentations | None:
     """The augmentations of a run, see `training.augmentations`; None without any.
 
     `frames`: the training frames. Raises `BadInput` if they cannot be augmented in this way.
     """
-    t = cfg.training
-    return Augmentations(frames, t.augmentations, t.augmentation_options, t.seed) if t.augmentations else None
+    own = plan.augmentations
+    return Augmentations(frames, list(own), own, plan.seed) if own else None
 
 # %% ../../../nbs/learn/recipes/setup.ipynb #535b041c
-def batch_sizes(cfg: Config, ranks: int, *, diffusion: bool = False) -> tuple[int, int]:
+def batch_sizes(o: TrainOptions, ranks: int) -> tuple[int, int]:
     """(frames per rank at once, frames per step over all ranks).
 
-    They are those of the autoencoder, or of the denoiser if `diffusion` is true. `ranks`: number of
-    ranks.
+    `o`: the options of the training. `ranks`: number of ranks.
     """
-    o = train_options(cfg, diffusion=diffusion)
     return o.batch_size, global_batch(o.batch_size, o.gradient_accumulation_steps, ranks, o.global_batch_size)
 
 
 def run_loaders(
-    prepared: Prepared, cfg: Config, accelerator: Accelerator, multiple: int, *, diffusion: bool = False
+    prepared: Prepared, plan: RunPlan, accelerator: Accelerator, multiple: int, *, diffusion: bool = False
 ) -> tuple[FrameLoader, FrameLoader]:
     """(training, held-out) loaders of this rank.
 
@@ -84,32 +80,32 @@ def run_loaders(
     batch size is that of the denoiser, which is conditioned on augmentations. Held-out frames stay
     as they are.
     """
-    ranks, augmentations = accelerator.num_processes, run_augmentations(cfg, prepared.frames)
+    ranks, augmentations = accelerator.num_processes, run_augmentations(plan.training, prepared.frames)
+    data, reading, training = plan.data, plan.data.reading, plan.training.of(diffusion)
     options = dict(
-        batch_size=batch_sizes(cfg, ranks, diffusion=diffusion)[1],
+        batch_size=batch_sizes(training, ranks)[1],
         multiple=multiple,
         rank=accelerator.process_index,
         world_size=ranks,
-        prefetch=cfg.data.prefetch,
-        threads=cfg.data.threads,
-        pin_memory=accelerator.device.type == "cuda" if cfg.data.pin_memory is None else cfg.data.pin_memory,
-        cond=list(cfg.model.condition or []),
-        maps=used_maps(cfg) if diffusion else {},
+        prefetch=reading.prefetch,
+        threads=reading.threads,
+        pin_memory=accelerator.device.type == "cuda" if reading.pin_memory is None else reading.pin_memory,
+        cond=list(data.conditions),
+        maps=data.maps if diffusion else {},
     )
     if augmentations is not None and diffusion:
         prepared = replace(prepared, frames=augmentations.told(prepared.frames))
         options["cond"] += [TOLD + name for name in augmentations.each]
-    train = prepared.loader(prepared.train, seed=cfg.data.seed, augmentations=augmentations, **options)
+    train = prepared.loader(prepared.train, seed=data.split.seed, augmentations=augmentations, **options)
     return train, prepared.loader(prepared.held_out, shuffle=False, **options)
 
 
-def windowed(loaders: tuple[Any, Any], cfg: Config, multiple: int, downsampling: int = 1) -> tuple[Any, Any]:
-    """Loaders of windows, with `data.window`, else the `loaders` themselves.
+def windowed(loaders: tuple[Any, Any], side: int | None, multiple: int, downsampling: int = 1) -> tuple[Any, Any]:
+    """Loaders of windows of this `side` in pixels (`data.window`); None = the `loaders` themselves.
 
     `loaders`: of frames or latents. `multiple`: the side of a window must be a multiple of this,
     px. `downsampling`: pixels of a frame per pixel of the loaders' batches.
     """
-    side = cfg.data.window
     if side is None:
         return loaders
     if side % multiple:
@@ -144,38 +140,37 @@ def shares_text(loader: Any, ranks: Ranks) -> str:
     return f"{sum(own)} of {n}, {own[0]} of {min(batch, n)} per step"
 
 # %% ../../../nbs/learn/recipes/setup.ipynb #6e78de18
-def run_monitor(cfg: Config, folder: str | Path) -> Monitor | None:
+def run_monitor(t: TrainingPlan, folder: str | Path) -> Monitor | None:
     """The health check of a run in `folder`; None with `training.health=[]`."""
-    t = cfg.training
     if t.health == []:
         return None
     return Monitor(t.health, t.health_options, t.health_stops, Path(folder) / "metrics" / "health.json")
 
 # %% ../../../nbs/learn/recipes/setup.ipynb #2efb12fb
 def conclude_health(
-    cfg: Config, folder: str | Path, facts: Mapping[str, Any], judged: Sequence[Finding] = ()
+    plan: TrainingPlan, folder: str | Path, facts: Mapping[str, Any], judged: Sequence[Finding] = ()
 ) -> list[Finding]:
     """The findings from the result of the training in `folder`.
 
     `facts`: the measurements, by name. `judged`: findings of a judgement of its samples; they are kept even
     with `training.health=[]`.
     """
-    monitor = run_monitor(cfg, folder)
+    monitor = run_monitor(plan, folder)
     if monitor is None and judged:
         monitor = Monitor([], path=Path(folder) / "metrics" / "health.json")
     return [] if monitor is None else monitor.conclude(folder, facts, judged)
 
 # %% ../../../nbs/learn/recipes/setup.ipynb #bd6d6685
-def run_trackers(cfg: Config, folder: str | Path, said: Mapping[str, Any]) -> Trackers:
+def run_trackers(plan: RunPlan, folder: str | Path, said: Mapping[str, Any]) -> Trackers:
     """The trackers of a training in `folder`, filed under its path below `output_dir`; `said`: its
     configuration.
 
     Raises `BadInput` for one that is not installed.
     """
-    t, path = cfg.training, Path(folder).absolute()
-    home = Path(cfg.output_dir).expanduser().absolute()
+    t, path = plan.training, Path(folder).absolute()
+    home = Path(plan.output_dir).expanduser().absolute()
     name = path.relative_to(home).as_posix() if path.is_relative_to(home) else path.name
-    return Trackers(chosen_trackers(t.trackers, t.tracker_options), said, name=name, project=t.project, tags=t.tags)
+    return Trackers(chosen_trackers(list(t.trackers), t.trackers), said, name=name, project=t.project, tags=t.tags)
 
 # %% ../../../nbs/learn/recipes/setup.ipynb #dbdb7771
 BIG = 512**2  # pixels of a frame
@@ -198,15 +193,15 @@ def check_run_memory(objective: nn.Module, loader: Any, accelerator: Accelerator
     check_step_memory(objective, piece, loader.shape, frames, free=free_bytes(device), processes=ranks)
 
 # %% ../../../nbs/learn/recipes/setup.ipynb #f7f06c55
-def partial_epoch(plan: Plan, cfg: Config) -> str | None:
-    """A sentence if the training ends before its first epoch does; None otherwise, and for trials of the pipeline."""
-    seen, n = plan.total(Place())[1], plan.num_frames
-    if seen >= n or cfg.training.test_pipeline:
+def partial_epoch(steps: Plan, what: str = "frames") -> str | None:
+    """A sentence if the training ends before its first epoch does, else None. what: "frames" or "windows"."""
+    seen, n = steps.total(Place())[1], steps.num_frames
+    if seen >= n:
         return None
-    what, all_of_them = "windows" if cfg.data.window else "frames", math.ceil(n / plan.global_batch)
+    all_of_them = math.ceil(n / steps.global_batch)
     return (
-        f"training.max_steps={plan.max_steps} is less than one epoch: {seen:,} of {n:,} training {what} are seen, "
-        f"{plan.global_batch:,} a step; {all_of_them:,} steps see each once"
+        f"training.max_steps={steps.max_steps} is less than one epoch: {seen:,} of {n:,} training {what} are seen, "
+        f"{steps.global_batch:,} a step; {all_of_them:,} steps see each once"
     )
 
 # %% ../../../nbs/learn/recipes/setup.ipynb #dbdb7769
@@ -214,7 +209,7 @@ def run_trainer(
     objective: nn.Module,
     loaders: tuple[Any, Any],
     folder: str | Path,
-    cfg: Config,
+    plan: RunPlan,
     accelerator: Accelerator,
     state: Mapping[str, Any],
     *,
@@ -225,7 +220,7 @@ def run_trainer(
 
     `objective`: the loss around the network. `loaders`: (training, held out). `folder`: of the run.
     `state`: goes into every checkpoint, together with the configuration. `diffusion`: whether the
-    options are those of the denoiser. `callbacks`: beside those of the configuration. Raises `BadInput` as `check_latent`, `begin`, `check_run_memory`
+    options are those of the denoiser. `callbacks`: beside those of the plan. Raises `BadInput` as `check_latent`, `begin`, `check_run_memory`
     and `Trainer` do.
     """
     ranks = Ranks(accelerator)
@@ -234,14 +229,15 @@ def run_trainer(
         say(*who.splitlines())
     ranks.first(lambda: check_latent(folder, state))
     part, classes = "denoiser" if diffusion else "autoencoder", state.get("generator", {}).get("classes")
-    if (began := begin(objective.model, cfg, folder, part, ranks, classes)) is not None:
+    if (began := begin(objective.model, plan, folder, part, ranks, classes)) is not None:
         state = {**state, "init": began}
         if ranks.rank == 0:
             say(init_text(began))
     if hasattr(objective, "begun"):
         objective.begun()
-    check_run_memory(objective, loaders[0], accelerator, batch_sizes(cfg, ranks.size, diffusion=diffusion)[0])
-    said = asdict(cfg)
+    options = plan.training.of(diffusion)
+    check_run_memory(objective, loaders[0], accelerator, batch_sizes(options, ranks.size)[0])
+    said = asdict(plan.config)
     said["training"]["mixed_precision"] = (
         accelerator.mixed_precision
     )  # the precision in use, in case the run did not set it
@@ -249,16 +245,17 @@ def run_trainer(
         objective,
         loaders[0],
         folder,
-        train_options(cfg, diffusion=diffusion),
+        options,
         validation_loader=loaders[1],
         checkpoint_state={**state, "config": said},
-        callbacks=[*callbacks, *make_callbacks(cfg.training.callbacks, cfg.training.callback_options)],
-        health=run_monitor(cfg, folder),
+        callbacks=[*callbacks, *make_callbacks(list(plan.training.callbacks), plan.training.callbacks)],
+        health=run_monitor(plan.training, folder),
         accelerator=accelerator,
     )
-    if cfg.training.trackers:
-        trainer.callbacks.add(run_trackers(cfg, folder, said))
-    if ranks.rank == 0 and (short := partial_epoch(trainer.plan, cfg)):
+    if plan.training.trackers:
+        trainer.callbacks.add(run_trackers(plan, folder, said))
+    short = partial_epoch(trainer.plan, "windows" if plan.data.cut.window else "frames")
+    if ranks.rank == 0 and short and not plan.training.trial:  # a trial is meant to be short
         say(short)
     return trainer
 

@@ -8,22 +8,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ...config.saved_config import load_config
-from ...config.active_settings import given_parts, model_parts
+from ...config.plan import RunPlan, init_parts
 from ...core.errors import BadInput
 from ...core.ranks.agreement import Ranks
 from ...core.registry import find
 from ..models.conditioning import Conditions, silence
 from .latents import weights_sha256
 from ..training.checkpoints import Checkpoint, latest_checkpoint, load_checkpoint
-
-if TYPE_CHECKING:
-    from xrddiff.config.words.vocabulary import Config
 
 # %% auto #0
 __all__ = ['FREE', 'take_columns', 'take_classes', 'check_alike', 'FittedWeights', 'fit_weights', 'open_init', 'begin',
@@ -156,19 +152,19 @@ def _need_all(
             raise BadInput(f"{where}: it has {found}; expected shape {tuple(tensor.shape)}")
 
 # %% ../../../nbs/learn/recipes/warm_start.ipynb #8fe990c8
-def open_init(cfg: Config, part: str) -> Checkpoint | None:
+def open_init(plan: RunPlan, part: str) -> Checkpoint | None:
     """The checkpoint that the training of `part` starts from; None if `training.init` has none for
     it.
 
-    cfg: the configuration of the new run.
+    plan: of the new run.
     part: "autoencoder" or "denoiser".
     Raises `BadInput` if that training has not ended, or has another network or parameterisation.
     """
-    run, where = Path(cfg.training.init), f"training.init={cfg.training.init}"
-    theirs = load_config(run / "config.yaml")
-    if getattr(given_parts(theirs, cfg), part) is None:
+    run, where = Path(plan.training.init), f"training.init={plan.training.init}"
+    given, latent = init_parts(plan)
+    if getattr(given, part) is None:
         return None
-    inside = part == "autoencoder" and model_parts(theirs).latent
+    inside = part == "autoencoder" and latent
     checkpoint = load_checkpoint(run / "autoencoder" if inside else run)
     if not checkpoint.state.get("finished"):
         raise BadInput(
@@ -178,13 +174,9 @@ def open_init(cfg: Config, part: str) -> Checkpoint | None:
     generator = checkpoint.state.get("generator")
     if part == "denoiser" and generator["denoiser"] is not None:
         found = {"network": generator["kind"]} | _meaning(generator["denoiser"])
-        wanted = {"network": cfg.model.network} | _meaning(
-            dict(
-                parameterisation=cfg.model.parameterisation,
-                timesteps=cfg.training.timesteps,
-                schedule=cfg.model.noise_schedule,
-            )
-        )
+        ours = plan.model.denoiser
+        steps = dict(timesteps=ours.timesteps, schedule=ours.noise_schedule)
+        wanted = {"network": ours.network.name} | _meaning(dict(parameterisation=ours.parameterisation) | steps)
         for name, value in found.items():
             if wanted.get(name, value) != value:
                 raise BadInput(
@@ -200,23 +192,28 @@ def _meaning(denoiser: Mapping[str, Any]) -> dict[str, Any]:
 
 # %% ../../../nbs/learn/recipes/warm_start.ipynb #ea1efba8
 def begin(
-    model: nn.Module, cfg: Config, folder: str | Path, part: str, ranks: Ranks, classes: Mapping[str, Any] | None = None
+    model: nn.Module,
+    plan: RunPlan,
+    folder: str | Path,
+    part: str,
+    ranks: Ranks,
+    classes: Mapping[str, Any] | None = None,
 ) -> dict[str, Any] | None:
     """Start from the weights of `training.init`, unless the run in `folder` has its own weights.
 
     model: the network, changed in place, on every rank alike.
-    cfg: the configuration of the run.
+    plan: of the run.
     part: "autoencoder" or "denoiser".
     classes: condition -> names of its classes.
     Returns the record, JSON values; None without `training.init`. Raises `BadInput` as `open_init` and `fit_weights` do.
     """
-    run = cfg.training.init
+    run = plan.training.init
     if run is None:
         return None
     newest = ranks.first(lambda: str(latest_checkpoint(Path(folder) / "checkpoints") or ""))
     if newest:
         return load_checkpoint(newest, verify=False).state.get("init")
-    checkpoint = open_init(cfg, part)
+    checkpoint = open_init(plan, part)
     if checkpoint is None:
         return {"run": run, "part": part, "taken": 0}
     theirs = (checkpoint.state.get("generator") or {}).get("classes", {})

@@ -31,7 +31,7 @@ from ..telemetry.health import clip_gradients
 if TYPE_CHECKING:
     from xrddiff.core.ranks.agreement import Ranks
     from xrddiff.learn.telemetry.health import StepRecord
-    from xrddiff.learn.training.options import TrainOptions
+    from xrddiff.config.train_options import TrainOptions
     from xrddiff.learn.training.trainer import Trainer
 
 # %% auto #0

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ...core.errors import BadInput
 from .checkpoints import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
 from .ema import EMA
-from .options import TrainOptions
+from ...config.train_options import TrainOptions
 
 # %% auto #0
 __all__ = ['sigma_rel_of', 'gamma_of', 'PowerEMA', 'power_weights', 'profile_product', 'reconstruction_weights', 'save_snapshot',

@@ -21,7 +21,7 @@ from ...core.registry import Entry, register
 from ..telemetry.health import StepRecord, gradient_norm
 from .batches import Place, Plan, cut
 from .callbacks import ALTERING, WATCHING, Callback, Callbacks, alters, pack_callbacks
-from .options import TrainOptions
+from ...config.train_options import TrainOptions
 
 # %% auto #0
 __all__ = ['probe_callback']

@@ -32,7 +32,7 @@ from xrddiff.learn.training.checkpoints import (
     unpack_optimizer,
     unpack_rng,
 )
-from .options import TrainOptions
+from ...config.train_options import TrainOptions
 from .posthoc import Averages
 from .steps import Validation
 

@@ -24,7 +24,7 @@ from ...core.ranks.agreement import Ranks, StopRequest
 from ...core.seeds import seed_from
 from ..telemetry.health import StepRecord, Watch, loss_spike
 from .batches import Loader, Place, Plan, cut, frames_per_epoch, share, stream, to_device
-from .options import TrainOptions
+from ...config.train_options import TrainOptions
 from .posthoc import Averages
 
 # %% auto #0

@@ -31,7 +31,7 @@ from xrddiff.learn.training.batches import (
 )
 from .callbacks import Callback, Callbacks
 from .compute import computed, make_accelerator, without_subnormals
-from .options import TrainOptions, with_options
+from ...config.train_options import TrainOptions, with_options
 from .posthoc import Averages
 from .reporting import Checkup, ProgressBar, Tables
 from .saving import Parts, Saver

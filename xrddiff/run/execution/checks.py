@@ -7,13 +7,13 @@ __all__ = ['FEW', 'check_run', 'check_runs']
 
 # %% ../../../nbs/run/execution/checks.ipynb #9f73faa2
 from collections.abc import Iterable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ...config.active_settings import model_parts, show_crystals, used_maps
-from ...config.words.data_sets import data_name, find_data_set
+from ...config.active_settings import show_crystals
+from ...config.words.data_sets import find_data_set
 from ...config.words.training import COUNT_LOSSES
 from ...core.errors import BadInput
 from ...core.extras import need
@@ -27,66 +27,65 @@ from ...data.frames.labels import LABELS, check_conditions, label_value
 from ...data.frames.selection import evenly_spaced
 from ...data.transforms.pipelines import make_transform
 from ...learn.loading.catalog import is_cached
-from ...learn.loading.datasets import Prepared, prepare_words
+from ...learn.loading.datasets import Prepared, prepare_planned
 from ...physics.indexing.known_lattices import says_crystals
 from ...physics.indexing.rays import as_panels
 
 if TYPE_CHECKING:
-    from xrddiff.config.words.vocabulary import Config
+    from xrddiff.config.plan import RunPlan
 
 # %% ../../../nbs/run/execution/checks.ipynb #0aef555a
 FEW = 4  # number of frames to read
 _SLOW = ("resolution",)  # conditions that have to be measured in every frame
 
 
-def check_run(cfg: "Config", *, packages: bool = True, ranks: int = 1) -> None:
+def check_run(plan: "RunPlan", *, packages: bool = True, ranks: int = 1) -> None:
     """Raise the errors that a training run would raise, before anything is created for it.
 
-    cfg: the configuration of the run. packages: whether the packages of its trackers and its kernel must be here.
+    plan: of the run. packages: whether the packages of its trackers and its kernel must be here.
     ranks: number of processes.
     Raises `BadInput` for the first problem found.
     """
     check_plugins()
     if packages:
-        _check_packages(cfg)
-    _check_starts(cfg)
-    _check_parts(cfg)
-    for label, value in cfg.inference.condition.items():
+        _check_packages(plan)
+    _check_starts(plan)
+    _check_parts(plan)
+    data, window = plan.data, plan.data.cut.window
+    for label, value in data.asked.items():
         if label in LABELS:
             label_value(label, value, LABELS[label].classes)
-    name = data_name(cfg)
-    if name is not None and not is_cached(name, cfg.data.limit):
-        return _check_uncached(name, cfg)
-    wanted = [n for n in cfg.model.condition or [] if n not in _SLOW]
-    plain = replace(cfg, model=replace(cfg.model, condition=wanted, condition_maps=[], condition_map_options={}))
-    prepared = prepare_words(plain, make_transform("linear", standardise=False))
-    check_conditions(prepared.frames, set(cfg.model.condition or []) - set(wanted))
+    name = data.source.name
+    if name is not None and not is_cached(name, data.source.limit):
+        return _check_uncached(name, plan)
+    wanted = [n for n in data.conditions if n not in _SLOW]
+    plain = replace(data, conditions=wanted, maps={}, crystals=False)
+    prepared = prepare_planned(replace(plan, data=plain), make_transform("linear", standardise=False))
+    check_conditions(prepared.frames, set(data.conditions) - set(wanted))
     if len(prepared.train) < 1:
         raise BadInput(
             f"{len(prepared.train)} frames are left to train on, {len(prepared.held_out)} to hold out; expected at least 1"
         )
-    if len(prepared.train) < ranks and cfg.data.window is None:
+    if len(prepared.train) < ranks and window is None:
         raise BadInput(
             f"{len(prepared.train)} frames are left to train on; expected at least one for each of the {ranks} ranks"
         )
-    maps = used_maps(cfg)
-    if cfg.data.reflections is not None:
+    if data.reflections is not None:
         from xrddiff.physics.indexing.expected_intensities import read_intensities  # costs an import of PyTorch
         from xrddiff.physics.indexing.indexer import cell_of_frames
 
-        read_intensities(cfg.data.reflections, cell=cell_of_frames(prepared.frames))
-    if "intensity" in maps:
-        maps.pop("intensity")  # merging takes a while
-    if show_crystals(used_maps(cfg)) and not says_crystals(prepared.frames):
+        read_intensities(data.reflections, cell=cell_of_frames(prepared.frames))
+    maps = {name: given for name, given in data.maps.items() if name != "intensity"}  # merging takes a while
+    if data.crystals and not says_crystals(prepared.frames):
         as_panels(geometry_of(prepared.frames))  # so does indexing, which needs it
         maps = {name: given for name, given in maps.items() if not show_crystals([name])}
     loader = prepared.loader(prepared.train, batch_size=1, cond=wanted, maps=maps, prefetch=0)
     loader.check(evenly_spaced(prepared.train, FEW))
-    _check_photons(cfg, prepared)
-    if cfg.training.augmentations:
+    _check_photons(plan, prepared)
+    if plan.training.augmentations:
         from xrddiff.learn.recipes.setup import run_augmentations
 
-        augmentations = run_augmentations(cfg, prepared.frames)
+        augmentations = run_augmentations(plan.training, prepared.frames)
         for i in evenly_spaced(prepared.train, FEW):
             x, mask = prepared.frames["intensity"][i].values, frame_mask(prepared.frames, int(i))
             for a in augmentations.each.values():
@@ -99,89 +98,81 @@ def check_run(cfg: "Config", *, packages: bool = True, ranks: int = 1) -> None:
             )
 
 # %% ../../../nbs/run/execution/checks.ipynb #8721eab8
-def check_runs(configs: Iterable["Config"], *, packages: bool = True, ranks: int = 1) -> None:
+def check_runs(plans: Iterable["RunPlan"], *, packages: bool = True, ranks: int = 1) -> None:
     """`check_run` for the new runs of a sweep; runs that are resumed are skipped, but for the packages they need.
 
     packages: whether those packages must be here; not if another Python executes the runs.
     ranks: number of processes of each.
 
-    Configurations that do not differ in what it checks are checked once.
+    Plans that do not differ in what it checks are checked once.
     """
     seen = []
-    for cfg in configs:
-        if cfg.resume is not None and packages:
-            with plugin_scope(cfg.plugins):
-                _check_packages(cfg)
-        about = (asdict(cfg.data), asdict(cfg.model), asdict(cfg.size), cfg.inference.condition)
-        about += (
-            cfg.training.recons_loss,
-            cfg.training.init,
-            cfg.training.augmentations,
-            cfg.training.trackers,
-            cfg.engine,
-            cfg.plugins,
-        )
-        if cfg.resume is None and about not in seen:
+    for plan in plans:
+        if plan.resume is not None and packages:
+            with plugin_scope(plan.plugins):
+                _check_packages(plan)
+        t = plan.training
+        about = (plan.data, plan.model, t.init, t.augmentations, t.trackers, plan.engine, plan.plugins)
+        if plan.resume is None and about not in seen:
             seen.append(about)
-            with plugin_scope(cfg.plugins):
-                check_run(cfg, packages=packages, ranks=ranks)
+            with plugin_scope(plan.plugins):
+                check_run(plan, packages=packages, ranks=ranks)
 
 # %% ../../../nbs/run/execution/checks.ipynb #bad28f7e
-def _check_uncached(name: str, cfg: "Config") -> None:
+def _check_uncached(name: str, plan: "RunPlan") -> None:
     """Check the conditions of a simulated set that does not exist yet, on a few of its frames; the
     labels of a set that still has to be downloaded are checked once it is there.
     """
-    wanted = [n for n in cfg.model.condition or [] if n not in _SLOW]
+    wanted = [n for n in plan.data.conditions if n not in _SLOW]
     if wanted and find_data_set(name).kind == "simulated":
         from xrddiff.physics.simulation.simulate import simulate
 
         check_conditions(simulate(name, range(FEW)), wanted)
 
 
-def _check_packages(cfg: "Config") -> None:
-    if cfg.engine == "kernel":
+def _check_packages(plan: "RunPlan") -> None:
+    if plan.engine == "kernel":
         need("ipykernel", "engine=kernel")
-    for name in cfg.training.trackers:
+    for name in plan.training.trackers:
         need_package("tracker", name, "training.trackers")
 
 
-def _check_photons(cfg: "Config", prepared: Prepared) -> None:
-    about, t = prepared.frames["intensity"].attrs, cfg.training
+def _check_photons(plan: "RunPlan", prepared: Prepared) -> None:
+    about, own = prepared.frames["intensity"].attrs, plan.model.autoencoder
     if "gain" in about:
         return
     unit = about.get("units", "unit")
-    if model_parts(cfg).autoencoder and t.recons_loss in COUNT_LOSSES and t.pretrained_vae_path is None:
+    if own is not None and own.trained and own.loss.name in COUNT_LOSSES:
         raise BadInput(
-            f"training.recons_loss={t.recons_loss} needs photon counts, and the frames do not say how many {unit} a "
+            f"training.recons_loss={own.loss.name} needs photon counts, and the frames do not say how many {unit} a "
             "photon is; expected mse, l1 or iwmse"
         )
-    if cfg.inference.poisson and model_parts(cfg).latent:
+    if plan.sampling.poisson and plan.model.latent:
         raise BadInput(
             f"inference.poisson is true, and the frames do not say how many {unit} a photon is; expected the attribute gain of intensity"
         )
 
 
-def _check_parts(cfg: "Config") -> None:
-    if cfg.inference.detector is not None:
+def _check_parts(plan: "RunPlan") -> None:
+    if plan.sampling.detector is not None:
         raise BadInput(
             "inference.detector: a training run ends with samples on the detector of its own frames; use this word "
             "with `xrddiff sample`"
         )
-    m, size = cfg.model, cfg.size
-    own = {*m.network_options, *m.quantizer_options} - {"scale_shift"}  # presets set this option, and it fits any size
-    if own or any((cfg.data.window, size.widths, size.layers_per_block)):
+    if plan.model.own_sizes or plan.data.cut.window:
         from xrddiff.judge.inference.building import check_network
 
-        check_network(cfg)
+        check_network(plan)
 
 
-def _check_starts(cfg: "Config") -> None:
-    for path in (cfg.training.pretrained_vae_path, cfg.training.pretrained_diff_path):
+def _check_starts(plan: "RunPlan") -> None:
+    own, denoiser = plan.model.autoencoder, plan.model.denoiser
+    for path in (own and (own.start or own.ready), denoiser and denoiser.start):
         if path is not None:
             from xrddiff.learn.training.checkpoints import load_checkpoint
 
             load_checkpoint(path, verify=False)
-    if cfg.training.init is not None:
+    if plan.training.init is not None:
         from xrddiff.judge.inference.building import check_init
 
-        check_init(cfg)
+        check_init(plan)

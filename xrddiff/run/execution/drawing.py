@@ -12,7 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...config.composition import inference_config, note_unused
+from ...config.composition import note_unused
+from ...config.plan import inference_plan
 from ...core.plugins import plugin_scope
 from .run_folder import set_threads
 
@@ -64,12 +65,12 @@ def draw_samples(
     from xrddiff.data.frames.selection import concat_frames
     from xrddiff.judge.inference.sample_jobs import open_sample_job
 
-    cfg = inference_config(Path(run), overrides)
-    note_unused(cfg, overrides)
+    plan = inference_plan(Path(run), overrides)
+    note_unused(plan.config, overrides)
     with threads_kept():
-        if cfg.threads is not None:
-            set_threads(cfg.threads)
-        job, i = open_sample_job(run, overrides), cfg.inference
+        if plan.threads is not None:
+            set_threads(plan.threads)
+        job, i = open_sample_job(run, overrides), plan.sampling
         if opened is not None:
             opened(job)
         parts = part_rows(job.count, i.batch_size, i.first_sample)

@@ -13,10 +13,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ...config.composition import inference_config, note_unused
+from ...config.composition import note_unused
+from ...config.plan import RunPlan, inference_plan
 from ...config.overrides import absolute_words, parse_override
-from ...config.saved_config import to_yaml
-from ...config.words.vocabulary import Config
 from ...core.errors import BadInput
 from ...core.files import errors_said, write_json
 from ...core.gate import read_json
@@ -31,7 +30,7 @@ from .workers import parse_workers
 # %% ../../../nbs/run/execution/finished.ipynb #129babdd
 def _execute(
     run: Path,
-    cfg: Config,
+    plan: RunPlan,
     notebook: str,
     overrides: Sequence[str],
     open_folder: Callable[[], Path],
@@ -43,25 +42,25 @@ def _execute(
 ) -> Path:
     """Execute a notebook with the finished run `run` in the folder that `open_folder` makes; returns the folder.
 
-    cfg: the configuration of the run, with `overrides` applied to its section `inference`.
+    plan: of the run, with `overrides` applied to its section `inference`.
     stoppable: the notebook stops cleanly on the signals of a batch system.
     """
     if any(parse_override(o).key == "plugins" for o in overrides):
         from xrddiff.core.plugin_probes import check_plugins
 
         check_plugins()
-    note_unused(cfg, overrides)
-    if cfg.threads is not None:
-        set_threads(cfg.threads)
+    note_unused(plan.config, overrides)
+    if plan.threads is not None:
+        set_threads(plan.threads)
     with hold_run(run, notebook, USE):
         with errors_said(f"write to the run folder {run}"):
             folder = open_folder()
         if on_start:
             on_start(folder)
         parameters |= dict(run_dir=str(run.absolute()), overrides=list(overrides), folder=str(folder))
-        stops = stoppable and cfg.engine == "inprocess"
+        stops = stoppable and plan.engine == "inprocess"
         with StopRequest(("SIGUSR2", "SIGTERM")) if stops else nullcontext():
-            execute_in(folder, notebook, parameters, engine=cfg.engine, terminal=terminal)
+            execute_in(folder, notebook, parameters, engine=plan.engine, terminal=terminal)
     return folder
 
 # %% ../../../nbs/run/execution/finished.ipynb #9581faa7
@@ -99,16 +98,16 @@ def execute_sample(
     if workers is not None:
         parse_workers(workers)  # raises before anything is opened
     run, overrides = Path(run).expanduser(), absolute_words(overrides)
-    cfg = inference_config(run, overrides)
-    wanted = _set_folder(run, name, cfg.presets["inference"])
+    plan = inference_plan(run, overrides)
+    wanted = _set_folder(run, name, plan.presets["inference"])
 
     def open_folder() -> Path:
-        check_samples(run, overrides, keep=cfg.engine == "inprocess")
+        check_samples(run, overrides, keep=plan.engine == "inprocess")
         wanted.parent.mkdir(exist_ok=True)
-        return unfinished_samples(wanted, to_yaml(cfg)) or make_free_folder(wanted)
+        return unfinished_samples(wanted, plan.words) or make_free_folder(wanted)
 
     how = dict(on_start=on_start, terminal=terminal, workers=workers, judge=judge)
-    return _execute(run, cfg, "sample", overrides, open_folder, **how)
+    return _execute(run, plan, "sample", overrides, open_folder, **how)
 
 # %% ../../../nbs/run/execution/finished.ipynb #59159c36
 @plugin_scope()
@@ -132,16 +131,16 @@ def execute_evaluate(
     if workers is not None:
         parse_workers(workers)
     run = Path(run).expanduser()
-    cfg = inference_config(run, overrides, generative=False)
+    plan = inference_plan(run, overrides, generative=False)
 
     def open_folder() -> Path:
-        check_evaluation(run, overrides, samples, keep=cfg.engine == "inprocess", shared=workers is not None)
+        check_evaluation(run, overrides, samples, keep=plan.engine == "inprocess", shared=workers is not None)
         folder = run.absolute() / "evaluation"
         folder.mkdir(exist_ok=True)
         return folder
 
     how = dict(terminal=terminal, samples=samples, workers=workers)
-    return _execute(run, cfg, "evaluate", overrides, open_folder, **how)
+    return _execute(run, plan, "evaluate", overrides, open_folder, **how)
 
 # %% ../../../nbs/run/execution/finished.ipynb #d956cfbf
 def _from_anywhere(name: str) -> str:
@@ -151,13 +150,13 @@ def _from_anywhere(name: str) -> str:
     return str(path.absolute()) if file.exists() and str(file) != "." or any(c in name for c in "*?[") else name
 
 
-def _plan_file(folder: Path) -> Path:
+def _record_file(folder: Path) -> Path:
     return folder / "state" / "plan.json"
 
 
-def _has_plan(plan: dict[str, Any], folder: Path) -> bool:
-    """Whether an unfinished job with this plan is in `folder`; the end of a job removes its state."""
-    return read_json(_plan_file(folder)) == plan
+def _has_record(record: dict[str, Any], folder: Path) -> bool:
+    """Whether an unfinished job of this record is in `folder`; the end of a job removes its state."""
+    return read_json(_record_file(folder)) == record
 
 
 @plugin_scope()
@@ -194,16 +193,16 @@ def execute_on_frames(
     wanted = _set_folder(run, name, kind)
     openers = {"inpaint": open_inpainting, "interpolate": open_interpolation, "posterior": open_posterior}
     job = openers[kind](run, overrides, **given)
-    cfg, plan = job.cfg, getattr(job, "plan", None)
+    plan, record = job.plan, getattr(job, "record", None)
     del job  # the notebook opens its own model: avoid having two in memory
 
     def open_folder() -> Path:
-        folder = (plan and unfinished_folder(wanted, partial(_has_plan, plan))) or make_free_folder(wanted)
+        folder = (record and unfinished_folder(wanted, partial(_has_record, record))) or make_free_folder(wanted)
         clear_marks(folder)
-        if plan:
-            _plan_file(folder).parent.mkdir(exist_ok=True)
-            write_json(_plan_file(folder), plan)
+        if record:
+            _record_file(folder).parent.mkdir(exist_ok=True)
+            write_json(_record_file(folder), record)
         return folder
 
-    how = dict(on_start=on_start, terminal=terminal, stoppable=plan is not None)
-    return _execute(run, cfg, kind, overrides, open_folder, **how, **given)
+    how = dict(on_start=on_start, terminal=terminal, stoppable=record is not None)
+    return _execute(run, plan, kind, overrides, open_folder, **how, **given)

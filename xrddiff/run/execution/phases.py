@@ -17,11 +17,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from ...config.active_settings import model_parts, trained_parts
-from ...config.composition import compose_config, load_named_plugins
+from ...config.composition import load_named_plugins
 from ...config.overrides import as_override, parse_override
+from ...config.plan import RunPlan, compose_plan
 from ...config.saved_config import OWN_FRAMES
-from ...config.words.vocabulary import Config
 from ...core.errors import BadInput, RankFailed, XrddiffError
 from ...core.plugins import plugin_scope
 from ...core.progress import report_progress
@@ -61,20 +60,19 @@ class Phase:
     @property
     def name(self) -> str:
         """What it does, one of `attempts.PHASES`."""
-        return {"train_autoencoder": "autoencoder", "latent_statistics": "latents"}.get(self.notebook, "denoiser")
+        return first_phase([self.notebook])
 
 
-def run_phases(cfg: Config) -> list[Phase]:
+def run_phases(plan: RunPlan) -> list[Phase]:
     """The notebooks of a run, in order."""
-    parts = model_parts(cfg)
-    if parts.denoiser is None:
-        return [Phase("train_autoencoder")]
-    last = Phase("train_generative")
-    if not parts.latent:
-        return [last]
-    first = [Phase("train_autoencoder", "autoencoder")] if trained_parts(cfg).autoencoder else []
-    measure = Phase("latent_statistics", "autoencoder", "latent_statistics.ipynb", "metrics/latent_statistics.json")
-    return [*first, measure, last]
+    *first, last = plan.notebooks
+    inside = {
+        "train_autoencoder": Phase("train_autoencoder", "autoencoder"),
+        "latent_statistics": Phase(
+            "latent_statistics", "autoencoder", "latent_statistics.ipynb", "metrics/latent_statistics.json"
+        ),
+    }
+    return [*(inside[name] for name in first), Phase(last)]
 
 # %% ../../../nbs/run/execution/phases.ipynb #bcd093b2
 def phase_done(phase: Phase, folder: Path) -> bool:
@@ -110,17 +108,17 @@ def _words(overrides: Sequence[str]) -> list[str]:
 PATIENCE = timedelta(days=30)  # longer than any job can run
 
 
-def meet_ranks(cfg: Config | None = None) -> "Ranks | None":
+def meet_ranks(plan: RunPlan | None = None) -> "Ranks | None":
     """The ranks of this run; None for a run with one process, which needs no PyTorch for this.
 
-    cfg: the configuration of a run; None = a job of another kind.
+    plan: of a run; None = a job of another kind.
 
     Raises `BadInput` if the ranks cannot execute the run together.
     """
     if world_size() == 1:
         return None
-    if cfg is not None and cfg.engine != "inprocess":
-        raise BadInput(f"engine: found {cfg.engine}, expected inprocess for a run of {world_size()} ranks")
+    if plan is not None and plan.engine != "inprocess":
+        raise BadInput(f"engine: found {plan.engine}, expected inprocess for a run of {world_size()} ranks")
     from xrddiff.core.ranks.agreement import Ranks
     from xrddiff.core.ranks.rendezvous import initialize_distributed
 
@@ -193,7 +191,7 @@ def _stamp(path: Path) -> tuple[int, int] | None:
 @plugin_scope()
 def execute_run(
     overrides: Sequence[str],
-    cfg: Config | None = None,
+    plan: RunPlan | None = None,
     *,
     frames: str | os.PathLike | None = None,
     on_start: Callable[[Path], Any] | None = None,
@@ -208,7 +206,7 @@ def execute_run(
     `read_failures`.
 
     overrides: the overrides of the configuration.
-    cfg: the composed configuration, if it exists already.
+    plan: of the run, if it exists already.
     frames: a store written for this run only; it is moved into the run folder.
     on_start: called on rank 0 as `on_start(path)` before anything runs.
     terminal: True = show the output live.
@@ -217,27 +215,27 @@ def execute_run(
     from xrddiff.run.execution.checks import check_run
 
     if frames is not None:  # they are checked first and then moved into the run
-        cfg = compose_config([*overrides, as_override("data.data_path", frames)])
-    if cfg is None:
-        cfg = compose_config(overrides)
+        plan = compose_plan([*overrides, as_override("data.data_path", frames)])
+    if plan is None:
+        plan = compose_plan(overrides)
     else:
         load_named_plugins(overrides)
-    phases = run_phases(cfg)
+    phases = run_phases(plan)
     sources = [run_notebook_path(phase.notebook) for phase in phases]
-    if cfg.threads is not None:
-        set_threads(cfg.threads)
+    if plan.threads is not None:
+        set_threads(plan.threads)
 
     with StopRequest(("SIGUSR2", "SIGTERM")) as stop, ExitStack() as held:
-        ranks = meet_ranks(cfg)
+        ranks = meet_ranks(plan)
         first = ranks.first if ranks else lambda action: action()
 
         def open_folder() -> str:
-            if not cfg.resume:
-                check_run(cfg)
-            path = Path(cfg.resume) if cfg.resume else create_run(cfg, frames=frames)
-            held.enter_context(hold_run(path, first_phase(cfg)))
-            if cfg.resume:
-                reopen_run(cfg)
+            if not plan.resume:
+                check_run(plan)
+            path = Path(plan.resume) if plan.resume else create_run(plan, frames=frames)
+            held.enter_context(hold_run(path, phases[0].name))
+            if plan.resume:
+                reopen_run(plan)
             if on_start:
                 on_start(path)
             return str(path)
@@ -245,7 +243,7 @@ def execute_run(
         path = Path(first(open_folder))
         if frames is not None:
             overrides = [*overrides, as_override("data.data_path", path.absolute() / OWN_FRAMES)]
-        chosen = {group: cfg.presets[group] for group in ("model", "experiment_type", "data")}
+        chosen = {group: plan.presets[group] for group in ("model", "experiment_type", "data")}
         parameters = dict(**chosen, overrides=_words(overrides), run_dir=str(path.absolute()))
         for phase, source in zip(phases, sources, strict=True):
             folder, last = path / phase.folder, phase is phases[-1]
@@ -259,7 +257,7 @@ def execute_run(
                     report_progress(phase=phase.name)
                 stop.alone = ranks is None
                 before = _stamp(result)
-                _execute_notebook(source, target, parameters, path, engine=cfg.engine, terminal=terminal)
+                _execute_notebook(source, target, parameters, path, engine=plan.engine, terminal=terminal)
                 mine = dict(finished=_stamp(result) != before, stop=stop.reason)
                 votes = ranks.gather(mine) if ranks else [mine]
             finished = votes[0]["finished"]

@@ -17,14 +17,13 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from ...config.composition import RESUMABLE
-from ...config.saved_config import OWN_FRAMES, load_config, to_yaml
-from ...config.words.vocabulary import Config, get_word, vocabulary
+from ...config.plan import RunPlan, continued_plan, replan
+from ...config.saved_config import OWN_FRAMES
 from ...core import launcher
 from ...core.addresses import addresses_in, remember_addresses
 from ...core.errors import BadInput, XrddiffError
@@ -149,19 +148,20 @@ def make_free_folder(wanted: Path) -> Path:
 PARTS = ("checkpoints", "samples", "metrics", "plots")
 
 
-def create_run(cfg: Config, path: str | os.PathLike | None = None, *, frames: str | os.PathLike | None = None) -> Path:
+def create_run(
+    plan: RunPlan, path: str | os.PathLike | None = None, *, frames: str | os.PathLike | None = None
+) -> Path:
     """Create a run folder with `config.yaml`, `environment.json` and the empty subfolders.
 
-    cfg: the configuration.
+    plan: of the run.
     path: the folder; None = from `output_dir`, `run_name` and the time.
     frames: a store that is moved into the folder and becomes the data of the run.
     Returns the folder.
     Raises `BadInput` if the folder cannot be written.
     """
     if path is None:
-        name = cfg.run_name or time.strftime("%Y-%m-%d/%H-%M-%S")
-        model = cfg.presets.get("model", cfg.model.model_name)
-        path = Path(cfg.output_dir).expanduser() / f"{model}{cfg.training.test_suffix}" / name
+        name = plan.run_name or time.strftime("%Y-%m-%d/%H-%M-%S")
+        path = Path(plan.output_dir).expanduser() / plan.folder / name
     wanted = Path(path)
     try:
         wanted.parent.mkdir(parents=True, exist_ok=True)
@@ -169,16 +169,16 @@ def create_run(cfg: Config, path: str | os.PathLike | None = None, *, frames: st
         write_json(path / "environment.json", environment())
         if frames is not None:
             move(frames, own := path.absolute() / OWN_FRAMES)
-            cfg = replace(cfg, data=replace(cfg.data, data_path=str(own)))
-        return complete_run(path, cfg)
+            plan = replan(plan, {"data.data_path": str(own)})
+        return complete_run(path, plan)
     except (OSError, XrddiffError) as error:
         why = getattr(error, "strerror", None) or error
         raise BadInput(
-            f"cannot keep a run in {wanted.parent}: {why}; output_dir={cfg.output_dir} must be a folder that you can write to"
+            f"cannot keep a run in {wanted.parent}: {why}; output_dir={plan.output_dir} must be a folder that you can write to"
         ) from None
 
 
-def complete_run(path: Path, cfg: Config | None = None) -> Path:
+def complete_run(path: Path, plan: RunPlan | None = None) -> Path:
     """Create the folder `path` and everything a run has from the start, its plug-ins too.
 
     The configuration is written last: a folder that has it is complete.
@@ -186,10 +186,11 @@ def complete_run(path: Path, cfg: Config | None = None) -> Path:
     with errors_said(f"write to the run folder {path}"):
         for part in PARTS:
             (path / part).mkdir(parents=True, exist_ok=True)
-        if cfg is not None:
-            keep_plugins(path, load_plugins(cfg.plugins))
-            remember_addresses(addresses_in(asdict(cfg)))
-            write_text(path / "config.yaml", sealed_yaml(to_yaml(cfg)))
+        if plan is not None:
+            keep_plugins(path, load_plugins(plan.plugins))
+            remember_addresses(addresses_in(asdict(plan.config)))
+            write_text(path / "plan.yaml", plan.text)
+            write_text(path / "config.yaml", sealed_yaml(plan.words))
     return path
 
 # %% ../../../nbs/run/execution/run_folder.ipynb #9141fe9c
@@ -249,12 +250,12 @@ class Run:
     """The folder of a run and its configuration.
 
     path: the folder.
-    cfg: the configuration.
+    plan: of the run.
     part: path of this part inside the whole run.
     """
 
     path: Path
-    cfg: Config
+    plan: RunPlan
     part: str = "."  # path inside the run folder, if this is one part of a run
 
     def phase(self, folder: str) -> "Run":
@@ -265,7 +266,7 @@ class Run:
         path = self.path / folder
         for part in PARTS:
             (path / part).mkdir(parents=True, exist_ok=True)
-        return Run(path, self.cfg, folder)
+        return Run(path, self.plan, folder)
 
     def enter(self, phase: str) -> None:
         """Report what is done with the run now, one of `status.PHASES`."""
@@ -345,27 +346,25 @@ class Run:
         return f"<code>{for_html(str(self.path))}</code>"
 
 # %% ../../../nbs/run/execution/run_folder.ipynb #7f443938
-def open_run(cfg: Config, run_dir: str | os.PathLike | None = None) -> Run:
+def open_run(plan: RunPlan, run_dir: str | os.PathLike | None = None) -> Run:
     """The run of this notebook.
 
     Also sets the configured number of CPU threads, and calls `keep_memory`.
 
-    cfg: the configuration.
-    run_dir: its folder; None = the folder in `cfg.resume`, otherwise a new one.
+    plan: of the run.
+    run_dir: its folder; None = the folder in `plan.resume`, otherwise a new one.
     Raises `BadInput` if the folder was started with another configuration.
     """
     # A waiting thread of GNU OpenMP spins for a long time before it sleeps. If another program uses the core that its
     # partner needs, training becomes many times slower. Such a short spin costs nothing if the cores are free.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     keep_memory()
-    if cfg.threads is not None:
-        set_threads(cfg.threads)
+    if plan.threads is not None:
+        set_threads(plan.threads)
     by_hand = run_dir is None or not (Path(run_dir) / "config.yaml").is_file()
     if not by_hand:
         path = Path(run_dir)
-        saved = load_config(path / "config.yaml")
-        _same_run(path, saved, cfg)
-        _keep_followers(saved, cfg)
+        plan = continued_plan(plan, path)
     elif world_size() > 1:
         raise BadInput(
             f"{world_size()} ranks need one run folder that exists: `xrddiff run` makes it, or pass it as run_dir"
@@ -374,38 +373,17 @@ def open_run(cfg: Config, run_dir: str | os.PathLike | None = None) -> Run:
         path = Path(run_dir)
         if path.exists():
             raise BadInput(f"run_dir={path}: it has no config.yaml; expected the folder of a run, or a new name")
-        path = create_run(cfg, path)
-    elif cfg.resume:
-        path = reopen_run(cfg)
+        path = create_run(plan, path)
+    elif plan.resume:
+        path = reopen_run(plan)
     else:
-        path = create_run(cfg)
+        path = create_run(plan)
     with errors_said(f"write to the run folder {path}"):
         for part in PARTS:
             (path / part).mkdir(exist_ok=True)
     if by_hand:  # a notebook that somebody executes cell by cell: it works on the run until its process ends
-        Keeper(path, new_status(path, first_phase(cfg), locked=False)).start()
-    return Run(path, cfg)
-
-
-def _keep_followers(saved: Config, cfg: Config) -> None:
-    """Keep a number that a preset had set when the run started, although that setting now follows
-    another one.
-    """
-    for w in vocabulary().values():
-        followed, old = w.metadata["follows"], get_word(saved, w.name)
-        unchanged = followed and get_word(cfg, followed) == get_word(saved, followed)
-        if unchanged and get_word(cfg, w.name) is None and old is not None:
-            section, _, name = w.name.rpartition(".")
-            setattr(get_word(cfg, section), name, old)
-
-
-def _same_run(path: Path, saved: Config, cfg: Config) -> None:
-    for name in vocabulary():
-        old, new = get_word(saved, name), get_word(cfg, name)
-        if old != new and name not in RESUMABLE:
-            raise BadInput(
-                f"{path} was started with {name}={old}, this notebook says {name}={new}: use a new run folder"
-            )
+        Keeper(path, new_status(path, first_phase(plan.notebooks), locked=False)).start()
+    return Run(path, plan)
 
 # %% ../../../nbs/run/execution/run_folder.ipynb #ee00688c
 def keep_former(path: str | os.PathLike) -> None:
@@ -441,23 +419,24 @@ def _forget_former(path: Path, newest: int) -> None:
             remove(path.with_name(_numbered(path.name, n)))
 
 # %% ../../../nbs/run/execution/run_folder.ipynb #07e792ea
-def reopen_run(cfg: Config) -> Path:
-    """Prepare the folder `cfg.resume` for another attempt.
+def reopen_run(plan: RunPlan) -> Path:
+    """Prepare the folder `plan.resume` for another attempt.
 
     The previous notebook and environment are kept under a number. The saved configuration is
     updated with the settings that may change on a resume (`RESUMABLE`).
     """
-    path, names = Path(cfg.resume), ("notebook.ipynb", "environment.json", "config.yaml")
+    path, names = Path(plan.resume), ("notebook.ipynb", "environment.json", "config.yaml")
     n = max((k for name in names for k in _former(path / name)), default=0) + 1
     with errors_said(f"write to the run folder {path}"):
         for name in names[:2]:
             if (path / name).exists():
                 move(path / name, path / _numbered(name, n))
         saved = read_text(path / "config.yaml")
-        text = to_yaml(replace(cfg, resume=None))
-        new = sealed_yaml(text)
+        again = replan(plan, {"resume": None})
+        new = sealed_yaml(again.words)
         if saved != new:
             write_text(path / f"config.{n}.yaml", saved)
+            write_text(path / "plan.yaml", again.text)
             write_text(path / "config.yaml", new)
         for name in names:
             _forget_former(path / name, n)

@@ -29,7 +29,7 @@ from .workers import Workers, open_workers, run_tasks
 if TYPE_CHECKING:
     import xarray as xr
 
-    from xrddiff.config.words.vocabulary import Config
+    from xrddiff.config.plan import RunPlan
     from xrddiff.core.ranks.agreement import Ranks
 
 # %% auto #0
@@ -63,10 +63,10 @@ PARTS = "samples.parts"
 FEW = 16  # number of samples in a trial of the pipeline
 
 
-def few_samples(cfg: Config) -> list[str]:
+def few_samples(plan: RunPlan) -> list[str]:
     """Options for the samples at the end of training, at most `FEW` in a trial of the pipeline."""
-    few = min(cfg.inference.num_samples, FEW)
-    return [f"inference.num_samples={few}"] if cfg.training.test_pipeline else []
+    few = min(plan.sampling.num_samples, FEW)
+    return [f"inference.num_samples={few}"] if plan.training.trial else []
 
 
 def forget_parts(folder: str | os.PathLike) -> None:
@@ -81,7 +81,7 @@ def _begin(job: Any, folder: Path, *, replace: bool) -> Any:
     """
     from xrddiff.data.formats.parts import PartStore
 
-    template, i, target = job.template(), job.cfg.inference, folder / "samples.zarr"
+    template, i, target = job.template(), job.plan.sampling, folder / "samples.zarr"
     stacks = [name for name in ("intensity", "drawn", "latent") if name in template]
     about = {k: template.attrs[k] for k in ("config", "checkpoint", "guidance") if k in template.attrs}
     if not (folder / PARTS / "frames.zarr").exists() and not target.exists():
@@ -141,7 +141,7 @@ def make_samples(
     Interrupted sampling continues if it was begun with the same options and weights.
 
     run: the run folder.
-    words: options of `inference`, see `inference_config`.
+    words: options of `inference`, see `inference_plan`.
     folder: where the samples go.
     workers: which processes do the work; None = this one.
     Returns (the `SampleJob`; the samples, read lazily; the latents that the model drew, or None).
@@ -154,7 +154,7 @@ def make_samples(
         store = _begin(job, folder, replace=False)
         left = _missing(store)
         tasks = [(run, words, str(store.path), part) for part in left]
-        with _progress(store, left) as bar, open_workers(workers if left else None, job.cfg.threads) as pool:
+        with _progress(store, left) as bar, open_workers(workers if left else None, job.plan.threads) as pool:
             run_tasks(_sample_part, tasks, pool, lambda mark: bar.update(mark["rows"][1] - mark["rows"][0]))
     finally:
         _sample_job.cache_clear()  # the run may be trained further before the next call
@@ -295,11 +295,11 @@ def evaluate_run(
     device = None if device is None else str(device)
     evaluation = _evaluation(run, words, samples, device)
     sets = evaluation.prepare()
-    i, seen, tasks = evaluation.cfg.inference, {name: {} for name in sets}, []
+    i, seen, tasks = evaluation.plan.evaluation, {name: {} for name in sets}, []
     for name, n in sets.items():
         tasks += [(run, words, samples, name, (rows.start, rows.stop)) for rows in blocks_of(n, i.batch_size)]
     total = sum(sets.values())
-    with Bar(total=total, unit="frame", mininterval=1) as bar, open_workers(workers, evaluation.cfg.threads) as pool:
+    with Bar(total=total, unit="frame", mininterval=1) as bar, open_workers(workers, evaluation.plan.threads) as pool:
 
         def keep(found: tuple) -> None:
             name, first, what = found

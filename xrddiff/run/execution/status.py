@@ -13,7 +13,7 @@ import socket
 import stat
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from itertools import islice
@@ -22,10 +22,8 @@ from typing import Any
 
 import msgspec
 
-from ...config.saved_config import MOST_CONFIG, load_config
-from ...config.active_settings import model_parts, trained_parts
-from ...config.words.data_sets import data_name
-from ...config.words.vocabulary import Config
+from ...config.plan import RunSummary, saved_summary
+from ...config.saved_config import MOST_CONFIG
 from ...core import progress
 from ...core.errors import BadInput, XrddiffError
 from xrddiff.core.files import (
@@ -49,7 +47,7 @@ __all__ = ['TRAINING', 'USE', 'MOST_RECORD', 'BY_USER', 'PHASES', 'TRAINED', 'BE
            'MOST_REPORT', 'QUIET', 'STATES', 'Progress', 'Status', 'read_status', 'read_progress', 'locks_held',
            'is_locked', 'Here', 'holder_text', 'new_status', 'Keeper', 'join_status', 'keeper', 'mark_stopped',
            'stopped_by', 'write_failure', 'read_failures', 'clear_marks', 'JobState', 'RunState', 'first_phase',
-           'read_config', 'run_state', 'last_rows', 'severity', 'read_log', 'Standing', 'read_standing', 'Device',
+           'read_summary', 'run_state', 'last_rows', 'severity', 'read_log', 'Standing', 'read_standing', 'Device',
            'gpus', 'cores', 'devices']
 
 # %% ../../../nbs/run/execution/status.ipynb #d8cd0043
@@ -587,11 +585,9 @@ def _unrecorded(run: Path, job: JobState | None, here: Here) -> tuple[str, str, 
     return "created", "", None
 
 # %% ../../../nbs/run/execution/status.ipynb #dd8aa179
-def first_phase(cfg: Config) -> str:
-    """What is done first with a run of this configuration, one of `PHASES`."""
-    parts = model_parts(cfg)
-    trains = parts.denoiser is None or parts.latent and trained_parts(cfg).autoencoder
-    return "autoencoder" if trains else "latents" if parts.latent else "denoiser"
+def first_phase(notebooks: Sequence[str]) -> str:
+    """What is done first with a run of these notebooks, one of `PHASES`."""
+    return {"train_autoencoder": "autoencoder", "latent_statistics": "latents"}.get(notebooks[0], "denoiser")
 
 
 def _holder(run: Path, training: Status | None, use: Status | None, here: Here) -> Status | None:
@@ -607,30 +603,27 @@ def _silence(attempt: Status, here: Here) -> str:
     return f"; it has written nothing for {_span(silent)}" if silent > QUIET else ""
 
 
-def read_config(run: Path) -> Config | str | None:
-    """The configuration of a run; why it cannot be read; None if there is none."""
+def read_summary(run: Path) -> RunSummary | str | None:
+    """What a run is; why it cannot be read; None if there is none."""
     if not os.path.lexists(run / "config.yaml"):
         return None
     try:
-        cfg = load_config(run / "config.yaml")
-        first_phase(cfg)  # what its values say together must make sense too
-        data_name(cfg)
+        return saved_summary(run)  # what its values say together must make sense too
     except (BadInput, OSError, LookupError, AttributeError, TypeError, ValueError, ArithmeticError) as error:
         return plain_text(" ".join(str(error).split()), 500) or type(error).__name__
-    return cfg
 
 
 def run_state(
-    run: str | os.PathLike, job: JobState | None = None, here: Here | None = None, cfg: Config | None = None
+    run: str | os.PathLike, job: JobState | None = None, here: Here | None = None, about: RunSummary | None = None
 ) -> RunState:
     """How a run stands, from its folder.
 
-    job: what SLURM says of its job, if it has one. here: this machine. cfg: its configuration, if that has been
+    job: what SLURM says of its job, if it has one. here: this machine. about: what it is, if that has been
     read.
     """
     run, here = Path(run), here or Here()
-    if cfg is None and isinstance(cfg := read_config(run), str):
-        return RunState("damaged", cfg)
+    if about is None and isinstance(about := read_summary(run), str):
+        return RunState("damaged", about)
     training, use = read_status(run, TRAINING), read_status(run, USE)
     ending = _ending(run, training)
     finished = ending is not None and ending[0] == "finished"
@@ -651,8 +644,8 @@ def run_state(
         state = _unsaid(run, training, job, here) if training else _unrecorded(run, job, here)
     if state[0] == "running" and shown is not None and shown is training:
         state = state[0], state[1] + _silence(shown, here), state[2]
-    begins = state[0] in ("created", "waiting", "running") and cfg is not None
-    phase = shown.phase if shown else "evaluate" if finished else first_phase(cfg) if begins else ""
+    begins = state[0] in ("created", "waiting", "running") and about is not None
+    phase = shown.phase if shown else "evaluate" if finished else first_phase(about.notebooks) if begins else ""
     host, part = plain_text(shown.host, 100) if shown else "", training.training.part if training else ""
     return RunState(*state[:2], phase, state[2], host, finished, part)
 

@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -205,7 +205,7 @@ def prepare(job: Job, task: int = 0) -> Path:
 
     Raises `BadInput` if the task cannot run: a wrong configuration, missing data or script.
     """
-    from xrddiff.config.composition import compose_config
+    from xrddiff.config.plan import compose_plan, replan
     from xrddiff.run.execution.checks import check_run
 
     path = job.folder(task)
@@ -215,11 +215,11 @@ def prepare(job: Job, task: int = 0) -> Path:
     elif job.kind == "command":
         return _command_folder(path)
     elif not (path / "config.yaml").is_file():
-        cfg = replace(compose_config(job.words(task)), resume=None)
-        check_run(cfg)
-        complete_run(path, cfg)
+        plan = replan(compose_plan(job.words(task)), {"resume": None})
+        check_run(plan)
+        complete_run(path, plan)
     else:
-        compose_config(run_words(job, task))
+        compose_plan(run_words(job, task))
     with hold_run(path):
         clear_marks(path)
     return path
@@ -240,15 +240,12 @@ def _command_folder(path: Path) -> Path:
 @plugin_scope()
 def done_before(job: Job, task: int) -> bool:
     """Whether the run of a task is finished and the words of the job do not extend it."""
-    from xrddiff.config.composition import compose_config
-    from xrddiff.config.saved_config import load_config
+    from xrddiff.config.plan import compose_plan, replan, saved_plan
 
     path = job.folder(task)
     if not run_state(path).finished:
         return False
-    return replace(compose_config(run_words(job, task)), resume=None) == replace(
-        load_config(path / "config.yaml"), resume=None
-    )
+    return replan(compose_plan(run_words(job, task)), {"resume": None}) == replan(saved_plan(path), {"resume": None})
 
 
 REQUEUE = 75

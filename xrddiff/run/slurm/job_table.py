@@ -13,8 +13,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from ...config.plan import RunSummary
 from ...config.saved_config import need_run
-from ...config.words.vocabulary import Config
 from ...core.errors import BadInput, XrddiffError
 from ...core.files import is_path
 from ...core.text import plain_text
@@ -104,15 +104,15 @@ class Jobs:
         """Whether a run was submitted as a job."""
         return str(Path(run).absolute()) in self._of_runs
 
-    def of(self, run: str | os.PathLike, cfg: Config | None = None) -> JobState | None:
-        """What SLURM says of the job of a run; None if it has none, does not need it, or SLURM is away. `cfg`: of the
+    def of(self, run: str | os.PathLike, about: RunSummary | None = None) -> JobState | None:
+        """What SLURM says of the job of a run; None if it has none, does not need it, or SLURM is away. `about`: of the
         run, if it has been read.
         """
         run = Path(run).absolute()
         s, task = self._of_runs.get(str(run), (None, None))
         record = read_status(run)
         number = (f"{s.id}" if task is None else f"{s.id}_{task}") if s else record.job if record else ""
-        if not number or (alone := run_state(run, cfg=cfg)).finished or self._queue is None:
+        if not number or (alone := run_state(run, about=about)).finished or self._queue is None:
             return None
         if s and s.cluster and s.cluster != self._cluster:
             return None
@@ -139,12 +139,12 @@ class Jobs:
         return self._past[base].get(number)
 
 
-def current_state(run: str | os.PathLike, jobs: Jobs | None = None, cfg: Config | None = None) -> RunState:
+def current_state(run: str | os.PathLike, jobs: Jobs | None = None, about: RunSummary | None = None) -> RunState:
     """How a run stands, from its folder and from what SLURM says of its job.
 
-    jobs: if several runs are looked at. cfg: the configuration of the run, if it has been read.
+    jobs: if several runs are looked at. about: what the run is, if that has been read.
     """
-    return run_state(run, (jobs or Jobs()).of(run, cfg), cfg=cfg)
+    return run_state(run, (jobs or Jobs()).of(run, about), about=about)
 
 # %% ../../../nbs/run/slurm/job_table.ipynb #185bb699
 def job_rows(chosen: Sequence[str] = (), last: int = 10, *, details: bool = False) -> list[dict[str, Any]]:

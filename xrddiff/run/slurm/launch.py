@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ...config.composition import compose_config, note_unused
+from ...config.composition import note_unused
+from ...config.plan import compose_plan
 from ...core.errors import BadInput, XrddiffError
 from ...core.plugins import plugin_scope
 from ..execution.run_folder import create_run, set_threads
@@ -39,9 +40,9 @@ def launch_ranks(overrides: Sequence[str], processes: int, *, port: int = 0) -> 
         raise BadInput(
             "this notebook has made an Accelerator, and ranks cannot be forked after that; restart the kernel"
         )
-    cfg = compose_config(overrides)
-    note_unused(cfg, overrides)
-    path = Path(cfg.resume) if cfg.resume else create_run(cfg)
+    plan = compose_plan(overrides)
+    note_unused(plan.config, overrides)
+    path = Path(plan.resume) if plan.resume else create_run(plan)
     words = run_words(Job(overrides=[list(overrides)], run_dirs=[str(path.absolute())]), 0)
     launchers.print = lambda *_: None  # it prints one line, about "CUDAs", even on a machine without a GPU
     try:

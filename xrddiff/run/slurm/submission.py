@@ -16,12 +16,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ...config.checks import check_config
-from ...config.composition import compose_config, note_unused
+from ...config.composition import note_unused
+from ...config.plan import RunPlan, compose_plan, saved_summary
 from ...config.overrides import as_override, expand_multirun
-from ...config.saved_config import load_config
 from ...core import launcher
 from ...core.errors import BadInput, XrddiffError
 from ...core.files import errors_said, scratch_folder
@@ -35,9 +35,6 @@ from .job import Job, pass_signals
 from .ledger import Submission, Target, find_job, known_jobs, record_submission
 from .profiles import Profile, load_profile
 from .scripts import log_pattern, render_script
-
-if TYPE_CHECKING:
-    from xrddiff.config.words.vocabulary import Config
 
 # %% auto #0
 __all__ = ['BASE', 'LARGEST', 'memory_of_rank', 'check_job_memory', 'restarts_note', 'chosen_profile', 'plan_runs', 'plan_script',
@@ -55,16 +52,16 @@ def memory_of_rank(p: Profile) -> int:
     return int(number) * 1024 ** " KMGT".index(unit or "M") * p.cpus_per_task
 
 
-def check_job_memory(cfg: Config, p: Profile) -> None:
+def check_job_memory(plan: RunPlan, p: Profile) -> None:
     """Raise `BadInput` if a rank of the profile has less memory than the model of a run needs at least.
 
     Weights are counted, which costs an import of PyTorch, only where they may be too many.
     """
-    free, weights, own = memory_of_rank(p), 0, cfg.size.widths or cfg.model.network_options.keys() - {"scale_shift"}
+    free, weights, own = memory_of_rank(p), 0, plan.model.own_sizes
     if p.platform == "cpu" and BASE < free and (own or free < BASE + 20 * LARGEST):
         from xrddiff.judge.inference.building import count_weights
 
-        weights = count_weights(cfg)
+        weights = count_weights(plan.model)
     need = BASE + 20 * weights
     if need > free:
         of = (
@@ -82,13 +79,13 @@ def restarts_note(run: str | os.PathLike, p: Profile) -> str:
     Ranks are taken to share the work evenly.
     """
     try:
-        cfg, at = load_config(Path(run) / "config.yaml"), read_progress(run)
+        about, at = saved_summary(run), read_progress(run)
         spent = sum(row["seconds"] * row["ranks"] for row in read_speed(run))
     except BadInput:
         return ""
-    if at.part or not at.step or cfg.training.max_steps is None:
+    if at.part or not at.step or about.max_steps is None:
         return ""
-    left = spent / at.step * (cfg.training.max_steps - at.step) / p.ranks
+    left = spent / at.step * (about.max_steps - at.step) / p.ranks
     most = (p.time_seconds - p.signal_seconds) * (p.max_requeues + 1)
     if left <= most:
         return ""
@@ -141,40 +138,39 @@ def plan_runs(
     """
     from xrddiff.run.execution.checks import check_runs
 
-    configs = []
+    plans = []
     for overrides in sweep:
         with plugin_scope():
-            configs.append(cfg := compose_config(overrides))
-            note_unused(cfg, overrides)
-            check_config(cfg, ranks=ranks)
-        if cfg.engine == "kernel" and ranks > 1:
+            plans.append(plan := compose_plan(overrides))
+            note_unused(plan.config, overrides)
+            check_config(plan.config, ranks=ranks)
+        if plan.engine == "kernel" and ranks > 1:
             raise BadInput(
                 f"engine=kernel: a kernel is one process, and the profile has {ranks} ranks; expected engine=inprocess"
             )
     if profile is not None and memory_of_rank(profile) < BASE:
-        check_job_memory(configs[0], profile)  # before what takes longer
-    for cfg in configs if reserve else ():
-        _check_place(cfg)
+        check_job_memory(plans[0], profile)  # before what takes longer
+    for plan in plans if reserve else ():
+        _check_place(plan)
     # a conda environment of the profile has packages of its own
-    check_runs(configs, packages=profile is None or profile.conda is None, ranks=ranks)
-    for cfg in configs if profile else ():
-        with plugin_scope(cfg.plugins):
-            check_job_memory(cfg, profile)
+    check_runs(plans, packages=profile is None or profile.conda is None, ranks=ranks)
+    for plan in plans if profile else ():
+        with plugin_scope(plan.plugins):
+            check_job_memory(plan, profile)
     folders: list[Path] = []
-    for cfg in configs:
-        folders.append(_run_folder(cfg, folders, reserve))
-    name = name or configs[0].run_name or configs[0].presets.get("model", configs[0].model.model_name)
-    logs = Path(configs[0].output_dir).expanduser().absolute() / "slurm"
+    for plan in plans:
+        folders.append(_run_folder(plan, folders, reserve))
+    name = name or plans[0].run_name or plans[0].name
+    logs = Path(plans[0].output_dir).expanduser().absolute() / "slurm"
     return Job("run", [list(o) for o in sweep], [str(f) for f in folders], name=name, **_origin()), logs
 
 # %% ../../../nbs/run/slurm/submission.ipynb #32100f45
-def _run_folder(cfg: Any, taken: Sequence[Path], reserve: bool) -> Path:
+def _run_folder(plan: RunPlan, taken: Sequence[Path], reserve: bool) -> Path:
     """The folder of the run to resume, or a new one that neither exists nor is `taken`."""
-    if cfg.resume:
-        return Path(cfg.resume).expanduser().absolute()
-    model = cfg.presets.get("model", cfg.model.model_name)
-    place = Path(cfg.output_dir).expanduser().absolute() / f"{model}{cfg.training.test_suffix}"
-    return _free_folder(place, cfg.run_name, taken, reserve)
+    if plan.resume:
+        return Path(plan.resume).expanduser().absolute()
+    place = Path(plan.output_dir).expanduser().absolute() / plan.folder
+    return _free_folder(place, plan.run_name, taken, reserve)
 
 
 def _free_folder(place: Path, name: str | None, taken: Sequence[Path], reserve: bool) -> Path:
@@ -208,9 +204,9 @@ def _make(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
 
 
-def _check_place(cfg: Any) -> None:
+def _check_place(plan: RunPlan) -> None:
     """Raise `BadInput` if `output_dir` cannot be written to; nothing stays of the attempt."""
-    folder = Path(cfg.output_dir).expanduser().absolute()
+    folder = Path(plan.output_dir).expanduser().absolute()
     with (
         _made(folder),
         tempfile.TemporaryDirectory(dir=next(p for p in (folder, *folder.parents) if os.path.lexists(p))),
@@ -455,7 +451,7 @@ def plan_resume(target: Target, profile: Profile, words: Sequence[str] = (), nam
         run = job.folder((tasks or [0])[0])
         if (run / "config.yaml").is_file():  # the first task of an array, since all get the same words
             with plugin_scope():
-                note_unused(compose_config([*words, as_override("resume", str(run))]), words)
+                note_unused(compose_plan([*words, as_override("resume", str(run))]).config, words)
         job = replace(job, overrides=[[*own, *words] for own in job.overrides])
     else:
         left = [t for t in tasks or [None] if not _is_finished(job, t)]

@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from ...config.saved_config import load_config
+from ...config.plan import saved_plan
 from ...core.errors import BadInput
 from ...data.frames.frames import frame_count, frame_mask, missing_geometry
 from ...data.frames.peaks import Finder, find_frame_peaks
@@ -26,7 +26,7 @@ from ...data.frames.selection import evenly_spaced, select_frames
 from ...data.headers.gate import reason
 from ...judge.inference.anomalies import Scorer
 from ...judge.metrics.anomalies import untypical
-from ...learn.loading.datasets import prepare_words
+from ...learn.loading.datasets import prepare_planned
 from ...learn.recipes.saved_peak_nets import peak_way
 from xrddiff.physics.indexing.indexer import (
     INDEXED,
@@ -61,8 +61,8 @@ def reference_scores(run: str | Path, count: int = REFERENCE) -> pd.DataFrame:
     """The scores of held-out frames of a run (or of training frames, if there are no held-out
     frames), evenly spaced.
     """
-    scorer, cfg = open_scorer(str(run)), load_config(Path(run) / "config.yaml")
-    prepared = prepare_words(cfg, scorer.generator.transform, scorer.generator.classes, crystals=False)
+    scorer, plan = open_scorer(str(run)), saved_plan(run)
+    prepared = prepare_planned(plan, scorer.generator.transform, scorer.generator.classes, crystals=False)
     rows = evenly_spaced(prepared.held_out if len(prepared.held_out) else prepared.train, count)
     parts = [
         scorer(select_frames(prepared.frames, rows[i : i + 16]), rows[i : i + 16])[0] for i in range(0, len(rows), 16)

@@ -18,10 +18,9 @@ import pandas as pd
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from ...config.active_settings import model_parts, unused_words
-from ...config.composition import compose_config, known_presets
+from ...config.plan import RunSummary, saved_plan, saved_summary
 from ...config.saved_config import load_config
-from ...config.words.vocabulary import GROUPS, Config, get_word, vocabulary
+from ...config.settings import differing_words
 from ...core.errors import BadInput, XrddiffError
 from ...core.files import write_json, write_text
 from ...core.gate import checked, from_yaml, or_default
@@ -39,49 +38,10 @@ if TYPE_CHECKING:
     import pandas as pd
     import xarray as xr
 
-    from xrddiff.config.words.vocabulary import Config
-
 # %% auto #0
-__all__ = ['MOST_SHOWN', 'differing_settings', 'metrics_of_runs', 'shared_metric', 'ranked', 'comparison_words', 'RunComparison',
-           'open_comparison', 'take_comparison', 'loss_kind', 'colours', 'plot_curves', 'SharedFrames',
-           'shared_samples', 'shared_reconstructions', 'show_shared', 'heights', 'plot_parallel', 'runs_report',
-           'write_comparison', 'execute_comparison']
-
-# %% ../../../nbs/run/studies/comparison.ipynb #bbe2a7b9
-_OWN = ("resume", "run_name", "output_dir")  # of each run, and no setting
-
-
-def _preset_values(cfg: Config) -> Config | None:
-    """The configuration that the presets of a run give by themselves; None where they are not here."""
-    known = known_presets(cfg)
-    try:
-        return compose_config(known) if len(known) == len(cfg.presets) else None
-    except BadInput:
-        return None
-
-
-def differing_settings(configs: Mapping[str, Config]) -> pd.DataFrame:
-    """What differs between runs: a row for each run, a column for each preset and word.
-
-    `configs`: the configurations by the names of the runs. A word that has no effect in a run is
-    missing there.
-    """
-    import pandas as pd
-
-    made: dict[tuple, Config | None] = {}
-    for cfg in configs.values():
-        if (chosen := tuple(cfg.presets.items())) not in made:
-            made[chosen] = _preset_values(cfg)
-    unused = {run: unused_words(cfg) for run, cfg in configs.items()}
-    columns = {g: {run: cfg.presets.get(g, "") for run, cfg in configs.items()} for g in GROUPS}
-    for word in (w for w in vocabulary() if w not in _OWN):
-        values = {run: get_word(cfg, word) for run, cfg in configs.items()}
-        presets = {run: made[tuple(cfg.presets.items())] for run, cfg in configs.items()}
-        if all(p is not None and get_word(p, word) == values[run] for run, p in presets.items()):
-            continue
-        columns[word] = {run: None if word in unused[run] else value for run, value in values.items()}
-    different = {name: column for name, column in columns.items() if len({repr(v) for v in column.values()}) > 1}
-    return pd.DataFrame(different, index=list(configs), dtype=object)
+__all__ = ['MOST_SHOWN', 'metrics_of_runs', 'shared_metric', 'ranked', 'comparison_words', 'RunComparison', 'open_comparison',
+           'take_comparison', 'colours', 'plot_curves', 'SharedFrames', 'shared_samples', 'shared_reconstructions',
+           'show_shared', 'heights', 'plot_parallel', 'runs_report', 'write_comparison', 'execute_comparison']
 
 # %% ../../../nbs/run/studies/comparison.ipynb #e77ce56f
 def metrics_of_runs(runs: Mapping[str, Path]) -> pd.DataFrame:
@@ -137,12 +97,12 @@ def comparison_words(rows: Sequence[RunRow], settings: pd.DataFrame, metrics: pd
     return said
 
 # %% ../../../nbs/run/studies/comparison.ipynb #cccbd4fe
-def _called(configs: Mapping[str, Config], settings: pd.DataFrame) -> dict[str, str]:
+def _called(settings: pd.DataFrame) -> dict[str, str]:
     """A name for each run: the values of the settings in which they differ, or its folder."""
     text = lambda v: f"{v:.3g}" if isinstance(v, float) else str(v)  # noqa: E731
-    made = {run: ", ".join(text(v) for v in settings.loc[run] if v is not None) for run in configs}
+    made = {run: ", ".join(text(v) for v in row if v is not None) for run, row in settings.iterrows()}
     unique = len(set(made.values())) == len(made) and all(0 < len(name) <= 40 for name in made.values())
-    return made if unique else {run: run for run in configs}
+    return made if unique else {run: run for run in made}
 
 
 @dataclass(frozen=True)
@@ -150,13 +110,13 @@ class RunComparison:
     """Runs that are compared.
 
     - `rows`: of every run that was given, also of those that cannot be compared.
-    - `folders`, `configs`: of those that can, by name.
-    - `settings`, `metrics`: a row for each, see `differing_settings` and `metrics_of_runs`.
+    - `folders`, `about`: of those that can, by name.
+    - `settings`, `metrics`: a row for each, see `differing_words` and `metrics_of_runs`.
     """
 
     rows: list[RunRow]
     folders: dict[str, Path]
-    configs: dict[str, Config]
+    about: dict[str, RunSummary]
     settings: pd.DataFrame
     metrics: pd.DataFrame
 
@@ -193,13 +153,13 @@ def open_comparison(given: Sequence[str | os.PathLike]) -> RunComparison:
         )
     shared = Path(os.path.commonpath(fit))
     configs = {str(path.relative_to(shared)): load_config(path / "config.yaml") for path in fit}
-    settings = differing_settings(configs)
-    names = _called(configs, settings)
+    settings = pd.DataFrame(differing_words(configs), index=list(configs), dtype=object)
+    names = _called(settings)
     folders = {names[run]: path for run, path in zip(configs, fit, strict=True)}
     order = ranked(metrics_of_runs(folders))
-    renamed = {names[run]: cfg for run, cfg in configs.items()}
-    folders, renamed = ({name: of[name] for name in order} for of in (folders, renamed))
-    return RunComparison(rows, folders, renamed, settings.rename(index=names).loc[order], metrics_of_runs(folders))
+    folders = {name: folders[name] for name in order}
+    about = {name: saved_summary(path) for name, path in folders.items()}
+    return RunComparison(rows, folders, about, settings.rename(index=names).loc[order], metrics_of_runs(folders))
 
 
 @lru_cache(maxsize=1)
@@ -214,13 +174,6 @@ def take_comparison(given: Sequence[str | os.PathLike]) -> RunComparison:
     return found
 
 # %% ../../../nbs/run/studies/comparison.ipynb #a4dd089a
-def loss_kind(cfg: Config) -> str:
-    """What the loss of a run measures, for the title of a panel; runs of one kind share an axis."""
-    if model_parts(cfg).denoiser is None:
-        return f"{cfg.training.recons_loss}, {cfg.data.transform}"
-    return f"{cfg.model.parameterisation or cfg.presets.get('model')}, {'latent' if model_parts(cfg).latent else cfg.data.transform}"
-
-
 def colours(names: Sequence[str]) -> dict[str, tuple[str, Any]]:
     """A colour and a dash for each run, the same in all figures; colours of Okabe and Ito."""
     dashes = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (4, 1, 1, 1)))
@@ -232,7 +185,7 @@ def plot_curves(histories: Mapping[str, pd.DataFrame], kinds: Mapping[str, str])
     """The losses of runs, a panel for each kind of loss: lines for training, circles for
     validation.
 
-    - `histories`: from `read_history`, by run. `kinds`: from `loss_kind`, by run.
+    - `histories`: from `read_history`, by run. `kinds`: what their loss measures; runs of one kind share an axis.
     """
     panels = list(dict.fromkeys(kinds[name] for name in histories))
     looks = colours(list(histories))
@@ -362,7 +315,7 @@ def shared_reconstructions(comparison: RunComparison, n: int = 6) -> SharedFrame
         return None
     why = ""
     if all("shot" in ds for ds in found.values()):
-        real, why = _measured(comparison.configs[next(iter(found))])
+        real, why = _measured(comparison.folders[next(iter(found))])
         found = found if real is None else {"measured": real, **found}
     own = {name: ds for name, ds in found.items() if name != "measured"}
     whose = f", of {words}" if (words := _whose(own, comparison)) != "each run" else ""
@@ -371,12 +324,12 @@ def shared_reconstructions(comparison: RunComparison, n: int = 6) -> SharedFrame
     return SharedFrames("The same shots, reconstructed", text, numbers, frames) if numbers else None
 
 
-def _measured(cfg: Config) -> tuple[xr.Dataset | None, str]:
+def _measured(run: Path) -> tuple[xr.Dataset | None, str]:
     """The held-out frames of a run, or None where its data cannot be opened here, and a sentence that says why."""
-    from xrddiff.learn.loading.datasets import prepare_words
+    from xrddiff.learn.loading.datasets import prepare_planned
 
     try:
-        prepared = prepare_words(cfg, crystals=False)
+        prepared = prepare_planned(saved_plan(run), crystals=False)
         return select_frames(prepared.frames, prepared.held_out).load(), ""
     except (XrddiffError, OSError) as error:
         return None, f" The measured frames are left out: {plain_text(error, 600)}."
@@ -484,7 +437,7 @@ def runs_report(comparison: RunComparison) -> Report:
         report.add("Numbers", text, table=comparison.metrics.loc[table.index].T)
     histories = {name: rows for name, run in comparison.folders.items() if len(rows := _history(run))}
     if histories:
-        kinds = {name: loss_kind(comparison.configs[name]) for name in histories}
+        kinds = {name: comparison.about[name].loss for name in histories}
         text = "A panel for each kind of loss: losses of different kinds have different units. Lines: training; circles: validation."
         report.add("Loss", text, figure=plot_curves(histories, kinds))
     for shared in (shared_samples(comparison), shared_reconstructions(comparison)):

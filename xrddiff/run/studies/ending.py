@@ -10,7 +10,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from ...config.saved_config import load_config
+from ...config.plan import saved_summary
 from ...core.errors import XrddiffError
 from ...core.text import complain, say
 from ..slurm.job import Job, read_job
@@ -36,7 +36,7 @@ def comparison_due(job: Job) -> list[Path]:
 def comparison_folder(runs: list[Path], env: Mapping[str, str]) -> Path:
     """Where the page of a job goes: `comparisons/NUMBER` in the output folder of its runs."""
     number = env.get("SLURM_ARRAY_JOB_ID") or env.get("SLURM_JOB_ID") or f"local-{os.getpid()}"
-    output = Path(load_config(runs[0] / "config.yaml").output_dir).expanduser()
+    output = Path(saved_summary(runs[0]).output_dir).expanduser()
     return output.absolute() / "comparisons" / number
 
 # %% ../../../nbs/run/studies/ending.ipynb #ea5ec7ea

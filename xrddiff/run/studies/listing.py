@@ -19,15 +19,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
-from ...config.words.data_sets import data_name
-from ...config.words.vocabulary import Config
+from ...config.plan import RunSummary
 from ...core.errors import XrddiffError
 from ...core.files import package_version, sealed, writing
 from ...core.gate import checked, need_path, or_default, read_json
 from ...core.text import for_csv, for_json, for_terminal, plain_text
 from ...learn.telemetry.rules import verdict_words
 from ..execution.run_folder import PARTS
-from ..execution.status import TRAINING, USE, is_locked, locks_held, read_config, read_progress, read_status
+from ..execution.status import TRAINING, USE, is_locked, locks_held, read_summary, read_progress, read_status
 from ..slurm.job_table import Jobs, current_state
 
 if TYPE_CHECKING:
@@ -222,14 +221,14 @@ def begun_at(run: Path) -> str:
 
 def _read_run(run: Path, jobs: Jobs) -> RunRow:
     """The row of a run from all of its files, without its name and what to do about it."""
-    row, cfg = dict(run="", began=begun_at(run)), read_config(run)
-    how = current_state(run, jobs, cfg if isinstance(cfg, Config) else None)
+    row, about = dict(run="", began=begun_at(run)), read_summary(run)
+    how = current_state(run, jobs, about if isinstance(about, RunSummary) else None)
     row |= dict(state=how.state, phase=how.phase, note=how.why, verdict=_line(verdict_words(run), 1000))
-    if not isinstance(cfg, Config):
+    if not isinstance(about, RunSummary):
         return RunRow(**row)
-    p, data = read_progress(run), str(data_name(cfg) or cfg.data.data_path)
+    p = read_progress(run)
     name, value = key_metric(run)
-    row |= dict(model=_line(cfg.presets.get("model", cfg.model.model_name)), data=_line(data, 500))
+    row |= dict(model=_line(about.model), data=_line(about.data, 500))
     numbers = dict(epoch=p.epoch, step=p.step, loss=p.loss, metric=name, value=value, seconds=_duration(run))
     return RunRow(**row, **numbers)
 
