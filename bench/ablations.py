@@ -90,16 +90,16 @@ _judges: dict[str, Judge] = {}  # of the frames that were judged so far
 def measure(run: Path, words: list[str], frames: int) -> dict:
     """Samples of a run, drawn with these words: how many index, on the lattice that they were asked for, and distances over the floor."""
     from xrddiff.judge.inference.sample_jobs import open_sample_job
-    from xrddiff.learn.loading.datasets import prepare_words
+    from xrddiff.learn.loading.datasets import prepare_planned
 
     job = open_sample_job(run, [*words, "inference.num_samples=96", "inference.batch_size=32"])
     before = time.process_time()
     samples, _ = job.make(slice(None))
-    seconds = (time.process_time() - before) / job.cfg.inference.num_samples
+    seconds = (time.process_time() - before) / job.plan.sampling.num_samples
     samples = samples.assign_attrs(job.about())
-    key = repr((job.cfg.data, frames))
+    key = repr((job.plan.data, frames))
     if key not in _judges:
-        _judges[key] = Judge(prepare_words(job.cfg, job.generator.transform), 500, frames)
+        _judges[key] = Judge(prepare_planned(job.plan, job.generator.transform), 500, frames)
     found = _judges[key](samples, "lattice" in used(job))
     if "index" not in found:
         found |= {"index": index_rates.index(samples, frames), "asked": {}}
@@ -108,7 +108,7 @@ def measure(run: Path, words: list[str], frames: int) -> dict:
 
 def used(job) -> list[str]:
     """The condition maps of the model that a job samples."""
-    return list(job.cfg.model.condition_maps or [])
+    return list(job.plan.data.maps)
 
 
 def page(found: dict) -> str:

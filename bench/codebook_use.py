@@ -14,9 +14,9 @@ from pathlib import Path
 import torch
 from harness import make_parser, markdown, trained_run, write_results
 
-from xrddiff.config.saved_config import load_config
+from xrddiff.config.plan import saved_plan
 from xrddiff.data.transforms.pipelines import transform_from_state
-from xrddiff.learn.loading.datasets import prepare_words
+from xrddiff.learn.loading.datasets import prepare_planned
 from xrddiff.learn.models.codebook import perplexity
 from xrddiff.learn.recipes.latents import open_autoencoder
 from xrddiff.learn.training.checkpoints import load_checkpoint
@@ -32,7 +32,7 @@ def measure(name: str, folder: Path) -> dict[str, float]:
     run = trained_run(folder, name, [*COMMON, *ROWS[name]])
     checkpoint = load_checkpoint(run)
     net = open_autoencoder(checkpoint)
-    prepared = prepare_words(load_config(run / "config.yaml"), transform_from_state(checkpoint.state["transform"]))
+    prepared = prepare_planned(saved_plan(run), transform_from_state(checkpoint.state["transform"]))
     loader = prepared.loader(prepared.held_out, batch_size=25, multiple=net.downsampling, shuffle=False)
     counts = torch.zeros(net.quantizer.K)
     for batch in loader.batches():

@@ -19,7 +19,7 @@ import numpy as np
 import xarray as xr
 from harness import machine, make_parser, markdown, same_terms, trained_run, write_results
 
-from xrddiff.config.composition import inference_config
+from xrddiff.config.plan import inference_plan
 from xrddiff.data.frames.labels import background_level, with_labels
 from xrddiff.data.frames.noise import draw_counts
 from xrddiff.data.frames.peaks import find_frame_peaks
@@ -76,7 +76,7 @@ def numbers_of(frames: xr.Dataset, summary: SetSummary) -> dict[str, float]:
 def judged(run: Path, samples: int, seed: int) -> dict[str, dict[str, float]]:
     """The numbers of held-out frames, of samples with and without the network, and of spots on blanks."""
     words = [f"inference.num_samples={samples}", "inference.batch_size=50"]
-    evaluation = SampleEvaluation(run, inference_config(run, words), run / "samples" / "samples.zarr")
+    evaluation = SampleEvaluation(run, inference_plan(run, words), run / "samples" / "samples.zarr")
     train, real = (evaluation.measure(name, slice(None)) for name in ("train", "held out"))
     held, learnt = (
         select_frames(evaluation.prepared.frames, part).load()

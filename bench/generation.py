@@ -15,6 +15,7 @@ from typing import Any
 
 from harness import RESULTS, make_parser, markdown, read_results, timed, trained_run, turns, write_results
 
+from xrddiff.config.plan import saved_plan
 from xrddiff.config.saved_config import load_config
 from xrddiff.config.words.data import AUTOMASK
 from xrddiff.config.words.vocabulary import Config, get_word, vocabulary
@@ -86,10 +87,10 @@ def picture(folder: Path, model: str = "latent", n: int = 9) -> None:
     from xrddiff.data.frames.selection import select_frames
     from xrddiff.judge.views.plots import png
     from xrddiff.judge.views.samples import show_samples
-    from xrddiff.learn.loading.datasets import prepare_words
+    from xrddiff.learn.loading.datasets import prepare_planned
 
     run, _ = train(model, folder)
-    prepared = prepare_words(load_config(run / "config.yaml"))
+    prepared = prepare_planned(saved_plan(run))
     samples = select_frames(open_frames(run / "samples" / "samples.zarr"), range(n)).load()
     if samples.attrs["samples_are"] == "expected values":
         samples = draw_counts(samples, seed=0)
@@ -106,13 +107,13 @@ def classes(folder: Path, model: str = "latent", steps: int = 600) -> dict:
     from xrddiff.judge.inference.generators import open_generator
     from xrddiff.judge.inference.samplers import make_sampler
     from xrddiff.judge.metrics.diversity import class_recovery
-    from xrddiff.learn.loading.datasets import prepare_words
+    from xrddiff.learn.loading.datasets import prepare_planned
     from xrddiff.learn.models.generative import DrawSettings
     from xrddiff.learn.recipes.classifiers import fit_classifier
 
     run, _ = train(model, folder)
-    cfg, generator = load_config(run / "config.yaml"), open_generator(run)
-    prepared = prepare_words(cfg, generator.transform)
+    plan, generator = saved_plan(run), open_generator(run)
+    prepared = prepare_planned(plan, generator.transform)
     net = fit_classifier(prepared.loader(prepared.train, batch_size=16), "hit_class", 3, steps=steps)
 
     @torch.no_grad()
@@ -123,7 +124,7 @@ def classes(folder: Path, model: str = "latent", steps: int = 600) -> dict:
     held_out = prepared.loader(prepared.held_out, batch_size=250, shuffle=False)
     batch = next(held_out.batches(0))
     real = probabilities(batch["x"], batch["mask"])
-    sampler, made, asked = make_sampler(cfg, clamp=generator.data_range), [], []
+    sampler, made, asked = make_sampler(plan.sampling, clamp=generator.data_range), [], []
     for k in range(3):
         frames, _ = generator.sample(
             range(1000 * k, 1000 * k + 100), DrawSettings(sampler, batch_size=50, values={"hit_class": k})
@@ -145,14 +146,14 @@ def samplers(folder: Path, seeds: int = 5, n: int = 32) -> dict:
     from xrddiff.judge.inference.samplers import make_sampler
     from xrddiff.judge.metrics.judgement import judge_samples
     from xrddiff.learn.diffusion.keyed_sampling import Sampler
-    from xrddiff.learn.loading.datasets import prepare_words
+    from xrddiff.learn.loading.datasets import prepare_planned
     from xrddiff.learn.models.generative import DrawSettings
 
     run, _ = train("samplers", folder)
-    cfg, generator = load_config(run / "config.yaml"), open_generator(run)
-    prepared = prepare_words(cfg, generator.transform)
+    plan, generator = saved_plan(run), open_generator(run)
+    prepared = prepare_planned(plan, generator.transform)
     wanted = {
-        "default": make_sampler(cfg),
+        "default": make_sampler(plan.sampling),
         "ddim50": Sampler("ddim", 50, "vp"),
         "ddpm1000": Sampler("ddpm", 1000, "vp"),
     }

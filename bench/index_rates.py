@@ -85,11 +85,11 @@ def measure(name: str, run: Path, limit: int) -> dict:
 
 def real_frames(limit: int) -> dict:
     """The rows of held-out frames of sim128, and of the same with turned spots."""
-    from xrddiff.config.composition import compose_config
+    from xrddiff.config.plan import compose_plan
     from xrddiff.data.frames.selection import select_frames
-    from xrddiff.learn.loading.datasets import prepare_words
+    from xrddiff.learn.loading.datasets import prepare_planned
 
-    prepared = prepare_words(compose_config([*DATA, "model=vae_kl"]))
+    prepared = prepare_planned(compose_plan([*DATA, "model=vae_kl"]))
     held_out = select_frames(prepared.frames, prepared.held_out[:limit])
     return {
         "real frames": {"what": "held out", **index(held_out, limit)},

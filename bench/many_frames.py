@@ -3,7 +3,7 @@
     OMP_NUM_THREADS=1 python bench/many_frames.py [--frames 1000000] [--only zarr,virtual,folder,http] [--work FOLDER]
 
 Small frames (32 × 32, uint16) in four kinds of sources: a sharded zarr store of ours, one virtual HDF5 data set over 100 files, a folder of HDF5 files of 100 frames, and the zarr store again, on a web server on this machine (aiohttp's; `--delay` seconds before each answer). Few frames are made; the files are copies of one that
-holds them, so a source takes some 700 MB of disk and is deleted before the next one is made. A process of its own opens each as a run does (`prepare_words`: opening, the split, the fit of the transform) and takes batches of 64 from the shuffled
+holds them, so a source takes some 700 MB of disk and is deleted before the next one is made. A process of its own opens each as a run does (`prepare_planned`: opening, the split, the fit of the transform) and takes batches of 64 from the shuffled
 loader. Imports are done before the clock starts. `again`: the same in a second process, for `http` with what the first one left in the cache. Writes bench/results/many_frames.json and many_frames.md.
 """
 
@@ -160,16 +160,16 @@ def start(path: str, batches: int, ahead: int | None = None) -> dict[str, Any]:
     import dask.array  # noqa: F401  imported by xarray when the first variable is made
     import zarr  # noqa: F401
 
-    from xrddiff.config.composition import compose_config
+    from xrddiff.config.plan import compose_plan
     from xrddiff.data.formats import readers  # noqa: F401
-    from xrddiff.learn.loading.datasets import open_words, prepare_words
+    from xrddiff.learn.loading.datasets import open_planned, prepare_planned
 
     words = [f"data.data_path={path}", "model=vae_kl"]
-    cfg = compose_config(words)
+    plan = compose_plan(words)
     before, begin = megabytes(), time.perf_counter()
-    open_words(cfg)
+    open_planned(plan.data)
     opened = time.perf_counter()
-    prepared = prepare_words(cfg)
+    prepared = prepare_planned(plan)
     ready = time.perf_counter()
     more = {} if ahead is None else {"prefetch": ahead, "threads": ahead}
     loader = prepared.loader(prepared.train, batch_size=BATCH, **more)
@@ -182,7 +182,7 @@ def start(path: str, batches: int, ahead: int | None = None) -> dict[str, Any]:
     seconds = time.perf_counter() - first
     return {
         "open_s": opened - begin,
-        "first_batch_s": first - opened,  # prepare_words opens the frames once more
+        "first_batch_s": first - opened,  # prepare_planned opens the frames once more
         "prepare_s": ready - opened,
         "before_mb": before,
         "after_mb": after,

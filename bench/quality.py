@@ -65,13 +65,13 @@ def on_training_frames(run: Path) -> dict[str, float]:
     """The scores of the autoencoder of a run on as many of its training frames as it was judged on: what it fits, whatever it makes of scans that it never saw."""
     import numpy as np
 
-    from xrddiff.config.saved_config import load_config
+    from xrddiff.config.plan import saved_plan
     from xrddiff.data.frames.selection import select_frames
     from xrddiff.judge.metrics.reconstruction import autoencoder_codec, reconstruct_frames, score_frames
-    from xrddiff.learn.loading.datasets import prepare_words
+    from xrddiff.learn.loading.datasets import prepare_planned
     from xrddiff.learn.recipes.latents import open_autoencoder
 
-    prepared, net = prepare_words(load_config(run / "config.yaml")), open_autoencoder(run)
+    prepared, net = prepare_planned(saved_plan(run)), open_autoencoder(run)
     few = np.linspace(0, len(prepared.train) - 1, len(prepared.held_out)).round().astype(int)
     loader = prepared.loader(prepared.train[few], batch_size=8, multiple=net.downsampling, shuffle=False)
     made, _ = reconstruct_frames(autoencoder_codec(net.eval()), loader)

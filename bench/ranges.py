@@ -20,14 +20,14 @@ import torch
 from harness import make_parser, markdown, same_terms, write_results
 
 from xrddiff.app.cli.main import main as command
-from xrddiff.config.composition import inference_config
+from xrddiff.config.plan import inference_plan
 from xrddiff.data.frames.frames import frame_count, frame_image, frame_mask
 from xrddiff.data.frames.selection import select_frames
 from xrddiff.data.transforms.values import HEADROOM, drawn_range
 from xrddiff.judge.inference.judges import ConditionJudges
 from xrddiff.judge.inference.sample_jobs import open_sample_job
 from xrddiff.judge.metrics.diversity import wilson_interval
-from xrddiff.learn.loading.datasets import open_data, prepare_words
+from xrddiff.learn.loading.datasets import open_data, prepare_planned
 from xrddiff.physics.simulation.simulate import simulate
 
 TRAIN = ["training.batch_size=16", "inference.num_samples=64", "inference.index_frames=0", "training.sample_every=null"]
@@ -91,14 +91,14 @@ def trained(name: str, folder: Path) -> Path:
 def drawn_rows(name: str, run: Path, samples: int) -> Iterator[list[str]]:
     """Rows of the second table."""
     words = [f"inference.num_samples={samples}", "inference.batch_size=20"]
-    cfg, prepared = inference_config(run, words), None
+    plan, prepared = inference_plan(run, words), None
     for label, more in (("as drawn", []), ("within the limits", []), ("cut at the largest training pixel", []), ("inference.clamp=true", ["inference.clamp=true"])):  # fmt: skip
         job = open_sample_job(run, [*words, *more], device="cpu")
         g = job.generator
         if prepared is None:
-            prepared = prepare_words(cfg, g.transform, g.classes)
+            prepared = prepare_planned(plan, g.transform, g.classes)
             top = max(float(largest(select_frames(prepared.frames, prepared.train)).max()), 1e-9)
-            judges = ConditionJudges(run, cfg, prepared, g.fields)
+            judges = ConditionJudges(run, plan, prepared, g.fields)
             judges.fit()
         if label == "as drawn":
             g.__dict__["limits"] = None

@@ -33,18 +33,18 @@ def rank_main(folder: str, steps: int) -> None:
     """One rank of a timed training; rank 0 prints frames per second."""
     import torch
 
-    from xrddiff.config.composition import compose_config
+    from xrddiff.config.plan import compose_plan
     from xrddiff.core.ranks.rendezvous import initialize_distributed
-    from xrddiff.learn.loading.datasets import prepare_words
+    from xrddiff.learn.loading.datasets import prepare_planned
     from xrddiff.learn.losses import VAEObjective
     from xrddiff.learn.models.autoencoder import make_autoencoder
     from xrddiff.learn.recipes.setup import run_accelerator, run_loaders
 
     same_terms()
     initialize_distributed()
-    cfg = compose_config([*WORDS, "training.batch_size=8"])
-    prepared, accelerator = prepare_words(cfg), run_accelerator(cfg.training)
-    loaders = run_loaders(prepared, cfg, accelerator, 8)
+    plan = compose_plan([*WORDS, "training.batch_size=8"])
+    prepared, accelerator = prepare_planned(plan), run_accelerator(plan.training)
+    loaders = run_loaders(prepared, plan, accelerator, 8)
     torch.manual_seed(0)
     from xrddiff.learn.training.callbacks import Callback
     from xrddiff.learn.training.trainer import Trainer

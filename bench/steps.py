@@ -49,9 +49,10 @@ from harness import make_parser, markdown, memory, min_median, read_results, sam
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-from xrddiff.config.active_settings import model_parts, unused_words
+from xrddiff.config.active_settings import unused_words
 from xrddiff.config.composition import compose_config
-from xrddiff.config.train_options import train_options
+from xrddiff.config.plan import ModelPlan, compose_plan
+from xrddiff.config.train_options import TrainOptions
 from xrddiff.data.frames.frames import make_frames
 from xrddiff.data.transforms.pipelines import make_transform
 from xrddiff.judge.inference.building import build_autoregressive, build_network, build_objective
@@ -118,29 +119,28 @@ class Latents:
         yield {"x": self.x, "mask": None, "index": torch.arange(self.num_frames), "cond": {}}
 
 
-def make_objective(cfg: Any, batch: int, pixels: int) -> tuple[nn.Module, Any]:
+def make_objective(plan: ModelPlan, batch: int, pixels: int) -> tuple[nn.Module, Any]:
     """The loss of a run's model, and a loader of one batch of frames of Poisson counts, or of latents."""
     counts = np.random.default_rng(0).poisson(3.0, (batch, pixels, pixels)).astype(np.uint16)
     frames = make_frames(counts, wavelength=1.3)
     transform = make_transform("asinh").fit(frames, np.arange(batch))
-    loader, parts = FrameLoader(frames, transform, batch_size=batch, prefetch=0, cond=[]), model_parts(cfg)
-    if parts.denoiser is None:
+    loader, space = FrameLoader(frames, transform, batch_size=batch, prefetch=0, cond=[]), plan.autoencoder
+    if plan.denoiser is None:
         prepared = SimpleNamespace(frames=frames, transform=transform)
-        return autoencoder_objective(build_autoencoder(cfg), prepared, cfg, 100), loader
-    space = SimpleNamespace(downsampling=cfg.model.downsampling) if parts.latent else None
+        return autoencoder_objective(build_autoencoder(space), prepared, space, 100), loader
     if space is not None:
-        loader = Latents(batch, cfg.model.latent_channels, pixels // space.downsampling)
-    shape = (cfg.model.latent_channels if parts.latent else 1, *loader.shape[-2:])
-    if parts.denoiser == "autoregressive":
-        model = build_autoregressive(cfg, shape, space, {}, (0.5, (-1.0, 1.0)))
+        loader = Latents(batch, space.latent_channels, pixels // space.downsampling)
+    shape = (space.latent_channels if plan.latent else 1, *loader.shape[-2:])
+    if plan.autoregressive:
+        model = build_autoregressive(plan.denoiser, shape, space, {}, (0.5, (-1.0, 1.0)))
     else:
-        model = Denoiser(build_network(cfg, shape[0], space, {}), cfg.model.parameterisation, sigma_data=0.5)
-    return build_objective(model, cfg), loader
+        net = build_network(plan.denoiser, shape[0], space, {})
+        model = Denoiser(net, plan.denoiser.parameterisation, sigma_data=0.5)
+    return build_objective(model, plan.denoiser), loader
 
 
-def our_step(cfg: Any, objective: nn.Module, loader: Any, stack: ExitStack) -> Step:
+def our_step(o: TrainOptions, objective: nn.Module, loader: Any, stack: ExitStack) -> Step:
     """A step of the training of a model, which `stack` ends."""
-    o = train_options(cfg, diffusion=model_parts(cfg).denoiser is not None)
     folder = stack.enter_context(tempfile.TemporaryDirectory())
     trainer = Trainer(objective, loader, folder, o, batch_size=loader.batch_size, progress=False)
     set_mode(objective, True)
@@ -297,7 +297,7 @@ def worker(pipe: Connection, model: str, size: str, variant: str, threads: int, 
     torch.manual_seed(0)
     gpu, (frames, pixels, _) = device == "cuda", SIZES[size]
     frames *= ON_GPU if gpu else 1
-    cfg = compose_config([*MODELS[model], f"size={size}", *VARIANTS.get(variant, [])])
+    plan = compose_plan([*MODELS[model], f"size={size}", *VARIANTS.get(variant, [])])
     stack = ExitStack()
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache
     if "compile" in variant:  # what the compiler itself needs is there before
@@ -306,7 +306,7 @@ def worker(pipe: Connection, model: str, size: str, variant: str, threads: int, 
     before = megabytes("VmRSS")
     clock = time.perf_counter if gpu else time.process_time
     with stack:
-        objective, loader = make_objective(cfg, frames, pixels)
+        objective, loader = make_objective(plan.model, frames, pixels)
         row = dict(parameters=sum(p.numel() for p in objective.model.parameters()), frames=[frames, *loader.shape])
         same_terms(threads, keep_freed=True)  # as every run does, and the peer is to have it too
         if variant in PEERS:
@@ -322,7 +322,7 @@ def worker(pipe: Connection, model: str, size: str, variant: str, threads: int, 
             step = peer_step(peer, peer_loss(peer, ours.config, batch), bf16="bf16" in terms)
             del objective, ours
         else:
-            step = our_step(cfg, objective, loader, stack)
+            step = our_step(plan.training.denoiser or plan.training.autoencoder, objective, loader, stack)
         began = os.times()
         step()
         row["first"] = round(sum(os.times()[:4]) - sum(began[:4]), 1)  # with the processes that compile

@@ -216,11 +216,11 @@ def main() -> None:
         return
     from index_rates import index
 
-    from xrddiff.config.saved_config import load_config
+    from xrddiff.config.plan import saved_plan
     from xrddiff.data.formats.store import read_store
     from xrddiff.data.frames.frames import frame_mask
     from xrddiff.data.frames.selection import select_frames
-    from xrddiff.learn.loading.datasets import prepare_words
+    from xrddiff.learn.loading.datasets import prepare_planned
 
     folder = (args.folder or Path(tempfile.mkdtemp())).absolute()
     folder.mkdir(parents=True, exist_ok=True)
@@ -248,7 +248,7 @@ def main() -> None:
         run = trained_run(folder, name, MODELS[name], args.as_is)
         found["commands"][name] = f"OMP_NUM_THREADS=1 python bench/tiles.py --only {name} --frames {args.frames}"
         found["rows"] = [r for r in found["rows"] if r["model"] != name]
-        prepared = prepare_words(load_config(run / "config.yaml"))
+        prepared = prepare_planned(saved_plan(run))
         real = select_frames(prepared.frames, prepared.held_out[:48]).load()
         seams, side = "", real["intensity"].shape[1]
         if real["intensity"].shape[1] > TILE:

@@ -36,7 +36,7 @@ import torch.nn.functional as F
 from harness import RESULTS, machine, make_parser, markdown, read_results, same_terms, write_results
 from torch import Tensor, nn
 
-from xrddiff.config.composition import compose_config
+from xrddiff.config.plan import compose_plan
 from xrddiff.core.registry import register
 from xrddiff.data.frames.selection import select_frames
 from xrddiff.judge.inference.building import Building, build_generative, open_space
@@ -44,7 +44,7 @@ from xrddiff.judge.inference.sample_jobs import SampleJob
 from xrddiff.judge.inference.samplers import ready_sampler
 from xrddiff.judge.metrics.set_summaries import frame_features
 from xrddiff.learn.diffusion.objectives import DenoisingObjective
-from xrddiff.learn.loading.datasets import prepare_words
+from xrddiff.learn.loading.datasets import prepare_planned
 from xrddiff.learn.models.conditioning import Pictures
 from xrddiff.learn.recipes.autoencoders import autoencoder_objective, build_autoencoder, measure_run
 from xrddiff.learn.recipes.setup import run_accelerator, run_loaders, run_trainer
@@ -242,16 +242,16 @@ def trained_autoencoder(words: list[str], folder: Path) -> float:
     """Train the autoencoder of a run in `folder`, unless it is there; the seconds of CPU that it took."""
     told = folder / "seconds.json"
     if not told.exists():
-        cfg = compose_config([*words, *CODEC])
-        prepared, accelerator, spent = prepare_words(cfg), run_accelerator(cfg.training), {}
-        net = build_autoencoder(cfg)
-        loaders = run_loaders(prepared, cfg, accelerator, net.downsampling)
-        objective = autoencoder_objective(net, prepared, cfg, steps_per_epoch=len(loaders[0]))
+        plan = compose_plan([*words, *CODEC])
+        prepared, accelerator, spent = prepare_planned(plan), run_accelerator(plan.training), {}
+        net = build_autoencoder(plan.model.autoencoder)
+        loaders = run_loaders(prepared, plan, accelerator, net.downsampling)
+        objective = autoencoder_objective(net, prepared, plan.model.autoencoder, steps_per_epoch=len(loaders[0]))
         state = {**prepared.state(), "model": net.config}
         with timed(spent, "training"):
-            run_trainer(objective, loaders, folder / "autoencoder", cfg, accelerator, state).fit(resume=True)
+            run_trainer(objective, loaders, folder / "autoencoder", plan, accelerator, state).fit(resume=True)
         with timed(spent, "statistics"):
-            measure_run(folder / "autoencoder", prepared, cfg, accelerator)
+            measure_run(folder / "autoencoder", prepared, plan.sampling.batch_size, accelerator)
         told.write_text(json.dumps(spent))
     return sum(json.loads(told.read_text()).values())
 
@@ -261,31 +261,31 @@ def contest(name: str, folder: Path, looks: list[int], steps: dict[int, float]) 
     words, scratch = [*words_of(name), *STEADY], folder / "runs" / name.replace(", ", "-").replace(" ", "-")
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
-    cfg, spent = compose_config(words), 0.0
-    accelerator = run_accelerator(cfg.training)
+    plan, spent = compose_plan(words), 0.0
+    accelerator = run_accelerator(plan.training)
     latent = "model=latent_diff" in words
     home = folder / ("peer" if name.startswith(PEER) else "ours") if latent else scratch
     if latent:
         spent = trained_autoencoder(words_of(name), home)
-    space, transform = open_space(cfg, home, accelerator.device)
-    prepared = prepare_words(cfg, transform)
-    training = build_generative(cfg, prepared, accelerator, space)
+    space, transform = open_space(plan.model, home, accelerator.device)
+    prepared = prepare_planned(plan, transform)
+    training = build_generative(plan, prepared, accelerator, space)
     if name.endswith("noise of the spectrum"):
         mean, spread = spectrum_noise(training)
         words += [f"model.training_noise_options={{P_mean: {mean:.3f}, P_std: {spread:.3f}}}"]
-        cfg = compose_config(words)
-        training = build_generative(cfg, prepared, accelerator, space)
+        plan = compose_plan(words)
+        training = build_generative(plan, prepared, accelerator, space)
     if isinstance(training.objective, AlignedFeatures):
         own: dict[str, float] = {}
         with timed(own, "features"):
             training.objective.align(frame_features(prepared.frames))
         spent += own["features"]
-    told = bool(cfg.model.condition_maps)
-    job = SampleJob(training.generator, ready_sampler(training.generator, cfg), cfg)
+    told = bool(plan.data.maps)
+    job = SampleJob(training.generator, ready_sampler(training.generator, plan.sampling), plan)
     watch = Watch(ablations.Judge(prepared, 250, 48), job, spent, looks, told, steps)
     trainer_words = dict(diffusion=True, callbacks=[watch])
     run_trainer(
-        training.objective, training.loaders, scratch, cfg, accelerator, training.state(), **trainer_words
+        training.objective, training.loaders, scratch, plan, accelerator, training.state(), **trainer_words
     ).fit()
     size = sum(p.numel() for p in training.network.parameters())
     given = [w for w in words if w not in (*COMMON, *STEADY)]
@@ -298,7 +298,7 @@ def example(seconds: float) -> dict[str, Any]:
     from diffusers.optimization import get_scheduler
     from diffusers.training_utils import EMAModel
 
-    prepared = prepare_words(compose_config([*COMMON, "model=ddpm"]))
+    prepared = prepare_planned(compose_plan([*COMMON, "model=ddpm"]))
     judge = ablations.Judge(prepared, 250, 48)
     frames = select_frames(prepared.frames, prepared.train)["intensity"].values.astype(np.float32)
     most = frames.max((1, 2), keepdims=True).clip(1)

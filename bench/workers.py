@@ -23,11 +23,11 @@ import torch
 from harness import machine, make_parser, markdown, same_terms, turns, write_results
 from torch import nn
 
-from xrddiff.config.composition import compose_config
+from xrddiff.config.plan import compose_plan
 from xrddiff.data.formats.parts import PartStore, parts_done
 from xrddiff.judge.inference.generators import generator_state, keep_template
 from xrddiff.learn.diffusion.denoisers import Denoiser
-from xrddiff.learn.loading.datasets import prepare_words
+from xrddiff.learn.loading.datasets import prepare_planned
 from xrddiff.learn.models.unet import make_unet
 from xrddiff.learn.training.checkpoints import save_checkpoint
 from xrddiff.run.execution.run_folder import create_run
@@ -44,8 +44,8 @@ def make_run(folder: Path, args: argparse.Namespace) -> Path:
         "data.limit=40",
         f"data.crop=[{args.pixels},{args.pixels}]",
     ]
-    cfg = compose_config(words + [f"inference.batch_size={args.batch}", f"inference.steps={args.steps}"])
-    run, prepared = create_run(cfg, folder / "run"), prepare_words(cfg)
+    plan = compose_plan(words + [f"inference.batch_size={args.batch}", f"inference.steps={args.steps}"])
+    run, prepared = create_run(plan, folder / "run"), prepare_planned(plan)
     net = make_unet(args.size, patch=4 if args.size == "tiny" else None, mask_channel=True)
     for p in net.parameters():
         if p.ndim > 1 and not p.any():
@@ -60,7 +60,7 @@ def make_run(folder: Path, args: argparse.Namespace) -> Path:
 def fill(run: Path, words: tuple[str, ...], folder: Path, pool: Any) -> float:
     """Seconds from an empty store to its last mark."""
     job = _sample_job(str(run), words, None)
-    i = job.cfg.inference
+    i = job.plan.sampling
     store = PartStore.create(folder, job.template(), i.batch_size)
     started = time.perf_counter()
     run_tasks(

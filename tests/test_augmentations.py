@@ -8,7 +8,7 @@ import torch
 import xarray as xr
 from conftest import SMALL
 
-from xrddiff.config.composition import compose_config
+from xrddiff.config.plan import compose_plan
 from xrddiff.core.errors import BadInput
 from xrddiff.data.frames.frames import make_frames
 from xrddiff.data.transforms.values import Linear
@@ -16,7 +16,7 @@ from xrddiff.learn.diffusion.denoisers import Denoiser
 from xrddiff.learn.diffusion.keyed_sampling import Sampler
 from xrddiff.learn.diffusion.objectives import DenoisingObjective, drop_conditions
 from xrddiff.learn.loading.augmentations import Augmentations
-from xrddiff.learn.loading.datasets import prepare_words
+from xrddiff.learn.loading.datasets import prepare_planned
 from xrddiff.learn.loading.loader import FrameLoader
 from xrddiff.learn.models.autoencoder import make_autoencoder
 from xrddiff.learn.models.latent_space import LatentSpace, LatentStatistics
@@ -87,12 +87,13 @@ def test_the_loaders_of_a_run_tell_the_denoiser_and_leave_held_out_frames_alone(
         "training.augmentations=[flips]",
         "training.augmentation_options={flips: {share: 1}}",
     ]
-    cfg = compose_config(words)
-    prepared, accelerator = prepare_words(cfg), run_accelerator(cfg.training)
-    train, held_out = run_loaders(prepared, cfg, accelerator, 4, diffusion=True)
+    plan = compose_plan(words)
+    prepared, accelerator = prepare_planned(plan), run_accelerator(plan.training)
+    train, held_out = run_loaders(prepared, plan, accelerator, 4, diffusion=True)
     assert next(iter(train.batches(0)))["cond"]["augment_flips"].all()
     assert not next(iter(held_out.batches(0)))["cond"]["augment_flips"].any()
-    train, _ = run_loaders(prepared, cfg, accelerator, 4)  # an autoencoder reconstructs what it is given
+    plan = compose_plan(["model=vae_kl", *words[1:]])
+    train, _ = run_loaders(prepared, plan, accelerator, 4)  # an autoencoder reconstructs what it is given
     batch = next(iter(train.batches(0)))
     assert not batch["cond"] and not torch.equal(batch["x"], train.batch(batch["index"].numpy())["x"])
 
@@ -166,7 +167,7 @@ def test_samples_show_no_augmentation_if_the_network_is_told(told):
 )
 def test_augmentations_that_cannot_be_are_refused(words, sentence):
     with pytest.raises(BadInput, match=sentence):
-        check_run(compose_config(["model=ddpm", *SMALL, *words]))
+        check_run(compose_plan(["model=ddpm", *SMALL, *words]))
 
 
 def test_photon_counts_have_no_gain_that_could_differ(frames):

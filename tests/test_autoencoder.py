@@ -6,6 +6,7 @@ import pytest
 import torch
 from conftest import need
 
+from xrddiff.config.plan import compose_plan
 from xrddiff.core.errors import BadInput
 from xrddiff.learn.models.autoencoder import SIZES, AutoencoderKL, make_autoencoder
 from xrddiff.learn.models.layers import ResnetBlock, SelfAttention, Upsample
@@ -159,17 +160,20 @@ def test_refusals_are_sentences(make):
 @pytest.mark.parametrize(("words", "said"), [(["training.max_steps=2"], True), (["training.max_steps=8"], False),
                                              (["training.max_steps=2", "training.test_pipeline=true"], False)])  # fmt: skip
 def test_a_training_of_less_than_an_epoch_is_told_so(words, said, tmp_path, capsys):
-    from xrddiff.config.composition import compose_config
-    from xrddiff.learn.loading.datasets import prepare_words
+    from xrddiff.learn.loading.datasets import prepare_planned
     from xrddiff.learn.recipes.autoencoders import autoencoder_objective, build_autoencoder
     from xrddiff.learn.recipes.setup import run_accelerator, run_loaders, run_trainer
 
-    cfg = compose_config(["model=vae_kl", "size=tiny", "data=sim128", "data.limit=30", 
+    plan = compose_plan(["model=vae_kl", "size=tiny", "data=sim128", "data.limit=30", 
                           "training.batch_size=4", "training.num_epochs=9", *words])  # fmt: skip
-    prepared, net, accelerator = prepare_words(cfg), build_autoencoder(cfg), run_accelerator(cfg.training)
-    loaders = run_loaders(prepared, cfg, accelerator, net.downsampling)
-    objective = autoencoder_objective(net, prepared, cfg, len(loaders[0]))
-    run_trainer(objective, loaders, tmp_path / "run", cfg, accelerator, prepared.state() | {"model": net.config})
+    prepared, net, accelerator = (
+        prepare_planned(plan),
+        build_autoencoder(plan.model.autoencoder),
+        run_accelerator(plan.training),
+    )
+    loaders = run_loaders(prepared, plan, accelerator, net.downsampling)
+    objective = autoencoder_objective(net, prepared, plan.model.autoencoder, len(loaders[0]))
+    run_trainer(objective, loaders, tmp_path / "run", plan, accelerator, prepared.state() | {"model": net.config})
     n = len(prepared.train)
     sentence = (
         f"training.max_steps=2 is less than one epoch: 8 of {n} training frames are seen, 4 a step; {-(-n // 4)} steps"

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from xrddiff.config.composition import compose_config
+from xrddiff.config.plan import compose_plan
 
 NUMBERS = 12
 
@@ -52,11 +52,10 @@ def train(folder, dropout=0.1, resume=False, **words):
     """(losses of all rows, final weights) of nine steps."""
     import torch
 
-    from xrddiff.config.train_options import train_options
     from xrddiff.learn.training.trainer import Trainer
 
-    cfg = compose_config(["model=ddpm", *(f"training.{k}={str(v).lower()}" for k, v in words.items())])
-    options = replace(train_options(cfg), num_epochs=3, batch_size=4, log_every=1, lr=1e-3, progress=False)
+    plan = compose_plan(["model=ddpm", *(f"training.{k}={str(v).lower()}" for k, v in words.items())])
+    options = replace(plan.training.denoiser, num_epochs=3, batch_size=4, log_every=1, lr=1e-3, progress=False)
     trainer = Trainer(make_objective(dropout), Frames(), folder, options)
     trainer.fit(resume)
     assert not any("forward" in m.__dict__ for m in trainer.objective.modules())  # as it was before
@@ -105,9 +104,9 @@ def test_accelerate_launch_decides_precision_where_the_run_does_not(tmp_path):
     profile = replace(load_profile("small"), nodes=1, tasks_per_node=1, gpus_per_node=0, platform="cpu")
     (tmp_path / "file.yaml").write_text(accelerate_config(profile, mixed_precision="bf16"))
     (tmp_path / "said.py").write_text(
-        "from xrddiff.config.composition import compose_config\nfrom xrddiff.learn.recipes.setup import run_accelerator\n"
+        "from xrddiff.config.plan import compose_plan\nfrom xrddiff.learn.recipes.setup import run_accelerator\n"
         "for words in ([], ['training.mixed_precision=no']):\n"
-        "    print(run_accelerator(compose_config(words).training).mixed_precision)\n"
+        "    print(run_accelerator(compose_plan(words).training).mixed_precision)\n"
     )
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(tmp_path / "file.yaml")]
     done = subprocess.run([*launch, str(tmp_path / "said.py")], capture_output=True, text=True, timeout=300)
@@ -115,13 +114,11 @@ def test_accelerate_launch_decides_precision_where_the_run_does_not(tmp_path):
 
 
 def test_words_reach_the_training():
-    from xrddiff.config.train_options import train_options
-
     words = ["training.compile=true", "training.gradient_checkpointing=true", "training.mixed_precision=bf16"]
-    options = train_options(compose_config([*words, "training.channels_last=true"]))
+    options = compose_plan([*words, "training.channels_last=true"]).training.autoencoder
     assert (options.compile, options.gradient_checkpointing, options.mixed_precision) == (True, True, "bf16")
     assert options.channels_last
-    assert train_options(compose_config([])).mixed_precision is None
+    assert compose_plan([]).training.either.mixed_precision is None
 
 
 if __name__ == "__main__":

@@ -16,10 +16,11 @@ from xrddiff.config.active_settings import ModelParts, model_parts, unused_words
 from xrddiff.config.checks import check_config
 from xrddiff.config.composition import compose_config, inference_config, note_unused
 from xrddiff.config.overrides import conf_dir, expand_multirun, made_preset, presets
+from xrddiff.config.plan import compose_plan, resolve
 from xrddiff.config.saved_config import load_config, to_yaml
 from xrddiff.config.settings import preset_about
 from xrddiff.config.sources import origins
-from xrddiff.config.words.data_sets import check_frames, data_name
+from xrddiff.config.words.data_sets import check_cut, data_name
 from xrddiff.config.words.vocabulary import GROUPS, Config, vocabulary
 from xrddiff.core.errors import BadInput
 from xrddiff.judge.inference.building import build_autoregressive, build_network, network_words
@@ -27,7 +28,6 @@ from xrddiff.judge.inference.samplers import training_noise
 from xrddiff.learn.diffusion.schedules import alphas_bar
 from xrddiff.learn.loading.loader import split_by_group
 from xrddiff.learn.recipes.autoencoders import build_autoencoder
-from xrddiff.run.execution.run_folder import open_run
 
 TRAINING = dict(
     batch_size=2, test_pipeline=False, test_suffix="", num_epochs=30, lr=1e-4, weight_decay=1e-3, beta_recons=0.5,
@@ -210,7 +210,7 @@ def test_sizes_with_their_resolution_and_batch(preset, size, side, batch, widths
     assert values(
         cfg.training, ("num_epochs", "lr", "timesteps", "ema_decay", "condition_dropout", "weight_decay")
     ) == dict(num_epochs=50, lr=1e-4, timesteps=600, ema_decay=0.999, condition_dropout=0.1, weight_decay=0.0)
-    assert network_words(cfg, None)["widths"] == widths
+    assert network_words(resolve(cfg).model.denoiser, None)["widths"] == widths
     published(cfg, 600, "squaredcos_cap_v2")
 
 
@@ -219,7 +219,7 @@ def published(cfg, steps, schedule):
     assert values(cfg.model, ("parameterisation", "noise_schedule", "condition")) == dict(
         parameterisation="eps", noise_schedule=schedule, condition=["hit_class"]
     )
-    i, noise = cfg.inference, training_noise(cfg)
+    i, noise = cfg.inference, training_noise(resolve(cfg).model.denoiser)
     assert (i.sampler, i.schedule, i.steps, i.sampler_options) == ("ddpm", "vp", steps, {"variance": "fixed_large"})
     assert not {"training.timesteps", "model.noise_schedule", "training.condition_dropout"} & unused_words(cfg).keys()
     np.testing.assert_array_equal(noise.alphas_bar, alphas_bar(schedule, steps))
@@ -258,15 +258,15 @@ def test_what_a_preset_sets_without_effect_is_noted_as_if_it_were_typed(words, n
 
 def parameters(*words):
     """Of the network that these words train, in millions."""
-    cfg = compose_config(words)
-    parts, space = model_parts(cfg), SimpleNamespace(downsampling=4)
+    plan = compose_plan(words).model
+    space, denoiser = plan.autoencoder, plan.denoiser
     with torch.device("meta"):
-        if parts.denoiser is None:
-            net = build_autoencoder(cfg)
-        elif parts.denoiser == "autoregressive":
-            net = build_autoregressive(cfg, (1, 128, 128), None, {}, (0.5, (-1.0, 1.0)))
+        if denoiser is None:
+            net = build_autoencoder(space)
+        elif plan.autoregressive:
+            net = build_autoregressive(denoiser, (1, 128, 128), None, {}, (0.5, (-1.0, 1.0)))
         else:
-            net = build_network(cfg, cfg.model.latent_channels, space, {})
+            net = build_network(denoiser, space.latent_channels, space, {})
     return net, sum(p.numel() for p in net.parameters()) / 1e6
 
 
@@ -292,7 +292,7 @@ def test_the_transformer_of_the_size_seed(model):
 
 def test_safe_and_stable_networks_have_96_base_channels():
     cfg = compose_config(["model=latent_diff", "experiment_type=safe_stable"])
-    assert network_words(cfg, SimpleNamespace(downsampling=4))["widths"][0] == 96
+    assert network_words(resolve(cfg).model.denoiser, SimpleNamespace(downsampling=4))["widths"][0] == 96
     assert compose_config(["experiment_type=safe_stable", "size=tiny"]).size.name == "tiny"
 
 
@@ -500,13 +500,13 @@ def test_named_data_is_checked_before_it_is_opened(overrides, sentence):
 
 
 def test_frames_that_do_not_fit():
-    check_frames(compose_config(["data=pooling"]), (9, 512, 512))
+    check_cut(compose_config(["data=pooling"]).data, (9, 512, 512))
     with pytest.raises(BadInput, match="195 x 487"):
-        check_frames(compose_config(["data=pooling"]), (9, 195, 487))
+        check_cut(compose_config(["data=pooling"]).data, (9, 195, 487))
     with pytest.raises(BadInput, match="data.crop"):
-        check_frames(compose_config(["data.crop=[200,100]"]), (9, 195, 487))
+        check_cut(compose_config(["data.crop=[200,100]"]).data, (9, 195, 487))
     with pytest.raises(BadInput, match="data.patch"):
-        check_frames(compose_config(["data=pooling", "data.patch=256"]), (9, 512, 512))
+        check_cut(compose_config(["data=pooling", "data.patch=256"]).data, (9, 512, 512))
 
 
 @pytest.mark.parametrize("model", ["diff", "latent_diff"])
@@ -587,14 +587,6 @@ def test_epochs_given_on_a_resume_hold_for_every_phase(tmp_path):
     assert resumed("training.num_epochs=40") == (40, None)
     assert resumed("training.num_epochs=40", "model.diff_epochs=20") == (40, 20)
     assert resumed("training.num_epochs=40", epochs=7) == (40, 7)  # not from a preset
-
-
-def test_a_notebook_of_an_older_run_keeps_its_epochs(tmp_path):
-    words = ["model=diff", "data=sim128", "training.num_epochs=2"]
-    old = compose_config([*words, "model.diff_epochs=10"])  # what these words meant before
-    (tmp_path / "config.yaml").write_text(to_yaml(old))
-    assert open_run(compose_config(words), tmp_path).cfg == old
-    assert open_run(compose_config([*words[:2], "training.num_epochs=3"]), tmp_path).cfg.model.diff_epochs is None
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from conftest import SMALL
 from test_run import xrddiff
 
 from xrddiff.config.composition import compose_config
+from xrddiff.config.plan import compose_plan
 from xrddiff.core.errors import BadInput
 from xrddiff.data.formats.store import read_store
 from xrddiff.learn.diffusion.consistency import AutoregressiveConsistency, ConsistencyObjective
@@ -116,7 +117,7 @@ def test_held_out_tokens_have_the_last_stage_too():
 def test_refusals(words, sentence, tmp_path):
     from xrddiff.run.execution.run_folder import create_run
 
-    base = create_run(compose_config(["model=latent_diff"]), tmp_path / "base")
+    base = create_run(compose_plan(["model=latent_diff"]), tmp_path / "base")
     words = [w.replace("{base}", str(base)) for w in words]
     with pytest.raises(BadInput, match=sentence):
         compose_config(["model=latent_diff", "training.objective=consistency", *words])
@@ -144,7 +145,7 @@ def test_an_average_velocity_has_its_own_objective_and_sampler(words, sentence):
 def test_the_latent_is_that_of_the_run_it_begins_with(tmp_path):
     from xrddiff.run.execution.run_folder import create_run
 
-    base = create_run(compose_config(["model=latent_diff"]), tmp_path / "a run")
+    base = create_run(compose_plan(["model=latent_diff"]), tmp_path / "a run")
     (base / "autoencoder").mkdir()
     words = ["model=latent_diff", "training.objective=consistency", f"init={base}"]
     assert compose_config(words).training.pretrained_vae_path == str(base / "autoencoder")

@@ -12,7 +12,7 @@ import torch
 from conftest import need
 from test_run import xrddiff
 
-from xrddiff.config.composition import inference_config
+from xrddiff.config.plan import inference_plan
 from xrddiff.core.errors import BadInput
 from xrddiff.core.ranks.agreement import Ranks
 from xrddiff.data.formats.readers import open_frames
@@ -67,7 +67,7 @@ def test_reconstructions_that_samples_are_judged_beside_have_it_too(counted):
     before, run, _ = counted
     made = []
     for folder in (before, run):
-        evaluation = SampleEvaluation(folder, inference_config(folder), folder / "samples" / "samples.zarr")
+        evaluation = SampleEvaluation(folder, inference_plan(folder), folder / "samples" / "samples.zarr")
         made.append(evaluation._reconstruct(np.arange(2))["intensity"].values)
     generator = open_generator(run)
     frames = evaluation.prepared.frames.isel(frame=evaluation.judged[:2])
@@ -105,7 +105,7 @@ def test_samples_stay_within_what_counts_can_be(counted):
 
 def test_the_other_ranks_wait_for_it_and_one_without_a_finite_loss_is_not_kept(counted, tmp_path, monkeypatch, capsys):
     _, run, _ = counted
-    evaluation = SampleEvaluation(run, inference_config(run), run / "samples" / "samples.zarr")
+    evaluation = SampleEvaluation(run, inference_plan(run), run / "samples" / "samples.zarr")
     told = []
 
     def diverged(frames, **_):
@@ -123,8 +123,8 @@ def test_the_other_ranks_wait_for_it_and_one_without_a_finite_loss_is_not_kept(c
     other = tmp_path / "run"
     shutil.copytree(run, other)
     shutil.rmtree(other / "counts")
-    cfg, place = inference_config(other), SimpleNamespace(rank=1, size=2)
-    assert fit_counts_net.train_counts(other, cfg, evaluation.prepared, place) is None
+    plan, place = inference_plan(other), SimpleNamespace(rank=1, size=2)
+    assert fit_counts_net.train_counts(other, plan, evaluation.prepared, place) is None
     assert told == [(1, 2, timedelta(days=30))] and "its loss was no number" in capsys.readouterr().out
     assert open_counts_net(other) is None
 

@@ -122,11 +122,11 @@ def sevens(x, values):
 USE = """
 import sys
 import numpy as np
-from xrddiff.config.composition import compose_config
-from xrddiff.learn.loading.datasets import prepare_words
+from xrddiff.config.plan import compose_plan
+from xrddiff.learn.loading.datasets import prepare_planned
 
 words = ["data.data_path=FOLDER/many", "data.automask=[range,sevens]", "data.transform_options={scale: 4}"]
-prepared = prepare_words(compose_config(["model=vae_kl", "plugins=[mine.py]", *words]))
+prepared = prepare_planned(compose_plan(["model=vae_kl", "plugins=[mine.py]", *words]))
 frames = prepared.frames
 assert frames.sizes["frame"] == 12 and frames.attrs["layout"] == "tiny" and prepared.transform.fitted_scale == 4
 values = np.load("values.npy")

@@ -24,6 +24,7 @@ import xrddiff as xd
 from xrddiff.app.cli.main import main
 from xrddiff.app.front_door.run_numbers import about_run
 from xrddiff.config.composition import compose_config
+from xrddiff.config.plan import compose_plan, saved_plan
 from xrddiff.config.saved_config import load_config, to_yaml
 from xrddiff.core.addresses import ADDRESSES, remember_addresses
 from xrddiff.core.errors import BadInput, XrddiffError
@@ -266,18 +267,18 @@ def test_an_address_can_be_named_by_a_word_or_the_environment(remote, monkeypatc
     run, address = remote
     asked = []
     monkeypatch.setattr(datasets, "open_data", lambda name, path, **words: asked.append(path) or 1 / 0)
-    cfg = load_config(run / "config.yaml")
+    data = saved_plan(run).data
     with pytest.raises(BadInput, match="it was not contacted"):
-        datasets.open_words(cfg)
+        datasets.open_planned(data)
     with pytest.raises(BadInput, match="sampling changes the words of inference only"):
         inference_config(run, ["data.data_path=http://127.0.0.1:9/other.zarr"], generative=False)
     assert not asked and ADDRESSES not in os.environ
     inference_config(run, [f"data.data_path={address}"], generative=False)
     with pytest.raises(ZeroDivisionError):
-        datasets.open_words(cfg)
+        datasets.open_planned(data)
     monkeypatch.setenv(ADDRESSES, f"http://elsewhere/b.zarr {address}")
     with pytest.raises(ZeroDivisionError):
-        datasets.open_words(cfg)
+        datasets.open_planned(data)
     assert asked == [address, address]
 
 
@@ -293,8 +294,8 @@ def test_a_run_remembers_the_addresses_that_it_is_started_with(monkeypatch, tmp_
     from xrddiff.run.execution.run_folder import create_run
 
     address = "http://127.0.0.1:9/a.zarr"
-    cfg = compose_config(["model=vae_kl", f"data.data_path={address}", "data=full", "data.data_id=null"])
-    run = create_run(cfg, tmp_path / "run")
+    plan = compose_plan(["model=vae_kl", f"data.data_path={address}", "data=full", "data.data_id=null"])
+    run = create_run(plan, tmp_path / "run")
     monkeypatch.delenv(ADDRESSES)
     assert compose_config([f"resume={run}"]).data.data_path == address
     monkeypatch.delenv(ADDRESSES)

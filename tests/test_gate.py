@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 from test_hostile_inputs import counts, virtual
 
+from xrddiff.config.plan import compose_plan
 from xrddiff.core.errors import BadInput
 from xrddiff.data.formats.readers import open_frames
 from xrddiff.data.headers import gate, open_in_subprocess
 from xrddiff.judge.views.inspection import inspect_file
 from xrddiff.learn.loading.catalog import simulate_to
-from xrddiff.learn.loading.datasets import open_words
+from xrddiff.learn.loading.datasets import open_planned
 
 KNOWN = {"wavelength": 1.3, "distance": 0.1, "pixel_size": 1e-4, "beam_center": (16, 12)}
 
@@ -62,7 +63,6 @@ def test_files_outside_are_read_only_if_asked_for(build, places):
 
 
 def test_a_run_can_ask_for_it(places):
-    from xrddiff.config.composition import compose_config
 
     raw, path = places
     with h5py.File(path, "w") as f:
@@ -70,8 +70,8 @@ def test_a_run_can_ask_for_it(places):
     words = [f"data.data_path={path}", "data.wavelength=1.3", "data.distance=0.1", "data.pixel_size=1e-4"]
     words += ["data.beam_center=[16,12]", "model=vae_kl", "data.avg_pooling=false"]
     with pytest.raises(BadInput, match="outside=true"):
-        open_words(compose_config(words))
-    assert open_words(compose_config([*words, "data.outside=true"]))["intensity"].shape == (3, 24, 32)
+        open_planned(compose_plan(words).data)
+    assert open_planned(compose_plan([*words, "data.outside=true"]).data)["intensity"].shape == (3, 24, 32)
 
 
 def test_links_within_the_folder_are_followed(places):

@@ -11,10 +11,10 @@ from conftest import SMALL
 from test_run import xrddiff
 
 from xrddiff.config.composition import compose_config
-from xrddiff.config.saved_config import to_yaml
+from xrddiff.config.plan import compose_plan
 from xrddiff.core.errors import BadInput, XrddiffError
 from xrddiff.judge.inference.building import build_autoregressive, build_generative, open_space
-from xrddiff.learn.loading.datasets import prepare_words
+from xrddiff.learn.loading.datasets import prepare_planned
 from xrddiff.learn.recipes.autoencoders import build_autoencoder
 from xrddiff.learn.recipes.latents import weights_sha256
 from xrddiff.learn.recipes.setup import run_accelerator
@@ -83,17 +83,17 @@ def test_a_run_that_began_with_another_goes_on_without_it(begun):
 )
 def test_another_kind_of_model_is_refused_before_a_folder_is_made(runs, words, sentence):
     with pytest.raises(BadInput, match=sentence):
-        check_run(compose_config([*words, *SMALL, f"init={runs('ddpm')}"]))
+        check_run(compose_plan([*words, *SMALL, f"init={runs('ddpm')}"]))
 
 
 def ended(folder: Path, words: list[str], **state) -> Path:
     """The folder of an autoencoder's run, as far as the next run looks into it."""
     folder.mkdir()
-    cfg = compose_config(words)
-    net = build_autoencoder(cfg)
+    plan = compose_plan(words)
+    net = build_autoencoder(plan.model.autoencoder)
     state = {"step": 7, "finished": True, "model": net.config} | state
     save_checkpoint(folder / "checkpoints", 7, {"model": net.state_dict()}, state)
-    (folder / "config.yaml").write_text(to_yaml(cfg))
+    (folder / "config.yaml").write_text(plan.words)
     return folder
 
 
@@ -101,11 +101,11 @@ def test_a_run_that_has_not_ended_or_is_damaged_is_refused(tmp_path):
     words = ["model=vae_kl", *SMALL]
     stopped = ended(tmp_path / "stopped", words, finished=False)
     with pytest.raises(BadInput, match="its autoencoder stopped at step 7; expected a finished run"):
-        check_run(compose_config([*words, f"init={stopped}"]))
+        check_run(compose_plan([*words, f"init={stopped}"]))
     broken = ended(tmp_path / "broken", words)
     (broken / "checkpoints" / "step-00000007" / "model.safetensors").write_bytes(b"lost")
     with pytest.raises(XrddiffError, match="holds no intact checkpoint"), pytest.warns(UserWarning, match="skipped"):
-        check_run(compose_config([*words, f"init={broken}"]))
+        check_run(compose_plan([*words, f"init={broken}"]))
     for path, sentence in ((tmp_path, ": it has no config.yaml"), (tmp_path / "none", " does not exist")):
         with pytest.raises(BadInput, match=f"training.init[=:] ?{path}{sentence}"):
             compose_config([*words, f"init={path}"])
@@ -122,37 +122,37 @@ def test_a_run_that_has_not_ended_or_is_damaged_is_refused(tmp_path):
 def test_autoencoders_that_do_not_fit(tmp_path, kind, other, sentence):
     run = ended(tmp_path / "run", [f"model={kind}", *SMALL])
     with pytest.raises(BadInput, match=sentence):
-        check_run(compose_config([f"model={kind}", *SMALL, other, f"init={run}"]))
+        check_run(compose_plan([f"model={kind}", *SMALL, other, f"init={run}"]))
 
 
 def test_the_autoencoder_of_a_run_is_the_autoencoder_of_a_latent_model(tmp_path):
     """The denoiser has nothing to begin with, and says so."""
     run = ended(tmp_path / "run", ["model=vae_kl", *SMALL, "model.latent_channels=3"])
     words = ["model=latent_diff", *SMALL, "model.latent_channels=3", f"init={run}"]
-    check_run(compose_config(words))
+    check_run(compose_plan(words))
 
 
 def test_an_autoregressive_model_of_frames_of_another_size(tmp_path):
     words = ["model=diff", *SMALL]
-    cfg = compose_config(words)
-    net = build_autoregressive(cfg, (1, 32, 48), None, {}, (0.5, (-1.0, 1.0)))
+    plan = compose_plan(words)
+    net = build_autoregressive(plan.model.denoiser, (1, 32, 48), None, {}, (0.5, (-1.0, 1.0)))
     run = ended(
         tmp_path / "run",
         ["model=vae_kl", *SMALL],
         model=net.config,
         generator=dict(kind="autoregressive", denoiser=None),
     )
-    (run / "config.yaml").write_text(to_yaml(cfg))
-    check_run(compose_config([*words, f"init={run}"]))
+    (run / "config.yaml").write_text(plan.words)
+    check_run(compose_plan([*words, f"init={run}"]))
     with pytest.raises(BadInput, match="its model has order raster, and this one random"):
-        check_run(compose_config([*words, "model.order=random", f"init={run}"]))
+        check_run(compose_plan([*words, "model.order=random", f"init={run}"]))
 
 
 def test_the_average_begins_with_the_loaded_weights_and_statistics_are_measured_again(runs, tmp_path, capsys):
     words = ["model=ddpm", *SMALL, "data.limit=32", "model.condition=[wavelength]", f"init={runs('ddpm')}"]
-    cfg = compose_config(words)
-    space, transform = open_space(cfg, tmp_path)
-    building = build_generative(cfg, prepare_words(cfg, transform), run_accelerator(cfg.training), space)
+    plan = compose_plan(words)
+    space, transform = open_space(plan.model, tmp_path)
+    building = build_generative(plan, prepare_planned(plan, transform), run_accelerator(plan.training), space)
     trainer, given = building.trainer(tmp_path), load_checkpoint(runs("ddpm"))
     assert trainer.averages.ema.updates == 0 and "not taken: condition hit_class" in capsys.readouterr().out
     assert all(torch.equal(v, given.weights()[k]) for k, v in trainer.averages.ema.averages.items())

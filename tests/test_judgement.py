@@ -12,6 +12,7 @@ import pytest
 import torch
 from browser import chromium
 
+from xrddiff.config.plan import compose_plan
 from xrddiff.core.errors import BadInput, XrddiffError
 from xrddiff.data.frames.frames import make_frames
 from xrddiff.data.frames.selection import select_frames
@@ -261,7 +262,7 @@ def test_numbers_asked_for_and_got():
 
 @pytest.fixture(scope="module")
 def told(tmp_path_factory):
-    """(frames of two kinds ready to be judged, a configuration, a run folder that keeps the judge)."""
+    """(frames of two kinds ready to be judged, a plan, a run folder that keeps the judge)."""
     torch.set_num_threads(1)
     rng = np.random.default_rng(0)
     values, kind = rng.poisson(0.3, (96, 32, 32)).astype(np.float32), np.arange(96) // 2 % 2
@@ -270,20 +271,18 @@ def told(tmp_path_factory):
             values[i, y : y + 2, x : x + 2] += 15
     about = dict(flag_values=[0, 1], flag_meanings="blank hit")
     frames = make_frames(values).assign(kind=("frame", kind, about), size=("frame", np.linspace(1, 2, 96)))
-    words = SimpleNamespace(judge_conditions=True)
-    cfg = SimpleNamespace(training=SimpleNamespace(test_pipeline=False), inference=words)
-    return prepare_frames(frames), cfg, tmp_path_factory.mktemp("judged")
+    return prepare_frames(frames), compose_plan([]), tmp_path_factory.mktemp("judged")
 
 
 def test_a_judge_is_trained_once_and_kept_with_the_run(told):
-    prepared, cfg, run = told
+    prepared, plan, run = told
     fields = {"kind": 2, "size": [1.5, 0.3]}
-    judges = ConditionJudges(run, cfg, prepared, fields)
+    judges = ConditionJudges(run, plan, prepared, fields)
     assert judges.kept.open("kind") is None
     judges.fit()
     kept = sorted(p.relative_to(run).as_posix() for p in (run / "judge").rglob("*") if p.is_file())
     assert any(name.endswith("model.safetensors") for name in kept) and not any("pkl" in n or ".pt" in n for n in kept)
-    other = ConditionJudges(run, cfg, prepared, fields)  # a worker: it opens what is there
+    other = ConditionJudges(run, plan, prepared, fields)  # a worker: it opens what is there
     samples = select_frames(prepared.frames, prepared.held_out).assign(
         sample=("frame", np.arange(len(prepared.held_out)))
     )
@@ -297,18 +296,18 @@ def test_a_judge_is_trained_once_and_kept_with_the_run(told):
     found = judges.answers(judges.measure(swapped, samples), {"samples": ruler.measure(samples)})["kind"]
     assert found["recovery"]["recovery"] < 0.2
     # other classes than the kept judge was trained on: it does not count
-    assert ConditionJudges(run, cfg, prepared, {"kind": 3}).kept.open("kind") is None
+    assert ConditionJudges(run, plan, prepared, {"kind": 3}).kept.open("kind") is None
 
 
 def test_no_judge_is_trained_where_none_is_wanted_or_possible(told, tmp_path):
-    prepared, cfg, _ = told
-    off = SimpleNamespace(training=cfg.training, inference=SimpleNamespace(judge_conditions=False))
-    for words, fields in ((off, {"kind": 2}), (cfg, {}), (cfg, {"size": [1.5, 0.3]})):
+    prepared, plan, _ = told
+    off = compose_plan(["inference.judge_conditions=false"])
+    for words, fields in ((off, {"kind": 2}), (plan, {}), (plan, {"size": [1.5, 0.3]})):
         judges = ConditionJudges(tmp_path, words, prepared, fields)
         judges.fit()
         assert not (tmp_path / "judge").exists() and not judges.why
     one = SimpleNamespace(**{**vars(prepared), "loader": prepared.loader, "train": prepared.train[prepared.frames["kind"].values[prepared.train] == 1]})  # fmt: skip
-    judges = ConditionJudges(tmp_path, cfg, one, {"kind": 2})
+    judges = ConditionJudges(tmp_path, plan, one, {"kind": 2})
     judges.fit()
     assert "one class of kind" in judges.why["kind"]
     samples = select_frames(prepared.frames, range(4)).assign(sample=("frame", np.arange(4)))

@@ -10,6 +10,7 @@ import zarr
 from fabio.tifimage import TifImage
 
 from xrddiff.config.composition import compose_config
+from xrddiff.config.plan import compose_plan
 from xrddiff.core.errors import BadInput
 from xrddiff.data.formats.readers import open_frames
 from xrddiff.data.formats.store import save_frames
@@ -26,7 +27,7 @@ from xrddiff.data.frames.labels import (
     label_value,
 )
 from xrddiff.judge.views.inspection import inspect_file
-from xrddiff.learn.loading.datasets import open_words, prepare_words
+from xrddiff.learn.loading.datasets import open_planned, prepare_planned
 from xrddiff.learn.models.conditioning import Conditions
 
 N = 20
@@ -54,8 +55,8 @@ def hdf5(tmp_path_factory, images):
     return path
 
 
-def cfg(path, *words):
-    return compose_config(["model=ddpm", f"data.data_path={path}", *words])
+def plan(path, *words):
+    return compose_plan(["model=ddpm", f"data.data_path={path}", *words])
 
 
 def test_every_number_and_text_per_frame_is_a_label(hdf5):
@@ -95,22 +96,24 @@ def test_the_rule_of_classes_and_numbers(values, classes):
 
 
 def test_classes_are_those_of_the_whole_set(hdf5):
-    few, all_ = (open_words(cfg(hdf5, "model.condition=[digit,phase]", *w)) for w in (["data.limit=3"], []))
+    few, all_ = (open_planned(plan(hdf5, "model.condition=[digit,phase]", *w).data) for w in (["data.limit=3"], []))
     assert few.sizes["frame"] == 3 and class_names(few, "digit") == tuple("3456789") == class_names(all_, "digit")
     assert few["digit"].values.tolist() == [0, 1, 2] and class_names(few, "phase") == ("α phase", "β phase")
-    later = open_words(cfg(hdf5, "model.condition=[digit]"), classes={"digit": ["5", "4"]})  # as a checkpoint has them
+    later = open_planned(
+        plan(hdf5, "model.condition=[digit]").data, classes={"digit": ["5", "4"]}
+    )  # as a checkpoint has them
     assert later["digit"].values[:4].tolist() == [-1, 1, 0, -1]
-    prepared = prepare_words(cfg(hdf5, "model.condition=[digit,temperature]"))
+    prepared = prepare_planned(plan(hdf5, "model.condition=[digit,temperature]"))
     batch = prepared.loader(prepared.train, batch_size=4, cond=["digit", "temperature"]).batch([0, 5])
     assert batch["cond"]["digit"].tolist() == [0, 5] and batch["cond"]["temperature"].dtype.is_floating_point
 
 
 def test_labels_travel_in_our_own_files_and_in_zarr(hdf5, images, tmp_path):
-    whole = open_words(cfg(hdf5, "model.condition=[phase]"))
+    whole = open_planned(plan(hdf5, "model.condition=[phase]").data)
     for name in ("a.h5", "a.zarr"):
         again = open_frames(save_frames(whole, tmp_path / name), complete=False)
         assert decoded(again["phase"]).tolist() == PHASE.tolist() and again["label_type"].values[1] == "light"
-        assert class_names(open_words(cfg(tmp_path / name, "model.condition=[phase]")), "phase")[0] == "α phase"
+        assert class_names(open_planned(plan(tmp_path / name, "model.condition=[phase]").data), "phase")[0] == "α phase"
     group = zarr.open_group(str(tmp_path / "peaknet"), mode="w")
     group.create_array("images", data=images)
     group.create_array("labels", data=DIGIT)
@@ -142,7 +145,9 @@ def test_a_table_beside_the_frames(hdf5, tmp_path):
     assert frames["my_species"].values[:2].tolist() == ["cat", "dog"] and frames["length"].values[0] == 4.5
     assert np.isnan(frames["count"].values[0]) and frames["count"].values[1] == 1  # numbers: each frame its own
     keyed = table(tmp_path / "keyed.tsv", "frame\tdigit\n19\t8\n0\t2\n3\t\n5\t2\n")
-    digit = open_words(cfg(hdf5, f"data.labels={keyed}", "model.condition=[digit]"))["digit"]  # wins over the file's
+    digit = open_planned(plan(hdf5, f"data.labels={keyed}", "model.condition=[digit]").data)[
+        "digit"
+    ]  # wins over the file's
     assert digit.attrs["classes"] == ["2", "8"] and digit.values[[19, 0, 3, 5, 6]].tolist() == [1, 0, -1, 0, -1]
     listed = {row["name"]: row for row in inspect_file(hdf5, labels=csv)["labels"]}
     assert listed["my_species"]["classes"] == {"cat": int((DIGIT % 2).sum()), "dog": int((1 - DIGIT % 2).sum())}
@@ -227,7 +232,7 @@ def test_parquet_needs_pyarrow(hdf5, tmp_path):
 )
 def test_what_cannot_be_a_condition_is_said_before_the_run(hdf5, words, sentence):
     with pytest.raises(BadInput) as error:
-        open_words(cfg(hdf5, *words))
+        open_planned(plan(hdf5, *words).data)
     assert sentence in str(error.value) and "\n" not in str(error.value)
 
 
@@ -251,11 +256,11 @@ def test_a_class_is_asked_for_as_the_user_calls_it():
 def test_a_label_with_a_meaning_may_come_by_name(hdf5, tmp_path):
     rows = "".join(f"{('cubic', 'tetragonal', '')[i % 3]}\n" for i in range(N))
     csv = table(tmp_path / "system.csv", "crystal_system,n\n" + rows.replace("\n", ",1\n"))
-    frames = prepare_words(cfg(hdf5, f"data.labels={csv}", "model.condition=[crystal_system]")).frames
+    frames = prepare_planned(plan(hdf5, f"data.labels={csv}", "model.condition=[crystal_system]")).frames
     assert frames["crystal_system"].values[:3].tolist() == [6, 3, -1]
     wrong = table(tmp_path / "wrong.csv", "crystal_system,n\n" + "cubik,1\n" * N)
     with pytest.raises(BadInput, match="did you mean 'cubic'"):
-        open_words(cfg(hdf5, f"data.labels={wrong}", "model.condition=[crystal_system]"))
+        open_planned(plan(hdf5, f"data.labels={wrong}", "model.condition=[crystal_system]").data)
 
 
 def test_no_label_has_a_name_that_a_network_cannot_take():
@@ -267,17 +272,17 @@ def test_no_label_has_a_name_that_a_network_cannot_take():
 
 def test_patches_can_be_limited(hdf5):
     words = ["data.patch=4", "data.limit=2"]
-    whole, few = (prepare_words(cfg(hdf5, *words, *w)) for w in ([], ["data.patch_limit=10"]))
+    whole, few = (prepare_planned(plan(hdf5, *words, *w)) for w in ([], ["data.patch_limit=10"]))
     assert whole.frames.sizes["frame"] == 32 and few.frames.sizes["frame"] == 10
     assert len(few.train) + len(few.held_out) == 10
     assert set(few.frames["frame_source"].values) == {0, 1}
-    again = prepare_words(cfg(hdf5, *words, "data.patch_limit=10")).frames["intensity"].values
+    again = prepare_planned(plan(hdf5, *words, "data.patch_limit=10")).frames["intensity"].values
     assert (again == few.frames["intensity"].values).all()
 
 
 def test_classes_that_are_one(hdf5):
-    merged = cfg(hdf5, "data.merge_labels={digit: {4: 3, 5: 3}}", "model.condition=[digit]")
-    data = prepare_words(merged)
+    merged = plan(hdf5, "data.merge_labels={digit: {4: 3, 5: 3}}", "model.condition=[digit]")
+    data = prepare_planned(merged)
     assert class_names(data.frames, "digit") == ("3", "6", "7", "8", "9")
     assert (data.frames["digit"].values == 0).tolist() == np.isin(DIGIT, [3, 4, 5]).tolist()
     table = data.class_table("digit")
@@ -287,12 +292,12 @@ def test_classes_that_are_one(hdf5):
 
 def test_as_many_of_each_class(hdf5):
     few = ("data.labels=null", "data.merge_labels={digit: {4: 3, 5: 3, 6: 3, 8: 7, 9: 7}}", "data.train_ratio=0.5")
-    plain, even = (prepare_words(cfg(hdf5, *few, *more)) for more in ((), ("data.balance=digit",)))
+    plain, even = (prepare_planned(plan(hdf5, *few, *more)) for more in ((), ("data.balance=digit",)))
     table = even.class_table("digit")
     for part, those in (("training", "train"), ("held out", "held_out")):
         assert table[part].nunique() == 1 and table[part].iloc[0] == plain.class_table("digit")[part].min() > 0
         assert set(getattr(even, those)) < set(getattr(plain, those))  # of the same split
-    again = prepare_words(cfg(hdf5, *few, "data.balance=digit"))
+    again = prepare_planned(plan(hdf5, *few, "data.balance=digit"))
     assert again.train.tolist() == even.train.tolist()
     assert "digit, training + held out" in str(even)
 
@@ -310,7 +315,7 @@ def test_as_many_of_each_class(hdf5):
 )
 def test_what_cannot_be_balanced_or_merged(hdf5, words, sentence):
     with pytest.raises(BadInput) as refused:
-        prepare_words(cfg(hdf5, words, "data.train_ratio=0.9"))
+        prepare_planned(plan(hdf5, words, "data.train_ratio=0.9"))
     assert sentence in str(refused.value) and "\n" not in str(refused.value)
 
 
@@ -318,7 +323,7 @@ def test_a_folder_of_files_is_one_set(images, tmp_path):
     for k in range(3):
         np.save(tmp_path / f"run_{k}.npy", images[4 * k : 4 * k + 4])
     words = ["model=ddpm", "data=folder", f"folder={tmp_path}", "data.automask=[]"]
-    frames = open_words(compose_config(words))
+    frames = open_planned(compose_plan(words).data)
     assert np.array_equal(np.asarray(frames["intensity"][:]), images[:12])
     with pytest.raises(BadInput, match="no data: set data.data_path"):
         compose_config(["data=folder"])

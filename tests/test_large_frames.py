@@ -9,13 +9,14 @@ from fabio.cbfimage import CbfImage
 from test_run import xrddiff
 
 from xrddiff.config.composition import compose_config
+from xrddiff.config.plan import compose_plan
 from xrddiff.core.errors import BadInput
 from xrddiff.core.files import cache_dir
 from xrddiff.data.formats.tiled import TiledRows, keep_in_tiles
 from xrddiff.data.frames.exposures import find_exposures
 from xrddiff.data.frames.geometry import tile_geometry
 from xrddiff.data.frames.rows import lazy_frames, rows_behind
-from xrddiff.learn.loading.datasets import open_words, prepare_words
+from xrddiff.learn.loading.datasets import open_planned, prepare_planned
 
 SHAPE, COUNT = (1056, 1040), 5
 GEOMETRY = ["data.wavelength=1.0", "data.distance=0.2", "data.pixel_size=1.72e-4", "data.beam_center=[500.5,520.5]"]
@@ -41,12 +42,12 @@ def words(folder, *more):
 
 
 def configured(folder, *more):
-    return compose_config(["model=vae_kl", "size=tiny", *words(folder, *more)])
+    return compose_plan(["model=vae_kl", "size=tiny", *words(folder, *more)])
 
 
 def test_windows_stand_for_large_frames(folder):
-    cfg = configured(folder, "data.window=64", "data.windows=300")
-    prepared, whole = prepare_words(cfg), open_words(configured(folder))
+    plan = configured(folder, "data.window=64", "data.windows=300")
+    prepared, whole = prepare_planned(plan), open_planned(configured(folder).data)
     images = prepared.frames
     assert images["intensity"].shape == (300, 64, 64) and len(prepared.train) + len(prepared.held_out) == 300
     source = images["frame_source"].values
@@ -60,14 +61,14 @@ def test_windows_stand_for_large_frames(folder):
         assert np.array_equal(images["mask"][j], whole["mask"][part])
         corner = tile_geometry(images, j).to_lab(0, np.zeros(1), np.zeros(1))
         assert np.allclose([float(c[0]) for c in corner[:2]], [(x - 500.5) * 1.72e-4, (y - 520.5) * 1.72e-4])
-    assert prepare_words(cfg).transform.state() == prepared.transform.state()
+    assert prepare_planned(plan).transform.state() == prepared.transform.state()
 
 
 def test_each_frame_is_decoded_once(folder):
-    value, decoded = open_words(configured(folder))["intensity"].variable, []
+    value, decoded = open_planned(configured(folder).data)["intensity"].variable, []
     frames = value.values
     lazy = lazy_frames(lambda i: decoded.append(i) or frames[i], frames.shape, frames.dtype)
-    ds = open_words(configured(folder)).drop_vars("mask").assign(intensity=(value.dims, lazy))
+    ds = open_planned(configured(folder).data).drop_vars("mask").assign(intensity=(value.dims, lazy))
     kept = keep_in_tiles(ds, ["a test", str(folder)])
     rng = np.random.default_rng(0)
     for _ in range(40):
@@ -84,26 +85,28 @@ def test_where_no_tiles_can_be_written(folder, monkeypatch, tmp_path):
     blocked = tmp_path / "cache"
     blocked.write_text("a file where a folder should be")
     monkeypatch.setenv("XRDDIFF_CACHE", str(blocked))
-    frames = open_words(configured(folder, "data.window=64"))
+    frames = open_planned(configured(folder, "data.window=64").data)
     assert isinstance(rows_behind(frames["intensity"]), TiledRows)
-    assert np.array_equal(frames["intensity"][1, 5:9, 5:9], open_words(configured(folder))["intensity"][1, 5:9, 5:9])
+    assert np.array_equal(
+        frames["intensity"][1, 5:9, 5:9], open_planned(configured(folder).data)["intensity"][1, 5:9, 5:9]
+    )
 
 
 def test_a_change_of_a_file_is_seen(folder, tmp_path):
     own = tmp_path / "scan_0000.cbf"
     own.write_bytes((folder / "scan_0000.cbf").read_bytes())
     words = ["data.window=64", f"data.data_path={own}"]
-    first = open_words(configured(folder, *words))["intensity"][0, :8, :8].values
+    first = open_planned(configured(folder, *words).data)["intensity"][0, :8, :8].values
     CbfImage(data=np.full(SHAPE, 9, np.int32)).write(str(own))
-    assert (open_words(configured(folder, *words))["intensity"][0, :8, :8] == 9).all() and not (first == 9).all()
+    assert (open_planned(configured(folder, *words).data)["intensity"][0, :8, :8] == 9).all() and not (first == 9).all()
     assert (cache_dir() / "tiles").is_dir()
 
 
 def test_small_frames_are_drawn_whole():
-    prepared = prepare_words(compose_config(["model=vae_kl", "data=sim128", "data.limit=12", "data.window=64"]))
+    prepared = prepare_planned(compose_plan(["model=vae_kl", "data=sim128", "data.limit=12", "data.window=64"]))
     assert prepared.frames["intensity"].shape == (12, 128, 128)
-    asked = prepare_words(
-        compose_config(["model=vae_kl", "data=sim128", "data.limit=12", "data.window=64", "data.windows=90"])
+    asked = prepare_planned(
+        compose_plan(["model=vae_kl", "data=sim128", "data.limit=12", "data.window=64", "data.windows=90"])
     )
     assert asked.frames["intensity"].shape == (90, 64, 64)
 
@@ -134,14 +137,14 @@ def test_a_step_that_does_not_fit_is_refused_before_it_is_tried(folder, tmp_path
     from xrddiff.learn.recipes import setup
     from xrddiff.learn.recipes.autoencoders import autoencoder_objective, build_autoencoder
 
-    cfg = configured(folder)
-    prepared, net, accelerator = prepare_words(cfg), build_autoencoder(cfg), Accelerator(cpu=True)
-    loaders = setup.run_loaders(prepared, cfg, accelerator, net.downsampling)
-    objective = autoencoder_objective(net, prepared, cfg, len(loaders[0]))
+    plan = configured(folder)
+    prepared, net, accelerator = prepare_planned(plan), build_autoencoder(plan.model.autoencoder), Accelerator(cpu=True)
+    loaders = setup.run_loaders(prepared, plan, accelerator, net.downsampling)
+    objective = autoencoder_objective(net, prepared, plan.model.autoencoder, len(loaders[0]))
     before = {k: v.clone() for k, v in objective.state_dict().items()}
     monkeypatch.setattr(setup, "free_bytes", lambda device: 1 << 30)
     with pytest.raises(BadInput) as said:
-        setup.run_trainer(objective, loaders, tmp_path, cfg, accelerator, {})
+        setup.run_trainer(objective, loaders, tmp_path, plan, accelerator, {})
     text = str(said.value)
     assert "2 frames of 1056 x 1040 pixels takes about 2 GB, and 1 GB are free" in text and "\n" not in text
     assert "data.window=512" in text and "data.pool=2" in text

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from xrddiff.config.composition import compose_config
+from xrddiff.config.plan import compose_plan
 from xrddiff.core.errors import BadInput
 from xrddiff.data.formats.readers import open_frames
 from xrddiff.data.frames.geometry import Geometry, q_map
@@ -206,10 +207,10 @@ def test_a_network_that_takes_no_maps_is_named():
 
     try:
         words = ["model=ddpm", "network=plain_test"]
-        assert isinstance(build_network(compose_config(words), 1, None, {}), Plain)
+        assert isinstance(build_network(compose_plan(words).model.denoiser, 1, None, {}), Plain)
         with pytest.raises(BadInput, match="the network plain_test has no parameter maps"):
-            build_network(compose_config([*words, "model.condition_maps=[q]"]), 1, None, {})
+            build_network(compose_plan([*words, "model.condition_maps=[q]"]).model.denoiser, 1, None, {})
     finally:
         forget(__name__)
-    told = build_network(compose_config(["model=ddpm", "model.condition_maps=[q]"]), 1, None, {})
+    told = build_network(compose_plan(["model=ddpm", "model.condition_maps=[q]"]).model.denoiser, 1, None, {})
     assert isinstance(told, UNet) and told.config["maps"] == {"q": 1}

@@ -19,6 +19,7 @@ from scipy import ndimage
 
 from xrddiff.app.cli.main import main
 from xrddiff.config.composition import compose_config
+from xrddiff.config.plan import compose_plan
 from xrddiff.core.errors import BadInput
 from xrddiff.core.files import sealed
 from xrddiff.data.formats.readers import open_frames
@@ -30,7 +31,7 @@ from xrddiff.data.frames.peaks import find_frame_peaks
 from xrddiff.data.transforms.values import Linear
 from xrddiff.judge.views.inspection import inspect_file
 from xrddiff.learn.loading.catalog import convert
-from xrddiff.learn.loading.datasets import open_words
+from xrddiff.learn.loading.datasets import open_planned
 from xrddiff.learn.loading.loader import FrameLoader
 from xrddiff.physics.simulation.experiments import find_experiment
 from xrddiff.physics.simulation.simulate import simulate
@@ -479,13 +480,13 @@ def test_words_of_a_run(tmp_path):
         "data.pixel_size=1e-4",
         "data.beam_center=[30,30]",
     ]
-    ds = open_words(compose_config([*words, f"data.mask={tmp_path}/mask.npy"]))
+    ds = open_planned(compose_plan([*words, f"data.mask={tmp_path}/mask.npy"]).data)
     assert not ds["mask"].values[:, 5].any() and ds["mask"].values[:, 6:].all()
-    ds = open_words(
-        compose_config([*words, f"data.mask={tmp_path}/mask.npy", "data.mask_true=bad", "data.automask=[]"])
+    ds = open_planned(
+        compose_plan([*words, f"data.mask={tmp_path}/mask.npy", "data.mask_true=bad", "data.automask=[]"]).data
     )
     assert ds["mask"].dims == ("y", "x") and ds["mask"].values.sum() == 64
-    assert "mask" not in open_words(compose_config([*words, "data.automask=[]"]))
+    assert "mask" not in open_planned(compose_plan([*words, "data.automask=[]"]).data)
     for word, said in (
         ("data.automask=[edge]", "edges"),
         ("data.mask_true=good", "no effect without data.mask"),
@@ -656,20 +657,13 @@ def test_mask_command_refuses_in_one_sentence(exposure, tmp_path, capsys):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_run_of_before_keeps_its_masks(tmp_path, monkeypatch):
-    """Its configuration lists the rules that were the default: a named set keeps its own mask, other frames those rules."""
-    from xrddiff.config.composition import compose_config
-    from xrddiff.config.words.data import AUTOMASK, AUTOMASK_BEFORE
+def test_the_rules_of_a_run_are_those_that_suit_its_source(tmp_path, monkeypatch):
     from xrddiff.learn.loading import datasets
     from xrddiff.physics.simulation.simulate import simulate
 
-    assert set(AUTOMASK) - set(AUTOMASK_BEFORE) == {"shadow"}
-    before = f"data.automask=[{','.join(AUTOMASK_BEFORE)}]"
-    named = [datasets.open_words(compose_config(["data=sim128", "data.limit=4", *more])) for more in ([], [before])]
-    assert named[0].identical(named[1]) and named[0]["mask"].dims == ("y", "x")
     np.save(tmp_path / "own.npy", simulate("sim128", range(3))["intensity"].values)
     told, opened = [], datasets.open_data
     monkeypatch.setattr(datasets, "open_data", lambda *a, **w: told.append(w["automask"]) or opened(*a, **w))
-    for more in ([], [before]):
-        datasets.open_words(compose_config([f"data.data_path={tmp_path}/own.npy", *more]))
-    assert told == [None, AUTOMASK_BEFORE]  # None: all rules of today
+    for more in ([], ["data.automask=[range,dead]"]):
+        datasets.open_planned(compose_plan([f"data.data_path={tmp_path}/own.npy", *more]).data)
+    assert told == [None, ["range", "dead"]]  # None: all rules

@@ -14,7 +14,7 @@ import matplotlib.pyplot as plt
 import nbformat
 import pytest
 
-from xrddiff.config.composition import compose_config
+from xrddiff.config.plan import compose_plan, saved_plan
 from xrddiff.config.saved_config import load_config
 from xrddiff.core.errors import BadInput, XrddiffError
 from xrddiff.core.files import write_text
@@ -443,25 +443,25 @@ def test_streams_from_threads():
 
 
 @pytest.fixture
-def cfg(tmp_path):
-    return compose_config([f"output_dir={tmp_path}/output", "data=sim128", "experiment_type=test", "model=vae_kl_8"])
+def plan(tmp_path):
+    return compose_plan([f"output_dir={tmp_path}/output", "data=sim128", "experiment_type=test", "model=vae_kl_8"])
 
 
-def test_folder(tmp_path, cfg):
-    path = create_run(cfg)
+def test_folder(tmp_path, plan):
+    path = create_run(plan)
     assert (
         path.relative_to(tmp_path).parts[:2] == ("output", "vae_kl_8_test")
         and len(path.relative_to(tmp_path).parts) == 4
     )
-    assert {p.name for p in path.iterdir()} == {"config.yaml", "environment.json", *runs.PARTS}
-    assert load_config(path / "config.yaml") == cfg
+    assert {p.name for p in path.iterdir()} == {"config.yaml", "plan.yaml", "environment.json", *runs.PARTS}
+    assert saved_plan(path) == plan and (path / "plan.yaml").read_text() == plan.text
     env = json.loads((path / "environment.json").read_text())
     assert env["packages"]["numpy"] and env["ranks"] == 1 and env["host"]
 
 
 def test_collisions_get_a_suffix(tmp_path):
-    cfg = compose_config([f"output_dir={tmp_path}", "run_name=study/one"])
-    assert [create_run(cfg).name for _ in range(3)] == ["one", "one-2", "one-3"]
+    plan = compose_plan([f"output_dir={tmp_path}", "run_name=study/one"])
+    assert [create_run(plan).name for _ in range(3)] == ["one", "one-2", "one-3"]
 
 
 @pytest.mark.parametrize("where", ["file/below", "/proc/nothing"])
@@ -469,44 +469,44 @@ def test_an_unwritable_output_folder(tmp_path, monkeypatch, where):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").touch()
     with pytest.raises(BadInput, match="cannot keep a run in .*: .*output_dir="):
-        create_run(compose_config([f"output_dir={where}"]))
+        create_run(compose_plan([f"output_dir={where}"]))
 
 
-def test_open_run(tmp_path, cfg, monkeypatch):
-    run = open_run(cfg)
-    assert open_run(cfg, run.path) == run and run.is_main and run.report == run.path / "report.html"
-    named = open_run(cfg, tmp_path / "by" / "hand")
-    assert named.path == tmp_path / "by" / "hand" and load_config(named.path / "config.yaml") == cfg
+def test_open_run(tmp_path, plan, monkeypatch):
+    run = open_run(plan)
+    assert open_run(plan, run.path) == run and run.is_main and run.report == run.path / "report.html"
+    named = open_run(plan, tmp_path / "by" / "hand")
+    assert named.path == tmp_path / "by" / "hand" and saved_plan(named.path) == plan
     (tmp_path / "other").mkdir()
     with pytest.raises(BadInput, match="no config.yaml"):
-        open_run(cfg, tmp_path / "other")
+        open_run(plan, tmp_path / "other")
     with pytest.raises(BadInput, match="was started with data.limit=256"):
-        open_run(compose_config(["data=sim128", "experiment_type=test", "model=vae_kl_8", "data.limit=5"]), run.path)
+        open_run(compose_plan(["data=sim128", "experiment_type=test", "model=vae_kl_8", "data.limit=5"]), run.path)
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "0")
     with pytest.raises(BadInput, match="2 ranks need one run folder"):
-        open_run(cfg)
+        open_run(plan)
 
 
 def test_threads(tmp_path, monkeypatch):
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         monkeypatch.setenv(name, "9")
-    open_run(compose_config([f"output_dir={tmp_path}", "threads=1"]))
+    open_run(compose_plan([f"output_dir={tmp_path}", "threads=1"]))
     assert os.environ["OMP_NUM_THREADS"] == "1"
 
 
-def test_former_attempts_are_kept(cfg):
-    path = create_run(cfg)
+def test_former_attempts_are_kept(plan):
+    path = create_run(plan)
     for n, text in enumerate(("first", "second", "third"), 1):
         (path / "notebook.ipynb").write_text(text)
-        reopen_run(compose_config([f"resume={path}"]))
+        reopen_run(compose_plan([f"resume={path}"]))
         assert (path / f"notebook.{n}.ipynb").read_text() == text and not (path / "notebook.ipynb").exists()
     assert not list(path.glob("config.*.yaml"))  # it did not change
-    reopen_run(compose_config([f"resume={path}", "training.num_epochs=99"]))
+    reopen_run(compose_plan([f"resume={path}", "training.num_epochs=99"]))
     assert (
         load_config(path / "config.yaml").training.num_epochs == 99 and load_config(path / "config.yaml").resume is None
     )
-    assert load_config(path / "config.4.yaml") == cfg
+    assert load_config(path / "config.4.yaml") == plan.config
 
 
 def test_one_attempt_at_a_time(tmp_path):
@@ -528,14 +528,14 @@ def test_one_attempt_at_a_time(tmp_path):
 TOY_RUN = (
     'model = "vae_kl"\nexperiment_type = "train"\ndata = "full"\noverrides = []\nrun_dir = None',
     "# Train",
-    "from xrddiff.run.execution.run_folder import open_run\nfrom xrddiff.config.composition import compose_config\n"
-    'cfg = compose_config([f"model={model}", f"experiment_type={experiment_type}", f"data={data}", *overrides])\n'
-    "run = open_run(cfg, run_dir)",
+    "from xrddiff.run.execution.run_folder import open_run\nfrom xrddiff.config.plan import compose_plan\n"
+    'plan = compose_plan([f"model={model}", f"experiment_type={experiment_type}", f"data={data}", *overrides])\n'
+    "run = open_run(plan, run_dir)\nepochs = plan.training.either.num_epochs",
     'done = run.checkpoints / "done.txt"\nfirst = int(done.read_text()) if done.exists() else 0\n'
-    "for epoch in range(first, cfg.training.num_epochs):\n"
+    "for epoch in range(first, epochs):\n"
     "    if epoch == 2 and first < 2:\n        raise RuntimeError('power cut')\n"
-    '    run.write_text("checkpoints/done.txt", str(epoch + 1))\nprint(f"epochs {first} to {cfg.training.num_epochs}")',
-    'run.write_json("metrics/summary.json", {"epochs": cfg.training.num_epochs, "size": cfg.size.name})\n'
+    '    run.write_text("checkpoints/done.txt", str(epoch + 1))\nprint(f"epochs {first} to {epochs}")',
+    'run.write_json("metrics/summary.json", {"epochs": epochs, "size": plan.size})\n'
     'run.write_text("report.html", "<p>done</p>");',
 )
 

@@ -8,7 +8,7 @@ import torch
 from conftest import SMALL
 from test_run import xrddiff
 
-from xrddiff.config.saved_config import load_config
+from xrddiff.config.plan import saved_plan
 from xrddiff.data.formats.readers import open_frames
 from xrddiff.data.formats.store import save_frames
 from xrddiff.data.frames.frames import frame_mask, make_frames
@@ -18,7 +18,7 @@ from xrddiff.data.transforms.spatial import as_images
 from xrddiff.judge.inference.generators import open_generator
 from xrddiff.judge.inference.sample_jobs import open_sample_job
 from xrddiff.learn.loading.catalog import load
-from xrddiff.learn.loading.datasets import prepare_words
+from xrddiff.learn.loading.datasets import prepare_planned
 from xrddiff.physics.indexing.lattice_maps import LatticeMap
 
 PANELS = """wavelength = 1.24 A
@@ -121,7 +121,7 @@ def test_a_model_of_panels(tmp_path):
     maps, place = generator.scenes.condition_maps([3], job.settings), int(made["frame_panel"][3])
     corner = Geometry.from_frames(frames).crop(*map(int, four[place]), 64, 64)
     np.testing.assert_allclose(maps["q"][0, 0], q_map(corner) / 2, rtol=1e-4)
-    prepared = prepare_words(load_config(run / "config.yaml"))
+    prepared = prepare_planned(saved_plan(run))
     assert prepared.frames["intensity"].shape == (96, 64, 64) and as_images(stack)["frame_panel"][5] == 1
     options = dict(zip(("radius", "growth"), (2.4 * v for v in prepared.frames.attrs["reflection_width"]), strict=True))
     whole_map = LatticeMap(flat, **options)(frames["cell"][1], frames["orientation"][1], float(frames["wavelength"][1]))

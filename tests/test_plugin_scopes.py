@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from xrddiff.app.cli.main import main
-from xrddiff.config.composition import compose_config
+from xrddiff.config.plan import compose_plan
 from xrddiff.core import plugins
 from xrddiff.core.errors import BadInput
 from xrddiff.core.plugin_probes import LIMIT, check_plugins, probe, probe_plugin
@@ -187,9 +187,9 @@ def test_a_run_refuses_a_wrong_plug_in_before_its_folder_exists(tmp_path, capsys
         assert main(command) == 2
         assert "the metric 'm' changes from" in capsys.readouterr().err
     with plugin_scope():
-        cfg = compose_config(words)
+        plan = compose_plan(words)
     with pytest.raises(BadInput, match="under the mask"):  # as a submission does
-        check_runs([cfg])
+        check_runs([plan])
     assert not (tmp_path / "output").exists()
 
 

@@ -229,10 +229,10 @@ def script_samples(folder):
 TOY = (
     'model = "vae_kl"\nexperiment_type = "train"\ndata = "full"\noverrides = []\nrun_dir = None',
     "import json, os, time\nfrom types import SimpleNamespace\n"
-    "from xrddiff.run.execution.run_folder import open_run\nfrom xrddiff.config.composition import compose_config\n"
+    "from xrddiff.run.execution.run_folder import open_run\nfrom xrddiff.config.plan import compose_plan\n"
     "from xrddiff.core.ranks.agreement import Ranks\nfrom xrddiff.core.ranks.agreement import StopRequest\n"
-    'cfg = compose_config([f"model={model}", f"experiment_type={experiment_type}", f"data={data}", *overrides])\n'
-    "run = open_run(cfg, run_dir)\nrank, size = (int(os.environ[n]) for n in ('RANK', 'WORLD_SIZE'))\n"
+    'plan = compose_plan([f"model={model}", f"experiment_type={experiment_type}", f"data={data}", *overrides])\n'
+    "run = open_run(plan, run_dir)\nrank, size = (int(os.environ[n]) for n in ('RANK', 'WORLD_SIZE'))\n"
     "ranks = Ranks(SimpleNamespace(process_index=rank, num_processes=size))\nfrom test_ranks_runs import act",
     "act('prepare', rank)\nranks.gather(rank)",
     "done = run.checkpoints / 'done.txt'\nfirst = int(done.read_text()) if done.exists() else 0\nstopped = False\n"

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from xrddiff.app.cli.main import main
-from xrddiff.config.composition import compose_config
+from xrddiff.config.plan import compose_plan
 from xrddiff.core.errors import BadInput
 from xrddiff.core.files import scratch_folder
 from xrddiff.core.ranks.environment import expand_nodelist, read_environment
@@ -204,7 +204,7 @@ def test_a_dry_run_refuses_what_the_run_refuses(word, tmp_path, monkeypatch, cap
 
 def test_the_run_that_is_meant_is_named(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    run = create_run(compose_config(["model=latent_diff", "run_name=mine"]))
+    run = create_run(compose_plan(["model=latent_diff", "run_name=mine"]))
     (run / "autoencoder").mkdir()
     for wrong in (f"{run}/autoencoder", "output", "output/latent_diff"):
         assert f"did you mean {run}?" in refused(capsys, "sample", wrong)
@@ -241,10 +241,10 @@ def test_a_submission_that_is_only_shown_leaves_nothing(tmp_path, monkeypatch, c
 
 def test_few_former_attempts_are_kept(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    run = create_run(compose_config(["run_name=often"]))
+    run = create_run(compose_plan(["run_name=often"]))
     for i in range(8):
         (run / "notebook.ipynb").write_text(str(i))
-        reopen_run(compose_config([f"resume={run}"]))
+        reopen_run(compose_plan([f"resume={run}"]))
     kept = sorted(p.name for p in run.glob("notebook.*"))
     assert kept == [f"notebook.{n}.ipynb" for n in range(9 - FORMER, 9)]
     assert len(list(run.glob("environment.*.json"))) == FORMER

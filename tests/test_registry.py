@@ -13,6 +13,7 @@ import torch
 
 import xrddiff
 from xrddiff.config.composition import compose_config
+from xrddiff.config.plan import compose_plan
 from xrddiff.core.errors import BadInput
 from xrddiff.core.registry import KINDS, Range, entries, forget, get, register, registering_as
 from xrddiff.judge.inference.building import build_objective
@@ -109,19 +110,21 @@ def mine():
 def test_parts_of_a_denoiser_come_from_a_plug_in(mine):
     """Each is chosen by its name, gets the words that concern it, and does what its model in the package does."""
     words = ["model=ddpm", "model.parameterisation=mine", "model.noise_schedule=mine", "training.timesteps=5"]
-    cfg = compose_config(
+    plan = compose_plan(
         [*words, "inference.schedule=mine", "inference.schedule_options={bend: 2}", "inference.steps=16"]
     )
-    assert torch.equal(training_noise(cfg).alphas_bar, alphas_bar("linear", 5))  # unless told otherwise: discrete
-    told = compose_config([*words, "model.training_noise=mine", "model.training_noise_options={P_std: 0.3}"])
-    assert training_noise(told).P_std == 0.3
+    assert torch.equal(
+        training_noise(plan.model.denoiser).alphas_bar, alphas_bar("linear", 5)
+    )  # unless told otherwise: discrete
+    told = compose_plan([*words, "model.training_noise=mine", "model.training_noise_options={P_std: 0.3}"])
+    assert training_noise(told.model.denoiser).P_std == 0.3
     mine, eps = (Denoiser(torch.nn.Identity(), name, timesteps=5, schedule="linear") for name in ("mine", "eps"))
     sigma = torch.tensor([0.1, 3.0])
     assert all(torch.equal(a, b) for a, b in zip(mine.scalings(sigma), eps.scalings(sigma), strict=True))
     assert torch.equal(loss_weight(mine, sigma, "mine", 2.0), loss_weight(eps, sigma, "min_snr", 2.0))
-    assert build_objective(mine, cfg).weighting == "simple"
-    sampler = make_sampler(cfg)
-    assert sampler.sigmas()[8] == cfg.model.diffusion_kwargs.sigma_max / 4 and len(sampler.sigmas()) == 17
+    assert build_objective(mine, plan.model.denoiser).weighting == "simple"
+    sampler = make_sampler(plan.sampling)
+    assert sampler.sigmas()[8] == plan.model.denoiser.levels[1] / 4 and len(sampler.sigmas()) == 17
     with pytest.raises(BadInput, match="inference.schedule_options.bend: found 0.0, expected more than 0"):
         compose_config([*words, "inference.schedule=mine", "inference.schedule_options={bend: 0}"])
 
@@ -129,10 +132,10 @@ def test_parts_of_a_denoiser_come_from_a_plug_in(mine):
 @pytest.mark.filterwarnings("error")
 def test_a_quantizer_comes_from_a_plug_in(mine):
     words = ["model=vq", "model.quantizer=mine", "model.codes=64", "model.quantizer_options={decay: 0.5}"]
-    found = build_autoencoder(compose_config(words)).quantizer
+    found = build_autoencoder(compose_plan(words).model.autoencoder).quantizer
     assert type(found).__name__ == "Mine" and found.K == 64 and found.decay == 0.5
     grid = build_autoencoder(
-        compose_config(["model=vq", "model.quantizer=fsq", "model.quantizer_options={whiten: false}"])
+        compose_plan(["model=vq", "model.quantizer=fsq", "model.quantizer_options={whiten: false}"]).model.autoencoder
     )
     assert grid.quantizer.K == 1024 and not grid.quantizer.whiten
 

@@ -9,7 +9,6 @@ import shlex
 import sys
 from functools import cache
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -18,9 +17,10 @@ from test_config import parameters
 from xrddiff.app.cli.arguments import parse_words
 from xrddiff.app.cli.batch import cut_command
 from xrddiff.app.cli.main import build_parser
-from xrddiff.config.active_settings import model_parts, sampling_steps
+from xrddiff.config.active_settings import sampling_steps
 from xrddiff.config.composition import compose_config
 from xrddiff.config.overrides import expand_multirun, presets
+from xrddiff.config.plan import resolve
 from xrddiff.config.words.vocabulary import GROUPS, get_word, vocabulary
 from xrddiff.core.errors import BadInput
 from xrddiff.core.registry import entries
@@ -154,8 +154,8 @@ def of_parameters(rest: str, row) -> None:
 def of_channels(rest: str, row) -> None:
     words, _, widths = rest.partition(" = ")
     cfg = composed(tuple(words.split()))
-    space = SimpleNamespace(downsampling=4) if model_parts(cfg).latent else None
-    assert list(network_words(cfg, space)["widths"]) == yaml.safe_load(widths)
+    model = resolve(cfg).model
+    assert list(network_words(model.denoiser, model.autoencoder)["widths"]) == yaml.safe_load(widths)
 
 
 def of_sweep(rest: str, row) -> None:

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from fabio.cbfimage import CbfImage
 
-from xrddiff.config.composition import compose_config
+from xrddiff.config.plan import compose_plan
 from xrddiff.core.errors import BadInput
 from xrddiff.data.formats.images import series_numbers
 from xrddiff.data.formats.readers import open_frames
@@ -26,7 +26,7 @@ from xrddiff.data.transforms.spatial import Patches
 from xrddiff.judge.metrics.judgement import judged_rows
 from xrddiff.judge.metrics.reconstruction import missing_scores
 from xrddiff.learn.loading import datasets
-from xrddiff.learn.loading.datasets import prepare_frames, prepare_words
+from xrddiff.learn.loading.datasets import prepare_frames, prepare_planned
 from xrddiff.physics.simulation.simulate import simulate
 from xrddiff.run.execution.checks import check_run
 
@@ -66,8 +66,8 @@ def nexus(path, stack, omega=None, **sample):
     return path
 
 
-def cfg(place, *words):
-    return compose_config(["model=vae_kl", "size=tiny", f"data.data_path={place}", *words])
+def plan(place, *words):
+    return compose_plan(["model=vae_kl", "size=tiny", f"data.data_path={place}", *words])
 
 
 # ---------------------------------------------------------------- the layouts: (prepared, name of each frame, apart)
@@ -75,25 +75,25 @@ def cfg(place, *words):
 
 def patches_of_one(tmp_path):
     place = nexus(tmp_path / "one.h5", counts(1))
-    return prepare_words(cfg(place, "data.patch=4")), [0] * 16, "nothing"
+    return prepare_planned(plan(place, "data.patch=4")), [0] * 16, "nothing"
 
 
 def patches_of_many(tmp_path):
     place = nexus(tmp_path / "many.h5", counts(12))
-    return prepare_words(cfg(place, "data.patch=8")), np.repeat(np.arange(12), 4), "series"
+    return prepare_planned(plan(place, "data.patch=8")), np.repeat(np.arange(12), 4), "series"
 
 
 def windows_of_many(tmp_path):
     """The file has the whole series twice."""
     place = nexus(tmp_path / "many.h5", np.tile(counts(10), (2, 1, 1)))
-    return prepare_words(cfg(place, "data.window=8")), np.tile(np.arange(10), 2), "series"
+    return prepare_planned(plan(place, "data.window=8")), np.tile(np.arange(10), 2), "series"
 
 
 def copies_of_other_names(tmp_path):
     for i, image in enumerate(counts(8)):
         cbf(tmp_path / "images" / f"lyso_{i:04d}.cbf", image)
         cbf(tmp_path / "images" / f"zz_copy_{i}.cbf", image)
-    return prepare_words(cfg(tmp_path / "images")), np.tile(np.arange(8), 2), "series"
+    return prepare_planned(plan(tmp_path / "images")), np.tile(np.arange(8), 2), "series"
 
 
 def copies_in_another_format(tmp_path):
@@ -118,12 +118,12 @@ def several_scans(tmp_path):
     for k, name in enumerate(("lyso_1_", "lyso_2_", "thau_1_", "thau_2_", "ins_1_")):
         for i, image in enumerate(counts(5, seed=k)):
             cbf(tmp_path / "images" / f"{name}{i + 1:05d}.cbf", image)
-    return prepare_words(cfg(tmp_path / "images")), np.repeat(np.arange(5), 5), "scans"  # in natural order
+    return prepare_planned(plan(tmp_path / "images")), np.repeat(np.arange(5), 5), "scans"  # in natural order
 
 
 def one_scan(tmp_path):
     place = nexus(tmp_path / "scan.h5", counts(30), omega=np.linspace(0, 3, 30), name="lysozyme")
-    return prepare_words(cfg(place)), np.arange(30), "scan"
+    return prepare_planned(plan(place)), np.arange(30), "scan"
 
 
 def crystals_of_files(tmp_path):
@@ -131,7 +131,7 @@ def crystals_of_files(tmp_path):
     for k in range(10):
         place = tmp_path / "crystals" / f"run_{k:02d}.h5"
         nexus(place, counts(4, seed=k), omega=np.arange(4) + 10.0 * k, name=f"crystal {k % 5}")
-    return prepare_words(cfg(tmp_path / "crystals")), np.repeat(np.arange(10) % 5, 4), "crystals"
+    return prepare_planned(plan(tmp_path / "crystals")), np.repeat(np.arange(10) % 5, 4), "crystals"
 
 
 def simulated_shots(tmp_path):
@@ -148,7 +148,7 @@ def given_groups_and_copies(tmp_path):
     with h5py.File(place, "a") as f:
         f["entry/data/scan_id"] = np.arange(20) // 10
     pd.DataFrame({"shot_group": groups}).to_csv(table, index=False)
-    return prepare_words(cfg(place, f"data.labels={table}", "data.train_ratio=0.5")), groups.clip(1), "shot groups"
+    return prepare_planned(plan(place, f"data.labels={table}", "data.train_ratio=0.5")), groups.clip(1), "shot groups"
 
 
 LAYOUTS = [
@@ -191,7 +191,7 @@ def test_files_that_name_the_same_crystal_or_scan(tmp_path, ids):
     ((word, names),) = ids.items()
     for k, name in enumerate(names):
         nexus(tmp_path / "set" / f"{k}.h5", counts(3, seed=k), **{word: name})
-    prepared = prepare_words(cfg(tmp_path / "set"))
+    prepared = prepare_planned(plan(tmp_path / "set"))
     held = set(np.repeat(names, 3)[prepared.held_out])
     assert prepared.apart == ("scans" if word == "scan" else "crystals") and len(held) < 3
     assert not held & set(np.repeat(names, 3)[prepared.train])
@@ -201,7 +201,7 @@ def test_files_that_name_the_same_crystal_or_scan(tmp_path, ids):
 def test_stills_of_one_sample_are_not_one_crystal(tmp_path):
     for k in range(10):
         nexus(tmp_path / "set" / f"{k}.h5", counts(2, seed=k), name="lysozyme")
-    prepared = prepare_words(cfg(tmp_path / "set"))
+    prepared = prepare_planned(plan(tmp_path / "set"))
     assert prepared.apart == "shot groups" and "frame_series" not in prepared.frames
     groups = prepared.frames["shot_group"].values
     assert not set(groups[prepared.train]) & set(groups[prepared.held_out])
@@ -211,7 +211,7 @@ def test_crystals_that_a_label_names(tmp_path):
     place = nexus(tmp_path / "a.h5", counts(24))
     with h5py.File(place, "a") as f:
         f["entry/data/crystal_id"] = np.array([b"A", b"B", b"C", b"D"] * 6)
-    prepared = prepare_words(cfg(place))
+    prepared = prepare_planned(plan(place))
     assert prepared.apart == "crystals" and len(prepared.held_out) == 6
     assert len(set(prepared.held_out % 4)) == 1
 
@@ -219,7 +219,7 @@ def test_crystals_that_a_label_names(tmp_path):
 def test_one_crystal_in_several_scans_is_split_by_scan(tmp_path):
     for k in range(5):
         nexus(tmp_path / "set" / f"{k}.h5", counts(4, seed=k), omega=np.arange(4.0), name="x1")
-    prepared = prepare_words(cfg(tmp_path / "set"))
+    prepared = prepare_planned(plan(tmp_path / "set"))
     assert prepared.apart == "shot groups" and prepared.held_out.tolist() == list(
         range(prepared.held_out[0], prepared.held_out[0] + 4)
     )
@@ -229,11 +229,11 @@ def test_one_crystal_in_several_scans_is_split_by_scan(tmp_path):
 def test_frames_that_were_cut_before(tmp_path):
     """Patches that were saved know the frame that they were cut from, and are cut further."""
     place = save_frames(Patches(8).apply(frames(6)), tmp_path / "patches.h5")
-    prepared = prepare_words(cfg(place, "data.patch=4"))
+    prepared = prepare_planned(plan(place, "data.patch=4"))
     source = prepared.frames["frame_source"].values
     assert source.tolist() == np.repeat(np.arange(6), 16).tolist() and prepared.apart == "series"
     assert not set(source[prepared.train]) & set(source[prepared.held_out])
-    one = prepare_words(cfg(save_frames(Patches(8).apply(frames(1)), tmp_path / "one.h5")))
+    one = prepare_planned(plan(save_frames(Patches(8).apply(frames(1)), tmp_path / "one.h5")))
     assert one.none_held_out and len(one.train) == 4
 
 
@@ -263,14 +263,14 @@ def test_blank_frames_are_no_copies():
 def test_one_exposure_is_refused_with_the_words_that_cut_it(tmp_path, n):
     place = nexus(tmp_path / "one.h5", np.repeat(counts(1), n, axis=0))
     with pytest.raises(BadInput) as error:
-        check_run(cfg(place))
+        check_run(plan(place))
     said = str(error.value)
     assert "nothing can be held out" in said and "data.patch=" in said and "data.window=" in said and "\n" not in said
     assert "beam" not in said and ("all copies of one exposure" in said) == (n > 1)
-    prepared = prepare_words(cfg(place, "data.window=8"))
+    prepared = prepare_planned(plan(place, "data.window=8"))
     assert prepared.none_held_out and prepared.train.tolist() == list(range(n))
     assert "there is one exposure" in prepared.sizes() and prepared.sizes().startswith("Nothing is held out")
-    limited = prepare_words(cfg(nexus(tmp_path / "two.h5", counts(2)), "data.limit=1", "data.patch=4"))
+    limited = prepare_planned(plan(nexus(tmp_path / "two.h5", counts(2)), "data.limit=1", "data.patch=4"))
     assert limited.none_held_out and len(limited.train) == 16
 
 
@@ -280,8 +280,8 @@ def test_parts_of_frames_do_not_ask_for_the_beam_centre(tmp_path):
     with h5py.File(place, "a") as f:
         del f["entry/instrument/detector/detector_distance"]  # the file gives the centre, but not all of the geometry
     for prepared in (
-        prepare_words(cfg(place, "data.patch=4")),
-        prepare_words(cfg(place, "data.patch=4", "data.distance=0.1")),
+        prepare_planned(plan(place, "data.patch=4")),
+        prepare_planned(plan(place, "data.patch=4", "data.distance=0.1")),
     ):
         said = " ".join(missing_scores(prepared.frames, nan))
         assert "beam" not in said and "parts of frames" in said
@@ -295,11 +295,11 @@ def test_two_parts_of_what_was_trained_on_are_compared():
 
 def test_who_is_not_asked_for_copies(tmp_path, monkeypatch):
     place = nexus(tmp_path / "many.h5", counts(10))
-    assert prepare_words(cfg(place)).copies == 0 and "copies" not in str(prepare_words(cfg(place)))
+    assert prepare_planned(plan(place)).copies == 0 and "copies" not in str(prepare_planned(plan(place)))
     monkeypatch.setattr(datasets, "find_exposures", lambda frames, most=100: find_exposures(frames, most))
-    few = prepare_words(cfg(place))
+    few = prepare_planned(plan(place))
     assert few.copies is None and "copies were not looked for" in str(few)
-    named = prepare_words(compose_config(["model=vae_kl", "size=tiny", "data=sim128", "data.limit=24"]))
+    named = prepare_planned(compose_plan(["model=vae_kl", "size=tiny", "data=sim128", "data.limit=24"]))
     assert named.copies == 0 and "copies" not in str(named)
 
 
@@ -324,9 +324,9 @@ def test_copies_of_a_large_set_are_looked_for_once(tmp_path, monkeypatch):
     monkeypatch.setenv("XRDDIFF_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(datasets, "IN_MEMORY", 1000)
     place = nexus(tmp_path / "many.h5", np.repeat(counts(10), 2, axis=0))
-    first = prepare_words(cfg(place))
+    first = prepare_planned(plan(place))
     monkeypatch.setattr(exposures, "pixel_digest", None)  # nothing is read again
-    again = prepare_words(cfg(place))
+    again = prepare_planned(plan(place))
     assert first.copies == again.copies == 10 and first.held_out.tolist() == again.held_out.tolist()
     kept = list((tmp_path / "cache").rglob("exposures/*.json"))
     assert len(kept) == 1
@@ -334,4 +334,4 @@ def test_copies_of_a_large_set_are_looked_for_once(tmp_path, monkeypatch):
     monkeypatch.undo()
     monkeypatch.setenv("XRDDIFF_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(datasets, "IN_MEMORY", 1000)
-    assert prepare_words(cfg(place)).held_out.tolist() == first.held_out.tolist()
+    assert prepare_planned(plan(place)).held_out.tolist() == first.held_out.tolist()

@@ -22,6 +22,7 @@ from markdown_it import MarkdownIt
 
 from xrddiff.app.cli.main import main
 from xrddiff.config.composition import compose_config
+from xrddiff.config.plan import resolve
 from xrddiff.config.saved_config import to_yaml
 from xrddiff.core import text as mediums
 from xrddiff.core.files import package_folder, take_checksum, write_json, write_text
@@ -457,7 +458,7 @@ def test_the_card_of_a_run(odd, tmp_path):
 
     cfg = compose_config(["model=vae_kl", "data=sim128"])
     cfg.presets["model"], cfg.presets["data"] = odd, odd
-    text = model_card(odd_report(odd), cfg, {odd: {odd: 0.5}})
+    text = model_card(odd_report(odd), resolve(cfg), {odd: {odd: 0.5}})
     head, body = re.fullmatch(r"---\n(.*?)\n---\n(.*)", text, re.S).groups()
     about = yaml.safe_load(head)
     assert about["model-index"][0]["name"] == plain_text(odd) and harmless(head) and set(about) == {

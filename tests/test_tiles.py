@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from xrddiff.config.plan import compose_plan
 from xrddiff.core.errors import BadInput
 from xrddiff.data.formats.readers import open_frames
 from xrddiff.data.frames.frames import frame_mask
@@ -138,7 +139,6 @@ def test_words_of_windows():
 def test_what_is_said_before_a_training(tmp_path, monkeypatch):
     from conftest import SMALL
 
-    from xrddiff.config.composition import compose_config
     from xrddiff.run.execution.checks import check_run
     from xrddiff.run.execution.phases import execute_run
 
@@ -171,7 +171,7 @@ def test_what_is_said_before_a_training(tmp_path, monkeypatch):
         ),
     ):
         with pytest.raises(BadInput, match=sentence):
-            check_run(compose_config([*SMALL, *words]))
+            check_run(compose_plan([*SMALL, *words]))
     monkeypatch.chdir(tmp_path)
     with pytest.raises(BadInput, match="model.network_options: "):
         execute_run([*SMALL, "model=ddpm", "model.network_options={widths: [64, 50, 96]}"], terminal=False)

@@ -655,7 +655,7 @@ def test_altered_steps_are_alike_on_ranks_and_resumed(tmp_path):
 def test_a_plug_in_clips_gradients_as_the_trainer_does(tmp_path, one_thread):
     import torch
 
-    from xrddiff.config.composition import compose_config
+    from xrddiff.config.plan import compose_plan
     from xrddiff.learn.training.callbacks import make_callbacks
 
     (tmp_path / "mine.py").write_text(
@@ -667,8 +667,8 @@ def test_a_plug_in_clips_gradients_as_the_trainer_does(tmp_path, one_thread):
         "        clip_gradients(training.parameters, self.norm, record.norm)\n"
     )
     words = [f"plugins=[{tmp_path / 'mine.py'}]", "training.callbacks=[clip]", "training.clip_grad_norm=null"]
-    cfg = compose_config([*words, "training.callback_options={clip: {norm: 0.1}}"])
-    made = make_callbacks(cfg.training.callbacks, cfg.training.callback_options)
+    own = compose_plan([*words, "training.callback_options={clip: {norm: 0.1}}"]).training.callbacks
+    made = make_callbacks(list(own), own)
     _, _, built_in = train(tmp_path / "built-in", max_steps=9, clip_grad_norm=0.1, validation=False)
     _, _, ours = train(tmp_path / "ours", max_steps=9, clip_grad_norm=None, callbacks=made, validation=False)
     _, _, plain = train(tmp_path / "plain", max_steps=9, clip_grad_norm=None, validation=False)
@@ -679,6 +679,7 @@ def test_a_plug_in_brings_a_callback(tmp_path, one_thread):
     import torch
 
     from xrddiff.config.composition import compose_config
+    from xrddiff.config.plan import compose_plan
     from xrddiff.core.errors import BadInput
     from xrddiff.learn.training.callbacks import make_callbacks
 
@@ -690,9 +691,9 @@ def test_a_plug_in_brings_a_callback(tmp_path, one_thread):
         '        with open(training.folder / self.name, "a") as f:\n            f.write(f"{epoch}\\n")\n'
     )
     words = [f"plugins=[{tmp_path / 'mine.py'}]", "training.callbacks=[epoch_list,steps]"]
-    cfg = compose_config([*words, "training.callback_options={epoch_list: {name: list}}"])
+    own = compose_plan([*words, "training.callback_options={epoch_list: {name: list}}"]).training.callbacks
     _, _, plain = train(tmp_path / "plain", max_steps=15)
-    callbacks = make_callbacks(cfg.training.callbacks, cfg.training.callback_options)
+    callbacks = make_callbacks(list(own), own)
     _, _, watched = train(tmp_path / "run", max_steps=15, callbacks=callbacks)
     assert torch.equal(plain, watched) and (tmp_path / "run" / "list").read_text() == "1\n2\n"
     assert len((tmp_path / "run" / "metrics" / "steps.csv").read_text().splitlines()) == 16

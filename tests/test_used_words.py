@@ -4,20 +4,38 @@ import re
 import shutil
 import sys
 import typing
+from dataclasses import fields
 
 import numpy as np
 import pytest
 
-from xrddiff.config.active_settings import model_parts, trained_parts, unused_words, used_settings
+from xrddiff.config.active_settings import model_parts, unused_words, used_settings
 from xrddiff.config.composition import compose_config, note_unused
-from xrddiff.config.words import data, inference, model, training
-from xrddiff.config.words.vocabulary import Config, vocabulary
+from xrddiff.config.plan import (
+    AutoencoderPlan,
+    CutPlan,
+    DataPlan,
+    DenoiserPlan,
+    EvaluationPlan,
+    ModelPlan,
+    ReadingPlan,
+    RunPlan,
+    SamplingPlan,
+    SourcePlan,
+    SplitPlan,
+    TokenPlan,
+    TrainingPlan,
+    compose_plan,
+    resolve,
+)
+from xrddiff.config.train_options import TrainOptions
+from xrddiff.config.words.vocabulary import get_word, vocabulary
 from xrddiff.core.errors import BadInput
 from xrddiff.data.formats.store import read_store
 from xrddiff.judge.inference.building import build_generative, open_space
 from xrddiff.judge.inference.evaluation import CodecEvaluation
 from xrddiff.judge.inference.fit_counts_net import train_counts
-from xrddiff.learn.loading.datasets import prepare_words
+from xrddiff.learn.loading.datasets import prepare_planned
 from xrddiff.learn.recipes.autoencoders import (
     autoencoder_objective,
     build_autoencoder,
@@ -40,10 +58,10 @@ MODELS = {
     "diff": ["model=diff", "inference.steps=null", "model.diffusion_kwargs.num_sample_steps=2"],
     "latent_diff": ["model=latent_diff", "model.autoencoder=vq", "model.parameterisation=v", "inference.schedule=vp"],
 }
-SECTIONS = {
-    model.Model: "model.", model.DiffusionKwargs: "model.diffusion_kwargs.", model.Size: "size.", data.Data: "data.",
-    training.Training: "training.", training.DDP: "training.ddp.", inference.Inference: "inference.",
-}  # fmt: skip
+PLANS = (
+    RunPlan, SourcePlan, CutPlan, SplitPlan, ReadingPlan, DataPlan, AutoencoderPlan, TokenPlan, DenoiserPlan, ModelPlan,
+    TrainOptions, TrainingPlan, SamplingPlan, EvaluationPlan,
+)  # fmt: skip
 
 
 def another(word):
@@ -82,71 +100,77 @@ OF_PROCESSES = {
 }  # fmt: skip
 # those of how samples are judged, and of samples that take several tiles: both are left out here
 OF_SAMPLES = {"inference.cell", "inference.index_frames", "inference.limit", "inference.overlap"}
-# functions of the modules below whose reading counts, since a run acts on what they return
-ASKED = {"data_name", "check_frames", "model_parts", "used_maps", "noise_name", "sampling_steps", "chosen_options"}
-CHECKS = {
-    f"xrddiff.config.{name}" for name in ("composition", "contradictions", "overrides", "saved_config", "used_words")
-}
-PASSED = CHECKS | {"dataclasses", "copy", "xrddiff.config.words.vocabulary"}
-COMPOSERS = ("omegaconf", "hydra")  # packages that read every word
+PASSED = {"dataclasses", "copy", "reprlib", "xrddiff.config.plan"}  # what makes, copies and saves a plan reads it whole
 
 
-def counts(frame):
-    """Is this frame, or what it works for, the code of a run, rather than one that composes, checks or saves every word?"""
-    while frame is not None:
-        module, function = frame.f_globals.get("__name__", ""), frame.f_code.co_name
-        if function == "asdict" and type(frame.f_locals["obj"]) is Config:
-            return False
-        if module.partition(".")[0] in COMPOSERS:
-            return False
-        if function in ASKED or module not in PASSED:
-            return function in ASKED or function not in ("_same_run", "_keep_followers")
-        if module in CHECKS and not function.startswith("<"):
-            return False
-        frame = frame.f_back
-    return False
+def places(plan):
+    """(class, field) -> value of all parts of a plan; a `Choice` is one value."""
+    found = {}
+    for f in fields(plan):
+        value = getattr(plan, f.name)
+        found |= places(value) if type(value) in PLANS else {(type(plan), f.name): value} if f.name != "config" else {}
+    return found
+
+
+def changed(given, word):
+    """The places of a plan that other values of this word change; None if it cannot have one here."""
+    found, plan = None, compose_plan(given)
+    others = word.metadata["choices"] or (
+        ("true", "false") if bool in (word.type, *typing.get_args(word.type)) else [another(word)]
+    )
+    for typed in others:
+        try:
+            other = compose_plan([*given, f"{word.name}={typed}"])
+        except BadInput:
+            continue
+        if typed is not None and get_word(plan.config, word.name) != get_word(other.config, word.name):
+            one, two = places(plan), places(other)
+            found = (found or set()) | {k for k in one.keys() | two.keys() if one.get(k) != two.get(k)}
+    return found
 
 
 @pytest.fixture
 def read(monkeypatch):
-    """The words that the code of a run reads."""
+    """The places of a plan that the code of a run reads."""
     found = set()
 
     def spy(self, name):
-        if type(self) in SECTIONS and name in type(self).__dataclass_fields__ and counts(sys._getframe(1)):
-            found.add(SECTIONS[type(self)] + name)
+        if type(self) in PLANS and sys._getframe(1).f_globals.get("__name__") not in PASSED:
+            own = type(self).__dataclass_fields__
+            found.update((type(self), f) for f in (own if name == "__dict__" else [name] if name in own else []))
         return object.__getattribute__(self, name)
 
-    for section in SECTIONS:
-        monkeypatch.setattr(section, "__getattribute__", spy)
+    for kind in PLANS:
+        monkeypatch.setattr(kind, "__getattribute__", spy)
     return found
 
 
-def train(cfg, path):
+def train(plan, path):
     """What the run notebooks do, without pictures and reports: the weights of all networks, what they make, and scores."""
-    accelerator, parts, found = run_accelerator(cfg.training), trained_parts(cfg), {}
-    if parts.autoencoder:
-        run = open_run(cfg, path)
-        run = run.phase("autoencoder") if parts.latent else run
-        prepared, net = prepare_words(cfg), build_autoencoder(cfg)
-        loaders = run_loaders(prepared, cfg, accelerator, net.downsampling)
-        objective = autoencoder_objective(net, prepared, cfg, steps_per_epoch=len(loaders[0]))
-        run_trainer(objective, loaders, run.path, cfg, accelerator, prepared.state() | {"model": net.config}).fit()
-        evaluation = CodecEvaluation(run.path, cfg, accelerator.device, prepared)
+    accelerator, model, found = run_accelerator(plan.training), plan.model, {}
+    if own := model.autoencoder:
+        run = open_run(plan, path)
+        run = run.phase("autoencoder") if model.latent else run
+        prepared, net = prepare_planned(plan), build_autoencoder(own)
+        loaders = run_loaders(prepared, plan, accelerator, net.downsampling)
+        objective = autoencoder_objective(net, prepared, own, steps_per_epoch=len(loaders[0]))
+        run_trainer(objective, loaders, run.path, plan, accelerator, prepared.state() | {"model": net.config}).fit()
+        evaluation = CodecEvaluation(run.path, plan, accelerator.device, prepared)
         measured, reconstruction, _ = evaluation.reconstruct()
         found |= {f"autoencoder {k}": v.numpy() for k, v in load_checkpoint(run.path).weights().items()}
         found |= {"scores": np.array(list(evaluation.row(measured, reconstruction).values()), float)}
-        if parts.latent:
-            measure_run(run.path, frames_of_autoencoder(cfg, load_checkpoint(run.path)), cfg, accelerator)
-    if parts.denoiser:
-        run = open_run(cfg, path)
-        space, transform = open_space(cfg, run.path)
-        building = build_generative(cfg, prepare_words(cfg, transform), accelerator, space)
+        if model.latent:
+            frames = frames_of_autoencoder(plan, load_checkpoint(run.path))
+            measure_run(run.path, frames, plan.sampling.batch_size, accelerator)
+    if model.denoiser:
+        run = open_run(plan, path)
+        space, transform = open_space(model, run.path)
+        building = build_generative(plan, prepare_planned(plan, transform), accelerator, space)
         building.trainer(run.path).fit()
         building.train_guide(run.path)
-        train_counts(run.path, cfg, building.prepared, building.ranks)
+        train_counts(run.path, plan, building.prepared, building.ranks)
         make_samples_together(
-            run.path, few_samples(cfg), run.samples, building.ranks, accelerator.device, run.end_early
+            run.path, few_samples(plan), run.samples, building.ranks, accelerator.device, run.end_early
         )
         found |= {k: v.numpy() for k, v in load_checkpoint(run.path).weights().items()}
         found["samples"] = read_store(run.samples / "samples.zarr")["intensity"].values
@@ -159,8 +183,10 @@ def test_words_of_a_model(model, tmp_path, read):
     given = [*SMALL, *MODELS[model]]
     cfg = compose_config(given)
     unused, known = unused_words(cfg), vocabulary()
-    one = train(cfg, tmp_path / "one")
-    not_read = {w for w in used_settings(cfg) if "." in w} - read
+    one = train(resolve(cfg), tmp_path / "one")
+    places_of = {w: changed(given, known[w]) for w in used_settings(cfg) if "." in w}
+    not_read = {w for w, found in places_of.items() if found is not None and not found & read}
+    assert sum(found is not None for found in places_of.values()) > 0.6 * len(places_of)
     allowed = OF_PROCESSES | (OF_SAMPLES if model_parts(cfg).denoiser else set())
     assert not_read <= allowed, not_read - allowed
     typed = {w: another(known[w]) for w in unused if w not in {g.partition("=")[0] for g in given}}
@@ -170,7 +196,7 @@ def test_words_of_a_model(model, tmp_path, read):
     with pytest.warns(UserWarning, match="no effect in this run: ") as noted:
         note_unused(other, typed.values())
     assert set(re.findall(r"([\w.]+) \(", str(noted[0].message))) == typed.keys()  # and none that was not given
-    two = train(other, tmp_path / "two")
+    two = train(resolve(other), tmp_path / "two")
     assert one.keys() == two.keys() and len(one) > 10
     for name in one:
         np.testing.assert_array_equal(one[name], two[name], err_msg=name)

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from xrddiff.config.plan import compose_plan
 from xrddiff.config.settings import option_rows
 from xrddiff.config.words import model as words
 from xrddiff.config.words.vocabulary import Config, get_word, vocabulary
@@ -46,7 +47,7 @@ def test_options_of_a_sampler_reach_it(overrides, samplers_word):
 
     (name, value), *_ = samplers_word.items()
     base = ["model=ddpm", *overrides[:-1]]
-    plain, told = (make_sampler(compose_config(words)) for words in (base, ["model=ddpm", *overrides]))
+    plain, told = (make_sampler(compose_plan(words).sampling) for words in (base, ["model=ddpm", *overrides]))
     assert getattr(told, name, told.options.get(name)) == value != getattr(plain, name, plain.options.get(name))
     world = GaussianMixture(torch.tensor([[-1.0], [1.0]]), 0.2)
     a, b = (s.sample(world.denoise, (1,), range(4), seed=0) for s in (plain, told))
@@ -62,7 +63,8 @@ def test_logit_normal_training_times():
 
     flow = ["model=ddpm", "model.parameterisation=flow"]
     uniform, normal = (
-        training_noise(compose_config(w)) for w in (flow, [*flow, "model.training_noise_options={logit_std: 0.5}"])
+        training_noise(compose_plan(w).model.denoiser)
+        for w in (flow, [*flow, "model.training_noise_options={logit_std: 0.5}"])
     )
     drawn = [noise.sample(0, 1, range(2000)).log() for noise in (uniform, normal)]
     assert drawn[0].std() > 1.7 and abs(drawn[1].std() - 0.5) < 0.03  # of logit t, whose uniform has pi/sqrt(3)
@@ -72,11 +74,10 @@ def test_logit_normal_training_times():
 
 def test_words_of_training_noise():
     """Its distribution may be chosen apart from what the network predicts, and the flow's has a shift and a mean."""
-    from xrddiff.config.composition import compose_config
     from xrddiff.judge.inference.samplers import training_noise
 
     def levels(*given):
-        return training_noise(compose_config(["model=ddpm", *given])).sample(0, 1, range(2000)).log()
+        return training_noise(compose_plan(["model=ddpm", *given]).model.denoiser).sample(0, 1, range(2000)).log()
 
     flow = levels("model.parameterisation=flow")
     assert torch.equal(levels("model.training_noise=flow"), flow)

@@ -4,12 +4,11 @@
 
 # %% auto #0
 __all__ = ['RESUMABLE', 'compose_config', 'load_named_plugins', 'unused_of_presets', 'note_unused', 'known_presets',
-           'continued_config', 'preset_differences', 'reproducing_words', 'inference_config']
+           'need_same_run', 'preset_differences', 'reproducing_words', 'inference_config']
 
 # %% ../../nbs/config/composition.ipynb #eb4a0f10
 import os
 from collections.abc import Collection, Iterable, Mapping
-from copy import deepcopy
 from dataclasses import asdict, replace
 from functools import lru_cache
 from pathlib import Path
@@ -336,10 +335,9 @@ def _resume_config(run: Path, parsed: list[Override]) -> Config:
     return cfg
 
 # %% ../../nbs/config/composition.ipynb #a138b9d8
-def continued_config(saved: Config, cfg: Config, run: str) -> Config:
-    """The configuration `cfg` of a notebook that goes on in the folder `run`, which was started with `saved`.
-
-    Raises `BadInput` for another value of a word that a run fixes, see `RESUMABLE`.
+def need_same_run(saved: Config, cfg: Config, run: str) -> None:
+    """Raise `BadInput` if a notebook with the words `cfg` goes on in the folder `run`, which was started with `saved`, and
+    a word differs that a run fixes, see `RESUMABLE`.
     """
     for name in vocabulary():
         old, new = get_word(saved, name), get_word(cfg, name)
@@ -347,14 +345,6 @@ def continued_config(saved: Config, cfg: Config, run: str) -> Config:
             raise BadInput(
                 f"{run} was started with {name}={old}, this notebook says {name}={new}: use a new run folder"
             )
-    cfg = deepcopy(cfg)
-    for w in vocabulary().values():
-        followed, old = w.metadata["follows"], get_word(saved, w.name)
-        unchanged = followed and get_word(cfg, followed) == get_word(saved, followed)
-        if unchanged and get_word(cfg, w.name) is None and old is not None:
-            section, _, name = w.name.rpartition(".")
-            setattr(get_word(cfg, section), name, old)
-    return cfg
 
 # %% ../../nbs/config/composition.ipynb #e7c26b7a
 _OF_ONE_RUN = ("output_dir", "run_name", "resume", "engine")  # where the run is kept, not what it is

@@ -25,7 +25,7 @@ from xrddiff.config.active_settings import (
     trained_parts,
     used_maps,
 )
-from .composition import compose_config, continued_config, inference_config
+from .composition import compose_config, inference_config
 from .saved_config import load_config, need_run, to_yaml
 from .train_options import TrainOptions
 from .words.data import AUTOMASK
@@ -37,8 +37,7 @@ from ..core.registry import entries
 # %% auto #0
 __all__ = ['Choice', 'SourcePlan', 'CutPlan', 'SplitPlan', 'ReadingPlan', 'DataPlan', 'AutoencoderPlan', 'TokenPlan',
            'DenoiserPlan', 'ModelPlan', 'TrainingPlan', 'SamplingPlan', 'EvaluationPlan', 'RunPlan', 'resolve',
-           'compose_plan', 'saved_plan', 'replan', 'continued_plan', 'inference_plan', 'init_parts', 'RunSummary',
-           'saved_summary']
+           'compose_plan', 'saved_plan', 'replan', 'inference_plan', 'init_parts', 'RunSummary', 'saved_summary']
 
 # %% ../../nbs/config/plan.ipynb #aa20770a
 @dataclass(frozen=True)
@@ -593,14 +592,6 @@ def replan(plan: RunPlan, words: Mapping[str, Any]) -> RunPlan:
         section, _, last = name.rpartition(".")
         setattr(get_word(cfg, section) if section else cfg, last, value)
     return resolve(cfg)
-
-
-def continued_plan(plan: RunPlan, run: str | os.PathLike) -> RunPlan:
-    """The plan of a notebook that goes on in the folder of a run; words that a run fixes must be the same, see
-    `continued_config`.
-    """
-    saved = load_config(Path(run) / "config.yaml")
-    return resolve(continued_config(saved, plan.config, str(run)))
 
 
 def inference_plan(run: str | os.PathLike, overrides: Iterable[str] = (), *, generative: bool = True) -> RunPlan:

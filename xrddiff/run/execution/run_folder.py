@@ -22,8 +22,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from ...config.plan import RunPlan, continued_plan, replan
-from ...config.saved_config import OWN_FRAMES
+from ...config.composition import need_same_run
+from ...config.plan import RunPlan, replan
+from ...config.saved_config import OWN_FRAMES, load_config
 from ...core import launcher
 from ...core.addresses import addresses_in, remember_addresses
 from ...core.errors import BadInput, XrddiffError
@@ -364,7 +365,7 @@ def open_run(plan: RunPlan, run_dir: str | os.PathLike | None = None) -> Run:
     by_hand = run_dir is None or not (Path(run_dir) / "config.yaml").is_file()
     if not by_hand:
         path = Path(run_dir)
-        plan = continued_plan(plan, path)
+        need_same_run(load_config(path / "config.yaml"), plan.config, str(path))
     elif world_size() > 1:
         raise BadInput(
             f"{world_size()} ranks need one run folder that exists: `xrddiff run` makes it, or pass it as run_dir"
