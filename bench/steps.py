@@ -55,7 +55,7 @@ from xrddiff.config.plan import ModelPlan, compose_plan
 from xrddiff.config.train_options import TrainOptions
 from xrddiff.data.frames.frames import make_frames
 from xrddiff.data.transforms.pipelines import make_transform
-from xrddiff.judge.inference.building import build_autoregressive, build_network, build_objective
+from xrddiff.judge.inference.model_from_plan import build_autoregressive, build_network, build_objective
 from xrddiff.learn.diffusion.denoisers import Denoiser
 from xrddiff.learn.loading.loader import FrameLoader
 from xrddiff.learn.models.autoencoder import Autoencoder, AutoencoderKL

@@ -39,7 +39,7 @@ from torch import Tensor, nn
 from xrddiff.config.plan import compose_plan
 from xrddiff.core.registry import register
 from xrddiff.data.frames.selection import select_frames
-from xrddiff.judge.inference.building import Building, build_generative, open_space
+from xrddiff.judge.inference.model_from_plan import Building, build_generative, open_space
 from xrddiff.judge.inference.sample_jobs import SampleJob
 from xrddiff.judge.inference.samplers import ready_sampler
 from xrddiff.judge.metrics.set_summaries import frame_features

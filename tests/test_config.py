@@ -23,7 +23,7 @@ from xrddiff.config.sources import origins
 from xrddiff.config.words.data_sets import check_cut, data_name
 from xrddiff.config.words.vocabulary import GROUPS, Config, vocabulary
 from xrddiff.core.errors import BadInput
-from xrddiff.judge.inference.building import build_autoregressive, build_network, network_words
+from xrddiff.judge.inference.model_from_plan import build_autoregressive, build_network, network_words
 from xrddiff.judge.inference.samplers import training_noise
 from xrddiff.learn.diffusion.schedules import alphas_bar
 from xrddiff.learn.loading.loader import split_by_group

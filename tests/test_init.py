@@ -13,7 +13,7 @@ from test_run import xrddiff
 from xrddiff.config.composition import compose_config
 from xrddiff.config.plan import compose_plan
 from xrddiff.core.errors import BadInput, XrddiffError
-from xrddiff.judge.inference.building import build_autoregressive, build_generative, open_space
+from xrddiff.judge.inference.model_from_plan import build_autoregressive, build_generative, open_space
 from xrddiff.learn.loading.datasets import prepare_planned
 from xrddiff.learn.recipes.autoencoders import build_autoencoder
 from xrddiff.learn.recipes.latents import weights_sha256

@@ -197,7 +197,7 @@ def test_options_of_maps(frames):
 
 def test_a_network_that_takes_no_maps_is_named():
     from xrddiff.core.registry import forget, register
-    from xrddiff.judge.inference.building import build_network
+    from xrddiff.judge.inference.model_from_plan import build_network
     from xrddiff.learn.models.unet import UNet
 
     @register("network", "plain_test", help="takes no maps")

@@ -53,6 +53,10 @@ FAULTS = {
     "public names defined twice": ["#| export\ndef one():\n    return 3", "assert one() == 3"],
     "private names without meaning": ["#| export\ndef _told():\n    return 3", "assert _told() == 3"],
     "circles of imports": ["#| export\ndef three():\n    from .third import three", "assert three() is None"],
+    "words of a run taken below config": [
+        "#| export\ndef three(cfg: 'Config', plan):\n    return plan.config.training.lr",
+        "assert three",
+    ],
     "ignored imports": ["#| export\nthree = 3", "assert three == 3"],
     "modules": ["#| export\nthree = 3", "assert three == 3"],
 }

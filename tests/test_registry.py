@@ -16,7 +16,7 @@ from xrddiff.config.composition import compose_config
 from xrddiff.config.plan import compose_plan
 from xrddiff.core.errors import BadInput
 from xrddiff.core.registry import KINDS, Range, entries, forget, get, register, registering_as
-from xrddiff.judge.inference.building import build_objective
+from xrddiff.judge.inference.model_from_plan import build_objective
 from xrddiff.judge.inference.samplers import make_sampler, training_noise
 from xrddiff.learn.diffusion.denoisers import Denoiser
 from xrddiff.learn.diffusion.objectives import loss_weight

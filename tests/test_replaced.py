@@ -24,7 +24,7 @@ from xrddiff.config.plan import resolve
 from xrddiff.config.words.vocabulary import GROUPS, get_word, vocabulary
 from xrddiff.core.errors import BadInput
 from xrddiff.core.registry import entries
-from xrddiff.judge.inference.building import network_words
+from xrddiff.judge.inference.model_from_plan import network_words
 from xrddiff.run.slurm.launch import accelerate_config
 from xrddiff.run.slurm.profiles import load_profile
 from xrddiff.run.slurm.submission import chosen_profile, plan_submission

@@ -32,9 +32,9 @@ from xrddiff.config.train_options import TrainOptions
 from xrddiff.config.words.vocabulary import get_word, vocabulary
 from xrddiff.core.errors import BadInput
 from xrddiff.data.formats.store import read_store
-from xrddiff.judge.inference.building import build_generative, open_space
 from xrddiff.judge.inference.evaluation import CodecEvaluation
 from xrddiff.judge.inference.fit_counts_net import train_counts
+from xrddiff.judge.inference.model_from_plan import build_generative, open_space
 from xrddiff.learn.loading.datasets import prepare_planned
 from xrddiff.learn.recipes.autoencoders import (
     autoencoder_objective,

@@ -259,6 +259,26 @@ def circles(source: Source) -> list[str]:
     return found
 
 
+_SECTIONS = ("model", "size", "data", "training", "inference")
+
+
+def configurations_taken(source: Source) -> list[str]:
+    """Functions outside `config` that take the words of a run, or read words past its plan."""
+    places = []
+    for module, tree in source.trees.items():
+        if module.partition(".")[0] == "config":
+            continue
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                given = (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)
+                typed = [a for a in given if re.search(r"\bConfig\b", ast.unparse(a.annotation) if a.annotation else "")]
+                places += [f"{module}.{node.name}({a.arg})" for a in given if a in typed or a.arg == "cfg"]
+            elif isinstance(node, ast.Attribute) and node.attr in _SECTIONS and isinstance(node.value, ast.Attribute):
+                if node.value.attr == "config" and ast.unparse(node.value.value).endswith("plan"):
+                    places.append(f"{module}: {ast.unparse(node)}")
+    return places
+
+
 def modules(source: Source) -> list[str]:
     """Modules that a notebook makes."""
     return list(source.cells)
@@ -419,6 +439,7 @@ MEASURES = {
     "ignored imports": ignored_imports,
     "circles of imports": circles,
     "writes past the one way to write": writes_elsewhere,
+    "words of a run taken below config": configurations_taken,
     "modules": modules,
 }
 

@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 from .arguments import Parser, add_frames_and_mask, parse_words
 from .batch import add_cluster_commands, cut_command
-from .checking import add_check
+from .listing import add_check
 from .cluster_tools import add_tools
 from .data import add_data
 from .export import add_export

@@ -30,8 +30,8 @@ from ...run.slurm.profiles import Profile, list_profiles
 from ...run.slurm.submission import JobPlan, chosen_profile, plan_runs, send_plan, sent_lines
 
 # %% auto #0
-__all__ = ['word_field', 'group_field', 'typed_override', 'with_word', 'Resolved', 'resolve', 'shell_command', 'python_call',
-           'BuilderView', 'ConfigBuilder']
+__all__ = ['word_field', 'group_field', 'typed_override', 'with_word', 'Resolved', 'resolve_words', 'shell_command',
+           'python_call', 'BuilderView', 'ConfigBuilder']
 
 # %% ../../../nbs/app/widgets/config_builder.ipynb #da59fd8f
 def word_field(word: Word) -> dict[str, Any]:
@@ -99,7 +99,7 @@ class Resolved:
     notes: list[str] = field(default_factory=list)
 
 
-def resolve(overrides: Sequence[str]) -> Resolved:
+def resolve_words(overrides: Sequence[str]) -> Resolved:
     """The configuration that results from these overrides. Raises `BadInput` with the message of
     the command line.
     """
@@ -190,7 +190,7 @@ class ConfigBuilder(Refreshed, Panel):
         view.given = _filled_in(self.overrides)
         self._commands()
         try:
-            r = self.resolved = resolve(self.overrides)
+            r = self.resolved = resolve_words(self.overrides)
         except BadInput as error:
             view.wrong = str(error)
             raise
@@ -226,7 +226,7 @@ class ConfigBuilder(Refreshed, Panel):
             raise BadInput(
                 "a run that was launched here is still running; wait for its end or stop it before the next one"
             )
-        resolve(self.overrides)
+        resolve_words(self.overrides)
         self.launched = LaunchedRun(self.overrides)
         self._below(None)
         self.view.said, self.view.busy = "starting …", "run"

@@ -51,7 +51,14 @@ from xrddiff.data.frames.rows import (
 from ..frames.selection import concat_frames, select_frames
 from ..headers.gate import allow_outside, as_bad_input, is_hdf5, open_hdf5, readable
 from ..headers.geometry_files import DetectorFile
-from ..headers.header_rules import Choice, agree, drop_impossible, refuse_impossible, refuse_mixed, warn
+from xrddiff.data.headers.header_rules import (
+    CentreReading,
+    agree,
+    drop_impossible,
+    refuse_impossible,
+    refuse_mixed,
+    warn,
+)
 from ..headers.open_in_subprocess import probe_ahead, probe_file
 from xrddiff.data.headers.second_look import (
     at_one_resolution,
@@ -390,7 +397,7 @@ def _look_again(out: dict[str, Any], source: Path, geometry: Any, words: dict[st
     given = {w: words[w] for w in ("beam_center", "pixel_size", "distance") if _is_number(words.get(w), w)}
     about = {w: out.get(w) for w in ("pixel_size", "distance")} | given
     if "beam_center" in given:
-        choices = [Choice("", tuple(map(float, given["beam_center"])))]
+        choices = [CentreReading("", tuple(map(float, given["beam_center"])))]
     elif center is None:
         warn(
             str(source),

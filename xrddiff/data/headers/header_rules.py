@@ -20,8 +20,8 @@ from .imgcif import turn_about
 
 # %% auto #0
 __all__ = ['QUANTITIES', 'FIELDS', 'MOST_HEADER_TEXT', 'Quantity', 'shown', 'same', 'centre_outside', 'problem', 'unusual',
-           'meant', 'refuse_impossible', 'Field', 'quantities', 'one_number', 'centre', 'Choice', 'Turn', 'Reading',
-           'turns_of', 'read_fields', 'warn', 'drop_impossible', 'agree', 'refuse_mixed']
+           'meant', 'refuse_impossible', 'Field', 'quantities', 'one_number', 'centre', 'CentreReading', 'Turn',
+           'Reading', 'turns_of', 'read_fields', 'warn', 'drop_impossible', 'agree', 'refuse_mixed']
 
 # %% ../../../nbs/data/headers/header_rules.ipynb #04821591
 @dataclass(frozen=True)
@@ -241,7 +241,7 @@ def centre(way: str, x: float, y: float, shape: Sequence[int]) -> tuple[float, f
     return ways[way]
 
 # %% ../../../nbs/data/headers/header_rules.ipynb #bc97b5cc
-class Choice(NamedTuple):
+class CentreReading(NamedTuple):
     """One way to read a beam centre: how it counts, the centre (x, y) px, and the `text` of the header."""
 
     said: str
@@ -399,7 +399,7 @@ def _far(a: Sequence[float], b: Sequence[float], limit: float = 1.0) -> bool:
 
 def _unsaid_choices(
     reading: Reading, fields: Mapping[str, str], shape: Sequence[int], pixel: float | None
-) -> tuple[Choice, ...]:
+) -> tuple[CentreReading, ...]:
     """The ways to read a centre that does not say how it counts, without another field to compare with; the most usual one first.
 
     Such numbers are mm from either edge, x or y first; some detectors have px.
@@ -413,7 +413,7 @@ def _unsaid_choices(
     if pixel is not None and not stated and _far(centre(ways[0], *reading.value, shape) / middle, (1, 1), 0.5):
         units["px"] = tuple(v * pixel * 1e3 for v in reading.value)
     every = [
-        Choice(
+        CentreReading(
             f"in {unit} {_HOW[way]}" + ", as this detector is known to" * (known and way == "adxv"),
             centre(way, *value, shape),
         )
@@ -441,10 +441,10 @@ def _unsaid_beside(reading: Reading, taken: Reading, value: tuple, shape: Sequen
 # %% ../../../nbs/data/headers/header_rules.ipynb #d017bd5f
 def _choose_centre(
     readings: Sequence[Reading], fields: Mapping[str, str], shape: Any, pixel: float | None
-) -> tuple[tuple | None, list[str], tuple[Choice, ...]]:
+) -> tuple[tuple | None, list[str], tuple[CentreReading, ...]]:
     """(the centre, notes, the ways to read it if it does not say which) from all centres in a header."""
     notes: list[str] = []
-    choices: tuple[Choice, ...] = ()
+    choices: tuple[CentreReading, ...] = ()
     taken: tuple[Reading, tuple] | None = None
     for r in readings:
         if r.field.way == "unsaid":

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .geometry_files import DetectorFile, DetectorPanel, tilted_plane
-from .header_rules import Choice, Turn, centre_outside, shown
+from .header_rules import CentreReading, Turn, centre_outside, shown
 
 # %% auto #0
 __all__ = ['MOST_BLOCKS', 'BETTER', 'CLEAR', 'GRIDS', 'I23_SERIAL', 'I23_SHAPE', 'I23_BANKS', 'STACKS', 'block_levels',
@@ -50,7 +50,7 @@ def ring_share(levels: np.ndarray, angle: np.ndarray) -> float:
     return float(1 - left / total) if total > 0 else 0.0
 
 # %% ../../../nbs/data/headers/second_look.ipynb #bc5185e1
-def odd_choices(center: Sequence[float], pixel_size: float | None, shape: Sequence[int]) -> list[Choice]:
+def odd_choices(center: Sequence[float], pixel_size: float | None, shape: Sequence[int]) -> list[CentreReading]:
     """The ways to read a `center` (x, y) px that is far from the middle of an image of `shape` (y, x); the stated one first.
 
     Only one if it is not far, or no other one is nearer.
@@ -58,16 +58,16 @@ def odd_choices(center: Sequence[float], pixel_size: float | None, shape: Sequen
     x, y = center
     middle = np.array(shape[::-1]) / 2
     away = lambda c: float(np.abs(np.asarray(c) / middle - 1).max())  # noqa: E731
-    stated = Choice("in px, x first", (float(x), float(y)))
+    stated = CentreReading("in px, x first", (float(x), float(y)))
     if away(center) < 0.5:
         return [stated]
     others = [
-        Choice("in px, y first", (float(y), float(x))),
-        Choice("in px, y from the last row", (float(x), float(shape[0] - y))),
+        CentreReading("in px, y first", (float(y), float(x))),
+        CentreReading("in px, y from the last row", (float(x), float(shape[0] - y))),
     ]
     if pixel_size:
         mm = tuple(float(v * 1e-3 / pixel_size) for v in center)
-        others += [Choice("in mm", mm), Choice("in mm, y first", mm[::-1])]
+        others += [CentreReading("in mm", mm), CentreReading("in mm, y first", mm[::-1])]
     near = [c for c in others if centre_outside(c.center, shape) == 0 and away(c.center) < away(center) + 1e-9]
     return [stated, *(c for c in near if np.abs(np.subtract(c.center, center)).max() > 1)]
 
@@ -84,12 +84,12 @@ def angles(
 def look_again(
     image: np.ndarray,
     valid: np.ndarray,
-    choices: Sequence[Choice],
+    choices: Sequence[CentreReading],
     turns: Sequence[Turn],
     pixel_size: float = 1e-4,
     distance: float = 1.0,
     better: float = BETTER,
-) -> list[tuple[float, Choice, Turn | None]]:
+) -> list[tuple[float, CentreReading, Turn | None]]:
     """The R of each reading, with its centre and its turn: first the one to take, then the others, the best first.
 
     image: (y, x). valid: bool. choices: centres, the usual one first. turns: of the detector, the usual one first.
@@ -107,7 +107,7 @@ def look_again(
     return [every.pop(taken), *sorted(every, key=lambda one: -one[0])]
 
 # %% ../../../nbs/data/headers/second_look.ipynb #601d35b8
-def _in_words(one: tuple[float, Choice, Turn | None], centres: bool, turns: bool) -> str:
+def _in_words(one: tuple[float, CentreReading, Turn | None], centres: bool, turns: bool) -> str:
     """What a reading says, as far as readings differ in it."""
     _, choice, turn = one
     said = [f"{shown('beam_center', choice.center)}, {choice.said}"] if centres else []
@@ -116,7 +116,7 @@ def _in_words(one: tuple[float, Choice, Turn | None], centres: bool, turns: bool
     return ", ".join(said)
 
 
-def _why(found: list[tuple[float, Choice, Turn | None]], better: float) -> str:
+def _why(found: list[tuple[float, CentreReading, Turn | None]], better: float) -> str:
     """The scores of readings, or that the image does not tell."""
     centres, turns = len({c.center for _, c, _ in found}) > 1, len({id(t) for _, _, t in found}) > 1
     (first, *_), others = found[0], found[1:4]
@@ -130,7 +130,7 @@ def _why(found: list[tuple[float, Choice, Turn | None]], better: float) -> str:
 def second_look(
     image: np.ndarray,
     valid: np.ndarray,
-    choices: Sequence[Choice],
+    choices: Sequence[CentreReading],
     turns: Sequence[Turn],
     pixel_size: float | None,
     distance: float | None,
@@ -164,7 +164,7 @@ def second_look(
     ]
 
 
-def _centre_notes(found: list, choices: Sequence[Choice], better: float, stated: bool) -> list[str]:
+def _centre_notes(found: list, choices: Sequence[CentreReading], better: float, stated: bool) -> list[str]:
     """The note on a centre that was chosen from several."""
     choice, first = found[0][1], choices[0]
     if not stated:

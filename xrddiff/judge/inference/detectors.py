@@ -17,7 +17,6 @@ from ...core.gate import missing
 from ...core.errors import BadInput
 from ...core.files import is_address, is_path
 from ...core.seeds import numpy_rng
-from ...data.formats.geometry_apply import apply_geometry, read_geometry
 from ...data.frames.frames import PANEL_GEOMETRY, frame_mask, make_frames
 from ...data.transforms.spatial import uncut
 from ...data.frames.geometry import geometry_of
@@ -78,6 +77,8 @@ _NEEDED = ("distance", "pixel_size", "beam_center")  # of a flat detector; panel
 
 def _of_geometry_file(path: Path) -> xr.Dataset:
     """One blank frame of the detector in a geometry file."""
+    from xrddiff.data.formats.geometry_apply import apply_geometry, read_geometry
+
     file = read_geometry(path)
     shape = file.shape
     if file.panels:

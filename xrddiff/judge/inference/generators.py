@@ -26,9 +26,7 @@ from ...data.frames.geometry import is_cut
 from ...data.transforms.pipelines import transform_from_state
 from ...data.transforms.spatial import as_images
 from ...data.transforms.values import LIMITS, Transform, held, widened
-from .apply_counts_net import CountsOfSamples, open_counts_of_samples
 from .conditions import SampleConditions
-from .crystals import alike_rows, asked_lattices, maps_of, single_crystals, with_crystals
 from .detectors import template_frames, with_places
 from ...learn.diffusion.denoisers import Denoiser
 from ...learn.diffusion.keyed_sampling import sample_chunks
@@ -41,6 +39,8 @@ from ...learn.training.posthoc import reconstruct
 
 if TYPE_CHECKING:
     import xarray as xr
+
+    from xrddiff.judge.inference.apply_counts_net import CountsOfSamples
 
 # %% auto #0
 __all__ = ['TEMPLATE', 'intensity_limits', 'Readout', 'DrawnBatch', 'Scenes', 'Generator', 'generator_state', 'keep_template',
@@ -207,8 +207,11 @@ class Scenes:
         is asked for.
         """
         rows = None
-        if show_crystals(self.maps) and asked_lattices(self.lattices, settings.lattice, self.readout.template).single:
-            rows = single_crystals(self.lattices, self.given.columns)
+        if show_crystals(self.maps):
+            from xrddiff.judge.inference.crystals import asked_lattices, single_crystals  # indexing, for few models
+
+            if asked_lattices(self.lattices, settings.lattice, self.readout.template).single:
+                rows = single_crystals(self.lattices, self.given.columns)
         return self.given.draw(samples, settings.seed, settings.values, rows)
 
     def label(
@@ -225,6 +228,8 @@ class Scenes:
         out = with_places(out, seed, self.distances, panels=out.sizes["panel"] if anywhere else 0)
         if not show_crystals(self.maps):
             return out
+        from xrddiff.judge.inference.crystals import alike_rows, asked_lattices, with_crystals
+
         asked = asked_lattices(self.lattices, settings.lattice, template)
         rows = alike_rows(len(self.lattices), self.given.class_columns, drawn, samples, seed)
         return with_crystals(out, asked, rows, seed, bright=template if "intensity" in self.maps else None)
@@ -244,6 +249,8 @@ class Scenes:
         """
         if not self.maps:
             return {}
+        from xrddiff.judge.inference.crystals import maps_of
+
         return maps_of(as_images(self.asked(samples, settings, conditions)), self.maps, self.size, self.factor)
 
     def network_conditions(
@@ -511,7 +518,11 @@ def open_generator(
             )
         space = open_latent_space(folder, expected=state["autoencoder"], channels=state["shape"][0], device=device)
     maps = _map_options(state.get("maps", {}))
-    counts = None if space is None else open_counts_of_samples(run, maps, state["autoencoder"], device)
+    counts = None
+    if space is not None:
+        from xrddiff.judge.inference.apply_counts_net import open_counts_of_samples
+
+        counts = open_counts_of_samples(run, maps, state["autoencoder"], device)
     about = {"checkpoint": checkpoint.sha256, "run": run.name, "step": checkpoint.step if step is None else step}
     return Generator(
         model.to(device).eval(), tuple(state["shape"]), transform_from_state(checkpoint.state["transform"]), read_store(run / TEMPLATE),

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from ...core.errors import BadInput
 from ...core.ranks.agreement import Ranks
-from .crystals import check_lattice
 from .detectors import tiles_of
 from .guides import Guide
 from ...learn.diffusion.denoisers import measure_sigma_data
@@ -105,7 +104,10 @@ def ready_sampler(generator: Generator, plan: SamplingPlan, *, inverted: bool = 
         )
     sampler.sigmas(None if generator.autoregressive else generator.model)
     generator.scenes.given.draw([0], plan.seed, plan.condition)
-    check_lattice(generator, plan)
+    if plan.lattice or plan.detector is not None:
+        from xrddiff.judge.inference.crystals import check_lattice  # indexing, for few models
+
+        check_lattice(generator, plan)
     tiles_of(generator, plan)
     if plan.poisson and "gain" not in generator.template["intensity"].attrs:
         raise BadInput(

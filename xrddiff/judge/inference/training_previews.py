@@ -20,7 +20,6 @@ from ...data.formats.store import read_store, save_frames
 from ...data.frames.selection import select_frames
 from ...data.transforms.values import drawn_range
 from .samplers import draw_settings, ready_sampler
-from ..metrics.set_summaries import Ruler
 from ...learn.models.latent_space import pairwise_mse
 from ...learn.telemetry.history import EPOCHS, SAMPLES, History, read_rows
 from ...learn.training.callbacks import Callback, Training
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
 
     from xrddiff.config.plan import RunPlan
     from xrddiff.judge.inference.generators import Generator
+    from xrddiff.judge.metrics.set_summaries import Ruler
     from xrddiff.learn.loading.datasets import Prepared
     from xrddiff.learn.models.generative import DrawSettings
 
@@ -79,7 +79,11 @@ class SamplesDuring(Callback):
     ):
         self.generator, self.settings, self.every, self.count = generator, settings, every, count
         self.scale, self.show, self.table = scale, show, None
-        self.ruler = None if held_out is None else Ruler(held_out)
+        self.ruler = None
+        if held_out is not None:
+            from xrddiff.judge.metrics.set_summaries import Ruler
+
+            self.ruler = Ruler(held_out)
         self.reference = None if held_out is None else self.ruler.measure(held_out)
 
     def on_epoch(self, training: Training, epoch: int) -> None:

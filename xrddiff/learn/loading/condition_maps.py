@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import torch
@@ -27,10 +27,9 @@ from xrddiff.data.frames.geometry import (
     solid_angle,
     tile_geometry,
 )
-from ...physics.indexing.expected_intensities import intensities_of, reflection_width
-from ...physics.indexing.indexer import cell_of_frames
-from ...physics.indexing.known_lattices import need_lattices
-from ...physics.indexing.lattice_maps import LatticeMap, corner_resolution
+
+if TYPE_CHECKING:
+    from xrddiff.physics.indexing.lattice_maps import LatticeMap
 
 # %% auto #0
 __all__ = ['MapOf', 'lattice_maps', 'intensity_maps', 'q_maps', 'solid_angle_maps', 'mask_maps', 'ConditionMaps', 'fold']
@@ -51,6 +50,11 @@ def lattice_maps(
 
     They are wider than the reflections of the frames (`reflection_width`), so that none is left out.
     """
+    from xrddiff.physics.indexing.expected_intensities import reflection_width
+    from xrddiff.physics.indexing.indexer import cell_of_frames
+    from xrddiff.physics.indexing.known_lattices import need_lattices
+    from xrddiff.physics.indexing.lattice_maps import LatticeMap
+
     need_lattices(frames)
     radius, growth = (wider * v for v in reflection_width(frames))
     told = cell_of_frames(frames)
@@ -91,6 +95,10 @@ def intensity_maps(
     """Maps of the crystals with the intensities and the width of reflections in `frames`, see `with_intensities`; all NaN, that is
     unknown, for a frame with a crystal of another cell.
     """
+    from xrddiff.physics.indexing.expected_intensities import intensities_of
+    from xrddiff.physics.indexing.known_lattices import need_lattices
+    from xrddiff.physics.indexing.lattice_maps import LatticeMap, corner_resolution
+
     need_lattices(frames)
     known = intensities_of(frames)
     lookup = known.lookup(corner_resolution(closest_geometry(frames)))

@@ -48,7 +48,6 @@ from ...data.transforms.spatial import Crop, Panels, Patches, Pool, Windows
 from ...data.transforms.topk import TopK
 from ...data.transforms.values import Transform
 from .loader import FrameLoader, split_by_group
-from ...physics.indexing.known_lattices import has_crystals, says_crystals, with_lattices
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -535,8 +534,8 @@ def prepare_planned(
     regions |= dict(places=places, patch_limit=cut.patch_limit or many)
     scaled = dict(transform=transform or plan.transform.name, transform_options=plan.transform.options)
     apart = cut.patch is not None or places is not None or frames["intensity"].dims != IMAGE_DIMS
-    if crystals and apart and data.crystals and not says_crystals(frames):
-        frames = with_lattices(frames)  # a part of a frame has too few peaks to determine its lattice
+    if crystals and apart and data.crystals:
+        frames = _indexed(frames)  # a part of a frame has too few peaks to determine its lattice
     windows, exposures = cut.window is not None and places is None, known_exposures(data.source, frames)
     prepared = prepare_frames(frames, exposures=exposures, windows=windows, **split, **scaled, **regions)
     named = dict.fromkeys([*data.conditions, *filter(None, [data.split.balance]), *data.source.merge_labels])
@@ -546,17 +545,25 @@ def prepare_planned(
     return prepared if frames is prepared.frames else replace(prepared, frames=frames)
 
 
+def _indexed(frames: xr.Dataset) -> xr.Dataset:
+    """`frames` with their crystals, which are looked for if they do not say them."""
+    from xrddiff.physics.indexing.known_lattices import says_crystals, with_lattices
+
+    return frames if says_crystals(frames) else with_lattices(frames)
+
+
 def _with_crystals(data: DataPlan, frames: xr.Dataset, train: np.ndarray, folder: Path | None) -> xr.Dataset:
     """`frames` with the data on crystals that the condition maps of a run need: cells and
     orientations, width and intensities of reflections. Held-out frames are not used for that.
     """
     if not data.crystals:
         return frames
-    from xrddiff.physics.indexing import expected_intensities as expected  # costs an import of PyTorch
+    from xrddiff.physics.indexing import expected_intensities as expected  # indexing, for few models
     from xrddiff.physics.indexing.indexer import cell_of_frames
+    from xrddiff.physics.indexing.known_lattices import has_crystals
     from xrddiff.physics.indexing.lattice_maps import corner_resolution
 
-    frames = frames if says_crystals(frames) else with_lattices(frames)
+    frames = _indexed(frames)
     told, path = expected.says_intensities(frames), data.reflections
     if told and path is None or not has_crystals(select_frames(frames, train)):
         return frames

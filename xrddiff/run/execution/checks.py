@@ -160,7 +160,7 @@ def _check_parts(plan: "RunPlan") -> None:
             "with `xrddiff sample`"
         )
     if plan.model.own_sizes or plan.data.cut.window:
-        from xrddiff.judge.inference.building import check_network
+        from xrddiff.judge.inference.model_from_plan import check_network
 
         check_network(plan)
 
@@ -173,6 +173,6 @@ def _check_starts(plan: "RunPlan") -> None:
 
             load_checkpoint(path, verify=False)
     if plan.training.init is not None:
-        from xrddiff.judge.inference.building import check_init
+        from xrddiff.judge.inference.model_from_plan import check_init
 
         check_init(plan)

@@ -47,7 +47,7 @@ __all__ = ['TRAINING', 'USE', 'MOST_RECORD', 'BY_USER', 'PHASES', 'TRAINED', 'BE
            'MOST_REPORT', 'QUIET', 'STATES', 'Progress', 'Status', 'read_status', 'read_progress', 'locks_held',
            'is_locked', 'Here', 'holder_text', 'new_status', 'Keeper', 'join_status', 'keeper', 'mark_stopped',
            'stopped_by', 'write_failure', 'read_failures', 'clear_marks', 'JobState', 'RunState', 'first_phase',
-           'read_summary', 'run_state', 'last_rows', 'severity', 'read_log', 'Standing', 'read_standing', 'Device',
+           'open_summary', 'run_state', 'last_rows', 'severity', 'read_log', 'Standing', 'read_standing', 'Device',
            'gpus', 'cores', 'devices']
 
 # %% ../../../nbs/run/execution/status.ipynb #d8cd0043
@@ -603,7 +603,7 @@ def _silence(attempt: Status, here: Here) -> str:
     return f"; it has written nothing for {_span(silent)}" if silent > QUIET else ""
 
 
-def read_summary(run: Path) -> RunSummary | str | None:
+def open_summary(run: Path) -> RunSummary | str | None:
     """What a run is; why it cannot be read; None if there is none."""
     if not os.path.lexists(run / "config.yaml"):
         return None
@@ -622,7 +622,7 @@ def run_state(
     read.
     """
     run, here = Path(run), here or Here()
-    if about is None and isinstance(about := read_summary(run), str):
+    if about is None and isinstance(about := open_summary(run), str):
         return RunState("damaged", about)
     training, use = read_status(run, TRAINING), read_status(run, USE)
     ending = _ending(run, training)

@@ -59,7 +59,7 @@ def check_job_memory(plan: RunPlan, p: Profile) -> None:
     """
     free, weights, own = memory_of_rank(p), 0, plan.model.own_sizes
     if p.platform == "cpu" and BASE < free and (own or free < BASE + 20 * LARGEST):
-        from xrddiff.judge.inference.building import count_weights
+        from xrddiff.judge.inference.model_from_plan import count_weights
 
         weights = count_weights(plan.model)
     need = BASE + 20 * weights

@@ -26,7 +26,7 @@ from ...core.gate import checked, need_path, or_default, read_json
 from ...core.text import for_csv, for_json, for_terminal, plain_text
 from ...learn.telemetry.rules import verdict_words
 from ..execution.run_folder import PARTS
-from ..execution.status import TRAINING, USE, is_locked, locks_held, read_summary, read_progress, read_status
+from ..execution.status import TRAINING, USE, is_locked, locks_held, open_summary, read_progress, read_status
 from ..slurm.job_table import Jobs, current_state
 
 if TYPE_CHECKING:
@@ -221,7 +221,7 @@ def begun_at(run: Path) -> str:
 
 def _read_run(run: Path, jobs: Jobs) -> RunRow:
     """The row of a run from all of its files, without its name and what to do about it."""
-    row, about = dict(run="", began=begun_at(run)), read_summary(run)
+    row, about = dict(run="", began=begun_at(run)), open_summary(run)
     how = current_state(run, jobs, about if isinstance(about, RunSummary) else None)
     row |= dict(state=how.state, phase=how.phase, note=how.why, verdict=_line(verdict_words(run), 1000))
     if not isinstance(about, RunSummary):
