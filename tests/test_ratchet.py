@@ -57,6 +57,10 @@ FAULTS = {
         "#| export\ndef three(cfg: 'Config', plan):\n    return plan.config.training.lr",
         "assert three",
     ],
+    "private names of other packages": [
+        "#| export\nimport os.path as p\nfrom json import _default_encoder\n\nthree = p._get_sep",
+        "assert three",
+    ],
     "ignored imports": ["#| export\nthree = 3", "assert three == 3"],
     "modules": ["#| export\nthree = 3", "assert three == 3"],
 }

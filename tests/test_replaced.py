@@ -89,8 +89,8 @@ def command(words: list[str], row, folder: Path) -> None:
     """Parsed as the command line parses it, with the words in it."""
     parser, last = the_parser(), []
     if words[0] == "submit":
-        of_submit = parser._subparsers._group_actions[0].choices["submit"]
-        own, last = cut_command(words[1:], of_submit, parser._subparsers._group_actions[0].choices)
+        of_submit = parser.commands["submit"]
+        own, last = cut_command(words[1:], of_submit, parser.commands)
         words = ["submit", *own]
     args = parse_words(parser, words)
     if last:

@@ -259,6 +259,33 @@ def circles(source: Source) -> list[str]:
     return found
 
 
+# Names that look private, and are documented for all.
+_DOCUMENTED = {"os._exit", "torch._inductor"}
+
+
+def private_names(source: Source) -> list[str]:
+    """Private names of other packages: `from package._inner import x`, `package._name`."""
+    places = []
+    for module, tree in source.trees.items():
+        others: dict[str, str] = {}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Import):
+                others |= {(a.asname or a.name.partition(".")[0]): a.name for a in node.names}
+                found = [a.name for a in node.names]
+            elif isinstance(node, ast.ImportFrom) and not node.level and node.module:
+                others |= {a.asname or a.name: f"{node.module}.{a.name}" for a in node.names}
+                found = [f"{node.module}.{a.name}" for a in node.names]
+            elif isinstance(node, ast.Attribute) and (root := _called(node).partition("."))[0] in others:
+                found = [f"{others[root[0]].partition('.')[0]}.{root[2]}"]
+            else:
+                continue
+            for name in found:
+                ours = name.startswith(("xrddiff", "__future__")) or any(name.startswith(d) for d in _DOCUMENTED)
+                if not ours and any(re.match("_(?!_)", part) for part in name.split(".")):
+                    places.append(f"{module}: {name}")
+    return places
+
+
 _SECTIONS = ("model", "size", "data", "training", "inference")
 
 
@@ -440,6 +467,7 @@ MEASURES = {
     "circles of imports": circles,
     "writes past the one way to write": writes_elsewhere,
     "words of a run taken below config": configurations_taken,
+    "private names of other packages": private_names,
     "modules": modules,
 }
 

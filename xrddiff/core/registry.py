@@ -10,7 +10,6 @@ import inspect
 import json
 import math
 import re
-import sys
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -362,7 +361,7 @@ def register(kind: str, name: str | None = None, *, help: str | None = None, **t
     Raises `BadInput` for an unknown kind or a name that is already taken.
     """
     known_kind(kind)
-    caller = sys._getframe(1).f_globals.get("__name__", "")
+    caller = inspect.currentframe().f_back.f_globals.get("__name__", "")
 
     def enter(thing: Any) -> Any:
         text = help or (inspect.getdoc(thing) or "").partition("\n")[0]

@@ -108,7 +108,25 @@ def picture_name(file: str, frame: int | str) -> str:
 
 # %% ../../../nbs/app/cli/arguments.ipynb #98a21f40
 class Parser(argparse.ArgumentParser):
-    """argparse with the errors of xrddiff: one line, exit code 2."""
+    """argparse with the errors of xrddiff: one line, exit code 2.
+
+    declared: what each option was declared with. commands: the parsers of its commands, by name.
+    """
+
+    def __init__(self, *args: Any, **words: Any):
+        self.declared: dict[str, argparse.Action] = {}
+        self.commands: dict[str, Parser] = {}
+        super().__init__(*args, **words)
+
+    def add_argument(self, *args: Any, **words: Any) -> argparse.Action:
+        action = super().add_argument(*args, **words)
+        self.declared |= dict.fromkeys(action.option_strings, action)
+        return action
+
+    def add_subparsers(self, **words: Any) -> Any:
+        found = super().add_subparsers(**words)
+        self.commands = found.choices
+        return found
 
     def error(self, message: str):
         raise BadInput(f"{message} (see `{self.prog} --help`)")
@@ -133,7 +151,7 @@ def parse_words(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argpars
         word, see = unknown[0], f"(see `{args.parser.prog} --help`)"
         if not word.startswith("-"):
             raise BadInput(f"'{word}' is one argument too many {see}")
-        near = nearest(word, args.parser._option_string_actions)
+        near = nearest(word, re.findall(r"--?\w[\w-]*", args.parser.format_help()))
         raise BadInput(f"there is no option '{word}' here{near if 'mean' in near else ''} {see}")
     if rest:
         setattr(args, free, [*getattr(args, free), *rest])
@@ -145,9 +163,8 @@ PROFILE_FIELDS = ("nodes", "tasks_per_node", "time_limit", "account", "partition
 
 def add_profile(p: argparse.ArgumentParser) -> None:
     """Add the options that choose a profile of the cluster and change `PROFILE_FIELDS` of it."""
-    which = p.add_mutually_exclusive_group()
-    which.add_argument("-p", "--profile", metavar="NAME", help="a profile of `xrddiff profiles`")
-    which.add_argument("--config", metavar="FILE", help="your own profile, a YAML file")
+    p.add_argument("-p", "--profile", metavar="NAME", help="a profile of `xrddiff profiles`")
+    p.add_argument("--config", metavar="FILE", help="your own profile, a YAML file, instead of --profile")
     p.add_argument("--nodes", metavar="N", help="replaces the value of the profile, like the following options")
     p.add_argument("--tasks-per-node", metavar="N", dest="tasks_per_node", help="ranks on each node")
     p.add_argument("--time", metavar="HH:MM:SS", dest="time_limit", help="the time limit")

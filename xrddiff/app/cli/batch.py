@@ -13,7 +13,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .arguments import PROFILE_FIELDS, add_command, add_overwrite, add_profile
+from .arguments import PROFILE_FIELDS, Parser, add_command, add_overwrite, add_profile
 from .output import write_or_print
 from ...core.errors import BadInput
 from ...core.text import complain, console, for_json, for_shell, say
@@ -57,6 +57,8 @@ def resume(args: argparse.Namespace) -> int:
 def _profile(args: argparse.Namespace, former: dict[str, Any] | None = None) -> Profile:
     from xrddiff.run.slurm.submission import chosen_profile
 
+    if args.profile and args.config:
+        raise BadInput("--profile and --config each name a profile; expected one of them")
     return chosen_profile(args.profile, args.config, former, **{name: getattr(args, name) for name in PROFILE_FIELDS})
 
 
@@ -217,9 +219,7 @@ def add_cluster_commands(commands: Any) -> None:
     add_command(commands, "profiles", profiles, "the cluster profiles")
 
 # %% ../../../nbs/app/cli/batch.ipynb #f8645eab
-def cut_command(
-    argv: Sequence[str], parser: argparse.ArgumentParser, names: Collection[str]
-) -> tuple[list[str], list[str]]:
+def cut_command(argv: Sequence[str], parser: Parser, names: Collection[str]) -> tuple[list[str], list[str]]:
     """The arguments of `submit` up to the name of another command, and that command with its arguments.
 
     - `argv`: what follows `submit`. `parser`: that of `submit`. `names`: the commands.
@@ -235,7 +235,7 @@ def cut_command(
                 return list(argv[:i]), list(argv[i:])
             continue
         option, equals, _ = word.partition("=")
-        known = parser._option_string_actions
+        known = parser.declared
         meant = [known[option]] if option in known else [a for name, a in known.items() if name.startswith(option)]
         if not equals and len(meant) == 1 and meant[0].nargs != 0:
             next(words, None)

@@ -362,7 +362,7 @@ def _add_evaluate(commands: Any) -> None:
     p.set_defaults(command=evaluate, parser=p)
 
 # %% ../../../nbs/app/cli/main.ipynb #61c829e9
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     """The commands and their arguments."""
     parser = Parser(
         prog="xrddiff", description="Generative models of X-ray diffraction, judged by physics.", epilog=EXIT_CODES
@@ -398,7 +398,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Parse the arguments. Raises `BadInput` for unknown options or surplus arguments."""
     parser, inner = build_parser(), []
     if argv[:1] == ["submit"]:
-        known = next(a for a in parser._actions if isinstance(a, argparse._SubParsersAction)).choices
+        known = parser.commands
         outer, inner = cut_command(argv[1:], known["submit"], {*known, *_plugin_commands()})
         argv = ["submit", *outer]
     args = parse_words(parser, argv)

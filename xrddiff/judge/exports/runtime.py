@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-import torch._inductor.config
+import torch._inductor  # its exporter, which PyTorch documents under this name
 from torch import Tensor, nn
 
 from ...config.plan import inference_plan, saved_plan
@@ -106,12 +106,10 @@ class Pt2(GraphExporter):
                 f"cannot save {path.parent.name}: {free >> 20} MB are free on its disk; expected {need >> 20} MB"
             )
         # one file is compiled: a pool of processes that import PyTorch would only cost time
-        with (
-            warnings.catch_warnings(),
-            torch._inductor.config.patch({"cpp.dynamic_threads": True, "compile_threads": 1}),
-        ):
+        configs = {"cpp.dynamic_threads": True, "compile_threads": 1}
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about its own deprecations
-            torch._inductor.aoti_compile_and_package(graph.program(), package_path=str(path))
+            torch._inductor.aoti_compile_and_package(graph.program(), package_path=str(path), inductor_configs=configs)
 
     def load(self, path: Path, about: dict[str, Any]) -> Callable[..., tuple[Tensor, ...]]:
         try:

@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 import xarray as xr
 from torch import Tensor
@@ -82,8 +83,9 @@ def _scattered(expected: Tensor, dispersion: float, generator: torch.Generator) 
     """Expected photons times a factor of mean 1 and variance `dispersion`."""
     if not dispersion:
         return expected
-    shape = torch.full_like(expected, 1 / dispersion)
-    return expected * torch._standard_gamma(shape, generator) * dispersion
+    seed = torch.randint(2**62, (), generator=generator, device=expected.device)
+    factor = np.random.default_rng(int(seed)).standard_gamma(1 / dispersion, expected.shape) * dispersion
+    return expected * torch.as_tensor(factor, dtype=expected.dtype, device=expected.device)
 
 
 _REACH = 6.0  # standard deviations of the noise that the sum covers

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
 from torch.nn.parallel import DistributedDataParallel
 
 if TYPE_CHECKING:
@@ -93,9 +94,9 @@ def divergence(weights: Sequence[Tensor], averages: Sequence[Tensor]) -> float:
     """‖θ − θ_EMA‖ / ‖θ‖ over all tensors; 0 for weights that are all zero."""
     if not weights:
         return 0.0
-    apart = torch._foreach_sub([w.detach().float() for w in weights], [a.float() for a in averages])
-    norms = [torch.stack(torch._foreach_norm(ts)).norm() for ts in (apart, [w.detach().float() for w in weights])]
-    return float(norms[0] / norms[1].clamp_min(1e-30))
+    own = [w.detach().float() for w in weights]
+    apart = [w - a.float() for w, a in zip(own, averages, strict=True)]
+    return float(get_total_norm(apart) / get_total_norm(own).clamp_min(1e-30))
 
 # %% ../../../nbs/learn/telemetry/epochs.ipynb #b125c6f4
 def exchange_seconds(forward: nn.Module) -> float | None:

@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
 
 from ...core.errors import XrddiffError
 
@@ -26,7 +27,7 @@ def gradient_norm(parameters: Iterable[Tensor]) -> Tensor:
     synchronisation).
     """
     grads = [p.grad for p in parameters if p.grad is not None]
-    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads))) if grads else torch.zeros(())
+    return get_total_norm(grads)  # 0 without gradients
 
 
 @torch.no_grad()
@@ -35,9 +36,10 @@ def clip_gradients(parameters: Iterable[Tensor], limit: float, norm: Tensor) -> 
 
     `limit`: largest norm. `norm`: their norm, from `gradient_norm`.
     """
-    grads = [p.grad for p in parameters if p.grad is not None]
-    if grads:
-        torch._foreach_mul_(grads, torch.where(norm > limit, limit / norm, 1.0))
+    factor = torch.where(norm > limit, limit / norm, 1.0)
+    for p in parameters:
+        if p.grad is not None:
+            p.grad.mul_(factor)
 
 # %% ../../../nbs/learn/telemetry/health.ipynb #1c077930
 class Diverged(XrddiffError):
@@ -159,7 +161,7 @@ class Watch:
         self.records: list[StepRecord] = []
         self.kept: str | None = None
         weights = [p.detach().float() for p in model.parameters() if p.requires_grad]
-        square = float(sum(n.square() for n in torch._foreach_norm(weights))) if weights else 0.0
+        square = float(get_total_norm(weights)) ** 2
         self.weight_rms = math.sqrt(square / max(sum(w.numel() for w in weights), 1))  # before training
 
     def diagnose(self, step: int) -> NoReturn:
@@ -188,8 +190,9 @@ class Watch:
     def check_weights(self, step: int) -> None:
         """Raise `Diverged` if a weight is not finite; such weights are never saved."""
         trained = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
-        if not all(torch.stack(torch._foreach_norm(list(trained.values()))).isfinite().tolist()):
-            bad = [n for n, p in trained.items() if not p.isfinite().all()]
+        if get_total_norm(list(trained.values())).isfinite():
+            return
+        if bad := [n for n, p in trained.items() if not p.isfinite().all()]:
             raise Diverged(
                 f"training stopped at step {step}: the weights {', '.join(bad[:3])} are not finite; lower lr"
             )

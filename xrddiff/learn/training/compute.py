@@ -11,11 +11,12 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from tempfile import gettempdir
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
+from accelerate.state import AcceleratorState, is_initialized
 from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -49,7 +50,7 @@ def make_accelerator(mixed_precision: str | None = None, **ddp: Any) -> Accelera
     precision.
     """
     said = precision(mixed_precision)
-    if AcceleratorState._shared_state and AcceleratorState().mixed_precision != said:
+    if is_initialized() and AcceleratorState().mixed_precision != said:
         AcceleratorState._reset_state()  # this process already had one with another precision
     options = DistributedDataParallelKwargs(broadcast_buffers=False, **ddp)
     try:
@@ -130,16 +131,15 @@ def _bodies(model: nn.Module) -> list[nn.Module]:
 
 @contextmanager
 def _kept_compilations() -> Iterator[None]:
-    from torch._inductor.runtime.cache_dir_utils import default_cache_dir
-
     name, kind = "TORCHINDUCTOR_CACHE_DIR", f"{platform.machine()}-{torch.backends.cpu.get_cpu_capability()}"
-    before = os.environ.get(name) or default_cache_dir()
-    if before == default_cache_dir():  # PyTorch sets the variable itself when it is first needed
+    said, usual = os.environ.get(name), os.path.join(gettempdir(), "torchinductor_")
+    if said is None or said.startswith(usual):  # PyTorch itself sets the variable when it is first needed
         os.environ[name] = str(cache_dir() / "compiled" / kind)
     try:
         yield
     finally:
-        os.environ[name] = before
+        os.environ.pop(name, None)
+        os.environ |= {} if said is None else {name: said}
 
 
 @contextmanager

@@ -5,11 +5,12 @@
 # %% ../../../nbs/learn/training/ema.ipynb #82337153
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from ...core.errors import BadInput
 
@@ -52,7 +53,7 @@ class EMA:
     def update(self) -> None:
         """Add the model's current weights to the average."""
         new = [p.detach().float() for p in self.model.parameters()]
-        torch._foreach_lerp_(list(self.averages.values()), new, 1 - self.decay_at(self.updates))
+        get_ema_multi_avg_fn(self.decay_at(self.updates))(list(self.averages.values()), new, None)
         self.updates += 1
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -86,8 +87,13 @@ class EMA:
         """
         weights = [p.detach() for p in self.model.parameters()]
         kept = [w.clone() for w in weights]
+
+        def put(values: Iterable[Tensor]) -> None:
+            for weight, value in zip(weights, values, strict=True):
+                weight.copy_(value)
+
         try:
-            torch._foreach_copy_(weights, list(self.averages.values()))
+            put(self.averages.values())
             yield self.model
         finally:
-            torch._foreach_copy_(weights, kept)
+            put(kept)

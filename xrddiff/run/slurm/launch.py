@@ -32,11 +32,11 @@ def launch_ranks(overrides: Sequence[str], processes: int, *, port: int = 0) -> 
     The executed notebooks of all ranks are in the run folder.
     """
     from accelerate import launchers
-    from accelerate.state import AcceleratorState
+    from accelerate.state import is_initialized
 
     if type(processes) is not int or processes < 1:
         raise BadInput(f"processes is {processes!r}; expected a whole number from 1")
-    if AcceleratorState._shared_state and processes > 1:
+    if is_initialized() and processes > 1:
         raise BadInput(
             "this notebook has made an Accelerator, and ranks cannot be forked after that; restart the kernel"
         )
