@@ -5,7 +5,7 @@
 throughput: frames per second of training on 2 ranks with 1 thread each (gloo) over those of 1 rank with 1 thread, for steps that compute for long (a tiny autoencoder on 128 x 128) and the same frames per rank. Both are
 timed inside the trainer, first steps left out; rounds alternate, and are the ratio of ranks that work at the same time on the same cores, so another user of the machine lowers it.
 papermill: a run from the call to its return, less the time that its cells took.
-submit: from `xrddiff submit` to the first row of training on a toy cluster (slurm/lab; needs root and SLURM), less what SLURM itself takes from `sbatch` to the first line of a trivial `srun` in a job of as many nodes.
+submit: from `xrddiff cluster submit` to the first row of training on a toy cluster (slurm/lab; needs root and SLURM), less what SLURM itself takes from `sbatch` to the first line of a trivial `srun` in a job of as many nodes.
 Writes bench/results/ranks.md.
 """
 
@@ -129,7 +129,7 @@ def first_row(run: Path, limit: float = 120) -> float:
 
 
 def submit(rounds: int) -> list[str]:
-    """From `xrddiff submit` to the first step, and what of it is SLURM's."""
+    """From `xrddiff cluster submit` to the first step, and what of it is SLURM's."""
     lab = HERE.parent.parent / "slurm" / "lab" / "lab.py"
     with tempfile.TemporaryDirectory(prefix="xl") as base:
         folder = ["--folder", f"{base}/lab"]
@@ -163,7 +163,7 @@ def submit(rounds: int) -> list[str]:
     more = [a - s for (a, _), s in zip(ours, slurm, strict=True)]
     return [
         "## From submit to the first step", "",
-        f"Two nodes, one rank each, minimum (median) of {rounds}: from `xrddiff submit` to the first step {min(a for a, _ in ours):.1f} s ({median(a for a, _ in ours):.1f} s), of which the command itself "
+        f"Two nodes, one rank each, minimum (median) of {rounds}: from `xrddiff cluster submit` to the first step {min(a for a, _ in ours):.1f} s ({median(a for a, _ in ours):.1f} s), of which the command itself "
         f"{min(b for _, b in ours):.1f} s ({median(b for _, b in ours):.1f} s); SLURM's own share, from `sbatch` to a trivial `srun`, {min(slurm):.1f} s ({median(slurm):.1f} s). "
         f"Beyond SLURM's own: {min(more):.1f} s ({median(more):.1f} s). Both ranks share one machine of {os.cpu_count()} cores here, so they load PyTorch side by side.", "",
     ]  # fmt: skip

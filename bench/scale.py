@@ -3,7 +3,7 @@
     OMP_NUM_THREADS=1 python bench/scale.py [--rounds 3] [--only frames stream ranks workers] [--folder WORK]
 
 frames: CPU time of decoding a frame of 512², 2048² and 4096² pixels (bslz4), of finding its peaks and of indexing it, and its bytes. stream: CPU time of a frame of the processes of `xrddiff stream` with its frames in one file: answered by one process, and with workers,
-where the process that takes them is timed alone. ranks: three short trainings of one model on 1, 2 and 4 ranks (gloo, one thread each), compared by `xrddiff scaling`. workers: samples by 1, 2 and 4 workers. With fewer cores than ranks the clock says what a crowded machine does; the CPU time of a frame says what the work costs.
+where the process that takes them is timed alone. ranks: three short trainings of one model on 1, 2 and 4 ranks (gloo, one thread each), compared by `xrddiff cluster scaling`. workers: samples by 1, 2 and 4 workers. With fewer cores than ranks the clock says what a crowded machine does; the CPU time of a frame says what the work costs.
 Writes bench/results/scale.json and scale.md, and the figures of docs/scale.md (`python docs/scale_page.py`).
 """
 
@@ -107,7 +107,7 @@ WORDS = "model=vae_kl size=tiny experiment_type=test data=sim128 data.limit=64 t
 
 
 def of_ranks(args: Namespace, folder: Path) -> list[dict[str, Any]]:
-    """What `xrddiff scaling` says of runs that differ in their ranks, the fastest of each, and their CPU seconds."""
+    """What `xrddiff cluster scaling` says of runs that differ in their ranks, the fastest of each, and their CPU seconds."""
     runs: dict[int, list[tuple[float, float, Path]]] = {n: [] for n in RANKS}
     env = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
     for ranks in turns(RANKS, args.rounds):
@@ -159,7 +159,7 @@ def page(found: dict[str, Any]) -> list[str]:
         lines += markdown(["frame", "all in one", "taking", "one process", "1 worker", "2 workers", "4 workers"], rows)
     if ranks := found.get("ranks"):
         rows = [[r["ranks"], f"{r['frames_per_second']:.1f} ({median(r['all']):.1f})", f"{r['speed_up']:.2f}", f"{r['efficiency']:.0%}", f"{r['cpu']:.0f}"] for r in ranks]  # fmt: skip
-        lines += ["", "## Ranks", "", f"`xrddiff scaling` of the fastest run on each number of ranks, `{WORDS}`, on gloo; (median) of all rounds. CPU: least seconds of all processes, from start to report.", ""]  # fmt: skip
+        lines += ["", "## Ranks", "", f"`xrddiff cluster scaling` of the fastest run on each number of ranks, `{WORDS}`, on gloo; (median) of all rounds. CPU: least seconds of all processes, from start to report.", ""]  # fmt: skip
         lines += markdown(["ranks", "frames/s", "speed-up", "efficiency", "CPU s"], rows)
     if workers := found.get("workers"):
         one = max(workers["1"])

@@ -191,7 +191,7 @@ def some(*patterns: str) -> Callable[[list[str]], list[str]]:
 
 
 def first_words(log: list[str]) -> list[str]:
-    """What `xrddiff logs` says before the log itself."""
+    """What `xrddiff cluster logs` says before the log itself."""
     return [*log[: log.index("---") + 1], "…"] if "---" in log else log
 
 
@@ -203,7 +203,7 @@ def telling(script: list[str]) -> list[str]:
 
 
 def job_of(said: str) -> str:
-    """The number in what `xrddiff submit` says."""
+    """The number in what `xrddiff cluster submit` says."""
     return re.search(r"submitted job (\d+)", said)[1]
 
 
@@ -223,9 +223,9 @@ def script(t: Tour) -> None:
     t.say("""
 ## Look at a job before you submit it
 
-The words after the options are those of `xrddiff run`. With `--dry-run` nothing is submitted: the batch script is printed, with a reason next to most lines. `--profile debug` is one node with four CPUs; `xrddiff profiles` lists the others.
+The words after the options are those of `xrddiff run`. With `--dry-run` nothing is submitted: the batch script is printed, with a reason next to most lines. `--profile debug` is one node with four CPUs; `xrddiff cluster profiles` lists the others.
 """)
-    said = t.type("xrddiff submit --profile debug --dry-run model=vae_kl", lines=telling)
+    said = t.type("xrddiff cluster submit --profile debug --dry-run model=vae_kl", lines=telling)
     t.check("#SBATCH --nodes=1\n" in said, "debug is no longer one node")
     t.say(
         """
@@ -243,31 +243,31 @@ A small pixel diffusion model on simulated frames, {STEPS} steps, with a checkpo
 eight frames whatever the number of ranks; this makes runs on one rank and on several comparable. The same words are needed again below, so they go into a variable.
 """)
     t.type(f'export WORDS="{TRAIN}"')
-    job = job_of(t.type("xrddiff submit --profile small $WORDS run_name=on-two"))
+    job = job_of(t.type("xrddiff cluster submit --profile small $WORDS run_name=on-two"))
     run = "output/ddpm_test/on-two"
     t.step(run, 20)
     t.say("A few seconds later it is training:")
-    t.type("xrddiff status")
+    t.type("xrddiff cluster status")
     t.say("Now node `n2` loses power.")
     t.type("python ~/xrddiff/slurm/lab/lab.py crash n2")
     t.wait(lambda: t.state(job) == "PENDING", "the return of the job to the queue", 90)
     t.say(
         "SLURM misses the node (here after seconds, at a facility after minutes) and puts the job back into the queue, where it waits for a moment (`BeginTime`). The log begins with the reason:"
     )
-    shown = t.type(f"xrddiff status {job}")
+    shown = t.type(f"xrddiff cluster status {job}")
     t.check("PENDING" in shown, "the job does not wait")
-    said = t.type(f"xrddiff logs {job}", lines=first_words)
+    said = t.type(f"xrddiff cluster logs {job}", lines=first_words)
     t.check(said.startswith("node n2 failed"), "logs does not begin with the node that failed")
     t.wait(lambda: t.state(job) == "RUNNING", "the second start")
     t.say("You need do nothing: it restarts on available nodes, from the last checkpoint, and appends to the same log.")
-    where = t.type(f"xrddiff status {job}")
+    where = t.type(f"xrddiff cluster status {job}")
     t.check("n2" not in where and "n[1-2]" not in where, "it runs on the node that has crashed")
     t.ends(job)
     t.say(
         "When it has ended, `logs` still begins with why it was restarted; the log shows two starts and one end, which is at the last step:"
     )
-    t.type(f"xrddiff status {job}")
-    said = t.type(f"xrddiff logs -n 0 {job}", lines=some("the job went on", "^run: ", "^finished at step"))
+    t.type(f"xrddiff cluster status {job}")
+    said = t.type(f"xrddiff cluster logs -n 0 {job}", lines=some("the job went on", "^run: ", "^finished at step"))
     t.check(said.startswith("node n2 failed"), "logs does not begin with why the job was restarted")
     starts, ends = (len(re.findall(rf"^{x}", said, re.M)) for x in ("run: ", f"finished at step {STEPS}"))
     t.check((starts, ends) == (2, 1), f"{starts} starts and {ends} ends")
@@ -333,19 +333,19 @@ def sweep(t: Tour) -> None:
 """)
     words = "model=vae_kl experiment_type=test data=sim128 data.limit=64"
     more = "data.crop=[64,64] threads=1 training.max_steps=100 run_name=sweep training.lr=1e-2,1e-3,1e-4"
-    job = job_of(t.type(f"xrddiff submit --profile debug --array {words} \\\n    {more}"))
+    job = job_of(t.type(f"xrddiff cluster submit --profile debug --array {words} \\\n    {more}"))
     rows = t.work / "output" / "vae_kl_test"
     for name in ("sweep", "sweep-2", "sweep-3"):
         table = rows / name / "metrics" / "training_metrics.csv"
         t.wait(lambda table=table: table.exists() and table.read_text().count("\n") > 2, f"training of {name}")
     t.say(
-        f"Each task has its own number, row and log; `xrddiff logs {job}_1` shows one log, `xrddiff cancel {job}_1` cancels one task."
+        f"Each task has its own number, row and log; `xrddiff cluster logs {job}_1` shows one log, `xrddiff cluster cancel {job}_1` cancels one task."
     )
-    t.type(f"xrddiff status {job}")
+    t.type(f"xrddiff cluster status {job}")
     for task in range(3):
         t.ends(f"{job}_{task}")
     t.say("When all are done, the table compares them:")
-    t.type(f"xrddiff status {job}")
+    t.type(f"xrddiff cluster status {job}")
 
 
 def network(t: Tour) -> None:
@@ -354,13 +354,13 @@ def network(t: Tour) -> None:
 
 Ranks add up their gradients in each step. `comm-test` checks the sums and measures how long they take, on the nodes where it is started with `srun`. Both nodes are one machine here, so the figures say nothing about a network. The last lines would name a node that is slower than the others.
 """)
-    said = t.type("srun -N2 xrddiff comm-test")
+    said = t.type("srun -N2 xrddiff cluster comm-test")
     t.check("all sums and copies are exact" in said, "wrong sums")
     t.say("""
 `scaling` predicts what that means for a training: a model of 50 million parameters, whose step takes 200 ms on one rank, over a network of 25 GB/s. With `--comm` it
 uses the figures of `comm-test --json`; given run folders instead of numbers, it reports what was measured.
 """)
-    said = t.type("xrddiff scaling --params 50M --bandwidth 25 --step-ms 200")
+    said = t.type("xrddiff cluster scaling --params 50M --bandwidth 25 --step-ms 200")
     t.check("100 MB of gradients, 2·bytes/bandwidth = 8 ms at 25 GB/s" in said, "another cost model")
 
 
@@ -370,30 +370,30 @@ def mistakes(t: Tour) -> None:
 
 Impossible settings are refused before anything is submitted, in one sentence:
 """)
-    t.check("did you mean 'small'" in t.type("xrddiff submit --profile smal $WORDS", code=2), "no hint")
-    t.type("xrddiff submit --profile small model=vae_kl training.lr=fast", code=2)
+    t.check("did you mean 'small'" in t.type("xrddiff cluster submit --profile smal $WORDS", code=2), "no hint")
+    t.type("xrddiff cluster submit --profile small model=vae_kl training.lr=fast", code=2)
     t.say(
         "Any script can be run on ranks. This one reads one file per rank, and the copy of the second file is truncated:"
     )
     t.type("xrddiff data simulate sim128 -n 20 -o run1.h5")
     t.type("head -c 100000 run1.h5 > run2.h5")
     t.file("brightest.py", BRIGHTEST)
-    job = job_of(t.type("xrddiff submit --profile small --script brightest.py -- run1.h5 run2.h5"))
+    job = job_of(t.type("xrddiff cluster submit --profile small --script brightest.py -- run1.h5 run2.h5"))
     t.ends(job, "FAILED")
     t.say(
         "When a rank fails, the others are stopped, and each complains in the log. `logs` begins with the one that failed first:"
     )
-    t.type(f"xrddiff status {job}")
-    said = t.type(f"xrddiff logs {job}", lines=first_words)
+    t.type(f"xrddiff cluster status {job}")
+    said = t.type(f"xrddiff cluster logs {job}", lines=first_words)
     t.check(
         re.match(r"rank 1 on \S+ failed: run2.h5 is a truncated HDF5 file", said),
         "logs does not begin with the failure",
     )
     t.say("Copy the file again and resubmit the same job:")
     t.type("cp run1.h5 run2.h5")
-    again = job_of(t.type(f"xrddiff resume {job}"))
+    again = job_of(t.type(f"xrddiff cluster resume {job}"))
     t.ends(again)
-    t.type(f"xrddiff logs {again}", lines=some("^rank "))
+    t.type(f"xrddiff cluster logs {again}", lines=some("^rank "))
 
 
 def opening(t: Tour) -> str:

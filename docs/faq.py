@@ -30,7 +30,7 @@ MACHINES = "Clusters and workers"
 PYTHON = "Python and JupyterLab"
 QUESTIONS = [
     Question(FILES, "The file is not there", "data inspect run_42.h5", "Paths are those of the folder in which the command is typed; `~` and absolute paths work too. Several files: quote the pattern, `'run_*.h5'`."),
-    Question(FILES, "The format is not known", "data inspect notes.txt", "`xrddiff list reader` lists the formats with the endings of their files. Raw dumps without a header are best saved as `.npy`."),
+    Question(FILES, "The format is not known", "data inspect notes.txt", "`xrddiff config list reader` lists the formats with the endings of their files. Raw dumps without a header are best saved as `.npy`."),
     Question(FILES, "The file is cut off", "data inspect cut.h5", "The header of the file promises more bytes than there are: a copy that was interrupted, or a file that is still being written."),
     Question(FILES, "It has the right ending but is no HDF5", "data inspect pointer.h5", "This one is a pointer that Git LFS leaves in place of a file: `git lfs pull` fetches it. A page of a login portal that was saved as `.h5` looks much the same."),
     Question(FILES, "There is more than one data set in it", "data inspect two.h5", "`xrddiff data inspect two.h5 dataset=/a`; in a run `data.dataset=/a`."),
@@ -43,10 +43,10 @@ QUESTIONS = [
     Question(WORDS, "A sampler, loss or metric is not known", "run model=ddpm inference.sampler=heunn --dry-run", "[What is chosen by name](reference/names.md) lists them; your own can be [registered](tutorials/extending.ipynb)."),
     Question(WORDS, "There is no data", "run data=folder --dry-run", "`data.data_path=FILE` takes frames of yours, `data=sim128` simulated ones, `data=folder folder=PATH` all files of a folder."),
     Question(WORDS, "An option is misspelt", "run --dryrun", "`--dry-run` prints the whole configuration and starts nothing."),
-    Question(RUNS, "There is no such run", "sample output/nothing", "A run is the folder that holds `config.yaml`. `xrddiff runs` lists those below `output`, the newest last."),
-    Question(RUNS, "A run cannot be resumed", "run resume=output/nothing", "`xrddiff runs` says which runs were stopped and how far they got; `xrddiff run resume=FOLDER` continues from the newest intact checkpoint."),
+    Question(RUNS, "There is no such run", "sample output/nothing", "A run is the folder that holds `config.yaml`. `xrddiff runs list` lists those below `output`, the newest last."),
+    Question(RUNS, "A run cannot be resumed", "run resume=output/nothing", "`xrddiff runs list` says which runs were stopped and how far they got; `xrddiff run resume=FOLDER` continues from the newest intact checkpoint."),
     Question(RUNS, "Nothing is listed", "runs nowhere", "Runs are kept where they were started, below `output`; the word `output_dir` chooses another place."),
-    Question(MACHINES, "There is no such profile", "submit --profile smal model=vae_kl", "`xrddiff profiles` prints what there is. A profile of your own is a YAML file: `--profile my_cluster.yaml` ([on SLURM](guides/on_slurm.md))."),
+    Question(MACHINES, "There is no such profile", "submit --profile smal model=vae_kl", "`xrddiff cluster profiles` prints what there is. A profile of your own is a YAML file: `--profile my_cluster.yaml` ([on SLURM](guides/on_slurm.md))."),
     Question(MACHINES, "Workers cannot be started", "sample output/nothing --workers slurm:nothing", "`--workers 4` starts processes on this machine, `--workers slurm:PROFILE` jobs."),
 
     Question(PYTHON, "The file is not there, in Python", ">>> xd.open_frames('run_42.h5')", "A notebook's folder is the one in which it lies, whatever the folder of JupyterLab. `os.getcwd()` prints it."),

@@ -131,7 +131,7 @@ def commands_page() -> str:
     top = [(f"[`{p.prog}`](#{_slug(p.prog)})", about) for p, about in found if p.prog.count(" ") == 1]
     lines += [table(["command", "what it does"], top), "", EXIT_CODES.replace("`", "`"), ""]
     lines += [
-        "`xrddiff run --help` prints the [words of a run](words.md) too; `xrddiff list` prints [what is chosen by name](names.md).",
+        "`xrddiff run --help` prints the [words of a run](words.md) too; `xrddiff config list` prints [what is chosen by name](names.md).",
         "",
     ]
     for p, about in found:
@@ -256,7 +256,7 @@ def names_page(site: Site) -> str:
     lines = [
         "# What is chosen by name",
         "",
-        "These are registered where they are defined, and so can yours be (the tutorial on extending shows how). `xrddiff list KIND` prints the same.",
+        "These are registered where they are defined, and so can yours be (the tutorial on extending shows how). `xrddiff config list KIND` prints the same.",
         "",
     ]
     for kind, about in KINDS.items():
@@ -268,7 +268,7 @@ def names_page(site: Site) -> str:
             lines += [
                 f"Yours: {about.call.replace('*', chr(92) + '*')}.",
                 "",
-                f"Tried by `xrddiff check`: {tried}.",
+                f"Tried by `xrddiff config check`: {tried}.",
                 "",
             ]
         rows = []

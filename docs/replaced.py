@@ -13,10 +13,10 @@ ROOT = Path(__file__).resolve().parent.parent
 # How an item begins -> how it is written on the page, with what follows in code.
 SAID = {
     "xrddiff": "`xrddiff {}`", "words": "`{}`", "preset": "preset `{}`", "presets": "`{}`", "profile": "profile `{}`",
-    "env": "profile `{}`", "accelerate": "`xrddiff accelerate-config`: `{}`", "option": "option `{}`", "name": "`{}`",
+    "env": "profile `{}`", "accelerate": "`xrddiff cluster accelerate-config`: `{}`", "option": "option `{}`", "name": "`{}`",
     "default": "`xrddiff.{}`", "python": "`xrddiff.{}`", "params": "parameters of `{}`", "channels": "U-Net of `{}`",
-    "script": "batch script of `{}`", "artifact": "`RUN/{}`", "predicts": "`xrddiff scaling`: `{}`", "sweep": "`sweep.yaml` with `{}`",
-    "yaml": "a profile with `{}`", "file": "`{}`", "cite": "cited as `{}`", "count": "`xrddiff list {}`", "differs": "[differs](differences.md): {}",
+    "script": "batch script of `{}`", "artifact": "`RUN/{}`", "predicts": "`xrddiff cluster scaling`: `{}`", "sweep": "`sweep.yaml` with `{}`",
+    "yaml": "a profile with `{}`", "file": "`{}`", "cite": "cited as `{}`", "count": "`xrddiff config list {}`", "differs": "[differs](differences.md): {}",
 }  # fmt: skip
 
 

@@ -12,12 +12,12 @@ TWINS: dict[str, tuple] = {
         "xrddiff sample RUN -n 32 inference=ddim50 --name night",
         "run.sample(32, inference='ddim50', name='night')",
     ),
-    "inpaint": (
-        "xrddiff inpaint RUN --frames run_17.h5 --mask bad.npy -n 8",
+    "posterior inpaint": (
+        "xrddiff posterior inpaint RUN --frames run_17.h5 --mask bad.npy -n 8",
         "run.inpaint('run_17.h5', 'bad.npy', n=8)",
     ),
-    "interpolate": (
-        "xrddiff interpolate RUN run_17.h5:0 run_17.h5:12 -n 9",
+    "posterior interpolate": (
+        "xrddiff posterior interpolate RUN run_17.h5:0 run_17.h5:12 -n 9",
         "run.interpolate('run_17.h5:0', 'run_17.h5:12', n=9)",
     ),
     "evaluate": (
@@ -48,11 +48,11 @@ TWINS: dict[str, tuple] = {
         "xrddiff stream tcp://detector:9999 --run RUN --idle 60",
         "xd.stream('tcp://detector:9999', run=run, idle=60)",
     ),
-    "replay": (
-        "xrddiff replay run_17.h5 tcp://127.0.0.1:9999 --rate 100",
+    "data replay": (
+        "xrddiff data replay run_17.h5 tcp://127.0.0.1:9999 --rate 100",
         "xd.replay('run_17.h5', 'tcp://127.0.0.1:9999', rate=100)",
     ),
-    "report": ("xrddiff report RUN", "run.rewrite_report()  # the one that is there: run.report"),
+    "runs report": ("xrddiff runs report RUN", "run.rewrite_report()  # the one that is there: run.report"),
     "export": ("xrddiff export RUN --format onnx -o model", "run.export('onnx', 'model')"),
     "data list": ("xrddiff data list", "xd.list_data()"),
     "data fetch": ("xrddiff data fetch sim-422", "xd.fetch('sim-422')"),
@@ -67,41 +67,43 @@ TWINS: dict[str, tuple] = {
         "xd.index(xd.open_frames('run_17.h5'), 'lysozyme.pdb')",
     ),
     "data convert": ("xrddiff data convert run_17.cbf run_17.cxi", "xd.convert('run_17.cbf', 'run_17.cxi')"),
-    "list": ("xrddiff list sampler", "xd.names('sampler')"),
-    "check": ("xrddiff check mine.py", "xd.check('mine.py')"),
+    "config check": ("xrddiff config check mine.py", "xd.check('mine.py')"),
     "config show": (
         "xrddiff config show model=ddpm size=small",
         "xd.settings(model='ddpm', size='small')  # of a run: xd.settings(run)",
     ),
     "config diff": ("xrddiff config diff RUN_A RUN_B", "xd.settings_diff(one, other)"),
-    "config list": ("xrddiff config list size", "xd.presets('size')"),
-    "watch": ("xrddiff watch RUN", "xd.monitor('RUN')"),
-    "submit": ("xrddiff submit --profile medium model=latent_diff", "xd.submit(model='latent_diff', profile='medium')"),
-    "status": ("xrddiff status", "xd.status()  # as a widget: xd.jobs()"),
-    "logs": ("xrddiff logs 4711 -n 100", "xd.logs(4711, 100)"),
-    "cancel": ("xrddiff cancel 4711", "xd.cancel(4711)"),
-    "resume": (
-        "xrddiff resume 4711 training.max_steps=20000",
+    "config list": ("xrddiff config list sampler", "xd.names('sampler')  # of presets: xd.presets('size')"),
+    "runs watch": ("xrddiff runs watch RUN", "xd.monitor('RUN')"),
+    "cluster submit": (
+        "xrddiff cluster submit --profile medium model=latent_diff",
+        "xd.submit(model='latent_diff', profile='medium')",
+    ),
+    "cluster status": ("xrddiff cluster status", "xd.status()  # as a widget: xd.jobs()"),
+    "cluster logs": ("xrddiff cluster logs 4711 -n 100", "xd.logs(4711, 100)"),
+    "cluster cancel": ("xrddiff cluster cancel 4711", "xd.cancel(4711)"),
+    "cluster resume": (
+        "xrddiff cluster resume 4711 training.max_steps=20000",
         "xd.resume(4711, max_steps=20000)  # in this process: run.resume()",
     ),
-    "profiles": ("xrddiff profiles", "xd.profiles()"),
-    "comm-test": (
-        "xrddiff comm-test",
+    "cluster profiles": ("xrddiff cluster profiles", "xd.profiles()"),
+    "cluster comm-test": (
+        "xrddiff cluster comm-test",
         None,
         "it measures messages between the ranks of a job, and a notebook is one process",
     ),
-    "scaling": (
-        "xrddiff scaling --params 50M --bandwidth 25",
+    "cluster scaling": (
+        "xrddiff cluster scaling --params 50M --bandwidth 25",
         None,
         "a calculation: the functions of `core.ranks.scaling`, as in the tutorial on clusters",
     ),
-    "accelerate-config": (
-        "xrddiff accelerate-config medium",
+    "cluster accelerate-config": (
+        "xrddiff cluster accelerate-config medium",
         None,
         "it writes a file for `accelerate launch`, which is a command",
     ),
-    "runs": ("xrddiff runs output", "xd.runs('output')"),
-    "compare": ("xrddiff compare output", "xd.compare_runs('output')"),
+    "runs list": ("xrddiff runs list output", "xd.runs('output')"),
+    "runs compare": ("xrddiff runs compare output", "xd.compare_runs('output')"),
     "sweep": (
         "xrddiff sweep search.yaml --agents 2",
         "xd.sweep('search.yaml', agents=2)  # its progress: xd.open_sweep(FOLDER)",

@@ -40,7 +40,7 @@ NOT_HERE = {
     r"(apt-get|srun|mpirun|torchrun|eval|\. )": "needs a cluster or a launcher; tests/test_slurm.py and test_ranks_runs.py run them",
     r"python slurm/lab/lab.py": "a toy cluster, as root; tests/test_lab.py",
     r"xrddiff (status|logs|cancel|resume)\b": "asks SLURM about jobs; tests/test_slurm.py does, on the toy cluster",
-    r"xrddiff watch \d+": "a job of a cluster; tests/test_watch.py",
+    r"xrddiff runs watch \d+": "a job of a cluster; tests/test_watch.py",
     r"xrddiff (sample|evaluate) .*slurm:": "needs a cluster; tests/test_workers.py",
     r"xrddiff sample .*inference.detector=": "minutes of a large frame; tests/test_tiles.py",
     r"xrddiff sample .*inference.lattice=": "needs a model with few conditions; tests/test_generate.py",
@@ -176,11 +176,16 @@ def command(line: str, train: bool = True) -> list[str]:
     line = line.replace("--detector run42.h5", "--detector as-written.h5")
     words = [w for w in shlex.split(line) if w != "…"]
     assert words[0] == "xrddiff", line
-    what = words[1]
+    what = words[2] if words[1] in ("cluster", "posterior", "runs") else words[1]
     if what in ("run", "submit"):
         several = "-m" in words or "--multirun" in words or "--array" in words
         if what == "submit" and "--local" not in words:
-            return ["submit", *([] if "--dry-run" in words else ["--dry-run"]), *words[2:]]  # a command has its own
+            return [
+                "cluster",
+                "submit",
+                *([] if "--dry-run" in words else ["--dry-run"]),
+                *words[3:],
+            ]  # a command has its own
         if several or not train or "--help" in words or "--dry-run" in words:
             return [*words[1:], *([] if "--help" in words or "--dry-run" in words else ["--dry-run"])]
         if not any(w.startswith(("resume=", "init=")) for w in words):

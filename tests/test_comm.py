@@ -117,7 +117,16 @@ def test_under_mpirun():
     if not shutil.which("mpirun"):
         missing("mpirun not found (apt-get install openmpi-bin)")
     command = ["mpirun", "--allow-run-as-root", "--oversubscribe", "-n", "2"]
-    command += [str(Path(sys.executable).parent / "xrddiff"), "comm-test", "--sizes", "4,1k", "--rounds", "2", "--json"]
+    command += [
+        str(Path(sys.executable).parent / "xrddiff"),
+        "cluster",
+        "comm-test",
+        "--sizes",
+        "4,1k",
+        "--rounds",
+        "2",
+        "--json",
+    ]
     done = subprocess.run(
         command, env=clean_environment(), stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120
     )
@@ -264,7 +273,7 @@ def test_the_command_predicts(tmp_path, capsys):
     optimizer.step()
     tensors, _ = pack_optimizer(optimizer, net)
     save_checkpoint(tmp_path / "checkpoints", 7, dict(model=net.state_dict(), optimizer=tensors), {})
-    words = ["scaling", "--bandwidth", "25", "--params"]
+    words = ["cluster", "scaling", "--bandwidth", "25", "--params"]
     assert main([*words, str(tmp_path)]) == 0 and main([*words, "301k"]) == 0
     out, err = capsys.readouterr()
     first, second = out[: len(out) // 2], out[len(out) // 2 :]

@@ -55,4 +55,4 @@ def test_a_plain_installation_trains_draws_and_judges(tmp_path):
     run = tmp_path / "output/ddpm/plain"
     done = plain("sample", str(run), "-n", "2", "inference.steps=2", folder=tmp_path)
     assert done.returncode == 0 and (run / "samples/default/samples.zarr").exists(), done.stderr
-    assert "plain" in plain("runs", folder=tmp_path).stdout
+    assert "plain" in plain("runs", "list", folder=tmp_path).stdout

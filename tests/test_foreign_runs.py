@@ -134,7 +134,7 @@ def test_there_are_many_kinds(hostile):
 @pytest.mark.parametrize("form", [["--json"], ["--csv"], []])
 def test_a_list_of_runs_has_a_row_for_each(form, hostile, server):
     folder, runs = hostile
-    code, said = command("runs", folder / "runs", *form)
+    code, said = command("runs", "list", folder / "runs", *form)
     assert code == 0 and SECRET not in said and "\x1b" not in said
     unharmed(folder, server)
     if form == ["--json"]:
@@ -160,7 +160,7 @@ def test_a_comparison_leaves_out_what_cannot_be_read(hostile, good, server):
 def test_a_run_is_looked_at(name, hostile, server, monkeypatch):
     monkeypatch.setattr("xrddiff.run.execution.status.devices", lambda s, interval=None: ("this machine", []))
     folder, runs = hostile
-    code, said = command("watch", runs[name], "--once")
+    code, said = command("runs", "watch", runs[name], "--once")
     assert code in (0, 1, 2) and SECRET not in said, said
     with ends(), contextlib.suppress(XrddiffError):
         run = xd.open_run(runs[name])
@@ -174,7 +174,7 @@ REPORTED = [*list(KINDS)[::6], "picture that leads out", "report_that_leads_out"
 @pytest.mark.parametrize("name", [name for name in dict.fromkeys(REPORTED) if name in KINDS or name in NAMES])
 def test_its_report_is_written_again(name, hostile, server):
     folder, runs = hostile
-    code, said = command("report", runs[name])
+    code, said = command("runs", "report", runs[name])
     with ends(), contextlib.suppress(XrddiffError):
         assert SECRET not in xd.open_run(runs[name])._repr_html_()
     assert code in (0, 1, 2) and SECRET not in said and not leaks(runs[name]), said
@@ -190,7 +190,7 @@ def test_a_page_of_odd_runs(hostile, good, server, tmp_path):
     folder, runs = hostile
     said = ("preset of", "summary of", "table", "epochs", "metrics summary.json", "metrics training_metrics.csv")
     odd = [run for name, run in runs.items() if name.startswith(said)]
-    code, text = command("compare", good, *odd, runs["environment in data_path"], "-o", tmp_path / "page")
+    code, text = command("runs", "compare", good, *odd, runs["environment in data_path"], "-o", tmp_path / "page")
     assert code == 0 and SECRET not in text, text
     page = next((tmp_path / "page").glob("*.html")).read_text()
     assert "<script>alert" not in page and not leaks(tmp_path / "page")
@@ -231,7 +231,7 @@ def test_it_does_not_go_on(name, hostile, server):
 def test_a_picture_is_a_picture(hostile):
     """A link to another file of this machine would be shown in the page, and published with it."""
     _, runs = hostile
-    assert command("report", runs["picture_that_leads_out"])[0] == 0
+    assert command("runs", "report", runs["picture_that_leads_out"])[0] == 0
     assert not leaks(runs["picture_that_leads_out"])
 
 

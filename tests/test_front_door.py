@@ -173,7 +173,7 @@ def test_a_run_fills_joins_and_says_what_may_have_been(runs, tmp_path):
     words = dict(steps=2, threads=1, progress=False)
     filled = run.inpaint(holes, n=2, **words)
     command = ["--frames", str(file), "-n", "2", "--name", "theirs", "inference.steps=2", "threads=1"]
-    xrddiff("inpaint", str(run.path), *command, folder=tmp_path)
+    xrddiff("posterior", "inpaint", str(run.path), *command, folder=tmp_path)
     np.testing.assert_array_equal(filled["intensity"], run.frames("theirs")["intensity"])
     between = run.interpolate(f"{file}:0", f"{file}:1", n=3, **words)
     assert between.sizes["frame"] == 3 and run.frames("interpolate").identical(between)

@@ -595,12 +595,12 @@ ARGUMENTS = [
     "run data=none", "run data.seed=x", "run 'data.crop=[1]'", "run data.patch=0", "run data.pool=0", "run -m training.batch_size=4,0",
     "sample", "sample none", "sample none -n 3", "sample /etc/passwd", "sample . -n 0", "sample . -n x", "sample / -n 1", "sample none --workers x:y",
     "evaluate", "evaluate none", "evaluate /etc/passwd", "evaluate . --samples x", "evaluate . x=y",
-    "submit --dry-run -p none", "submit --dry-run --config none.yaml", "submit --dry-run --config /etc/passwd", "submit --dry-run -p small --nodes x",
-    "submit --dry-run -p small --nodes 0", "submit --dry-run -p small --nodes -1", "submit --dry-run -p small --time never", "submit --dry-run -p small model=none",
-    "submit --dry-run -p small --script none.py", "submit --nothing", "status --last x", "logs", "cancel", "resume", "resume none", "profiles extra",
-    "scaling", "scaling none", "scaling --params x --bandwidth 1", "scaling --params 1M --bandwidth 0", "scaling --params 1M --bandwidth x", "scaling --params 1M --comm none.json",
-    "scaling --params 1M --bandwidth 1 --nodes x", "scaling --params 1M --bandwidth 1 --overlap x", "accelerate-config", "accelerate-config none",
-    "accelerate-config small --machine-rank 99", "accelerate-config small --main-process-port x", "comm-test --sizes x", "comm-test --rounds x", "comm-test extra",
+    "cluster submit --dry-run -p none", "cluster submit --dry-run --config none.yaml", "cluster submit --dry-run --config /etc/passwd", "cluster submit --dry-run -p small --nodes x",
+    "cluster submit --dry-run -p small --nodes 0", "cluster submit --dry-run -p small --nodes -1", "cluster submit --dry-run -p small --time never", "cluster submit --dry-run -p small model=none",
+    "cluster submit --dry-run -p small --script none.py", "cluster submit --nothing", "cluster status --last x", "cluster logs", "cluster cancel", "cluster resume", "cluster resume none", "cluster profiles extra",
+    "cluster scaling", "cluster scaling none", "cluster scaling --params x --bandwidth 1", "cluster scaling --params 1M --bandwidth 0", "cluster scaling --params 1M --bandwidth x", "cluster scaling --params 1M --comm none.json",
+    "cluster scaling --params 1M --bandwidth 1 --nodes x", "cluster scaling --params 1M --bandwidth 1 --overlap x", "cluster accelerate-config", "cluster accelerate-config none",
+    "cluster accelerate-config small --machine-rank 99", "cluster accelerate-config small --main-process-port x", "cluster comm-test --sizes x", "cluster comm-test --rounds x", "cluster comm-test extra",
 ]  # fmt: skip
 for line in ARGUMENTS:
     argv = line.split()
@@ -616,7 +616,7 @@ for name, body in PROFILES.items():
 
     def write_profile(d: Path, body=body) -> list[str]:
         (d / "p.yaml").write_text(body)
-        return ["submit", "--dry-run", "--config", str(d / "p.yaml")]
+        return ["cluster", "submit", "--dry-run", "--config", str(d / "p.yaml")]
 
     case(f"profile-{name}", write_profile)
 

@@ -77,7 +77,7 @@ def test_commands_that_look_at_them(hostile, tmp_path, capsys):
             assert (code, len(why)) in ((0, 0), (2, 1)), (name, said.err)
             assert SECRET not in said.out and "\x1b" not in said.out and len(said.out) < 20_000
             refused |= {name} if code and words == ["status"] else set()
-    for words, expected in (["runs", str(study.parent)], 0), (["compare", str(study.parent)], 2):
+    for words, expected in (["runs", "list", str(study.parent)], 0), (["runs", "compare", str(study.parent)], 2):
         code = main(words)
         sentences(capsys.readouterr().err, 1)
         assert code == expected

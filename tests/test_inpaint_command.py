@@ -1,4 +1,4 @@
-"""`xrddiff inpaint` and `xrddiff interpolate` on small trained runs: what they leave, what stays as measured, and refusals that leave nothing."""
+"""`xrddiff posterior inpaint` and `xrddiff posterior interpolate` on small trained runs: what they leave, what stays as measured, and refusals that leave nothing."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def sets(run: Path) -> list[str]:
 def test_holes_are_filled(runs, files, tmp_path):
     run = runs("ddpm")
     words = ["--frames", str(files / "frames.h5"), "--mask", str(files / "mask.npy"), "--limit", "2", "-n", "2"]
-    assert main(["inpaint", str(run), *words, "--name", "gap", *FAST]) == 0
+    assert main(["posterior", "inpaint", str(run), *words, "--name", "gap", *FAST]) == 0
     folder = run / "samples" / "gap"
     made = validate_frames(open_frames(folder / "samples.zarr"), values=True)
     job = open_inpainting(run, FAST, frames=files / "frames.h5", mask=files / "mask.npy", draws=2, limit=2)
@@ -117,7 +117,7 @@ def test_the_way_between_two_frames(runs, files, tmp_path):
     run = runs("ddpm")
     a, b = f"{files / 'frames.h5'}:0", "sim-422:2"
     words = ["++inference.steps=24", "threads=1"]
-    assert main(["interpolate", str(run), a, b, "-n", "3", "--name", "way", *words]) == 0
+    assert main(["posterior", "interpolate", str(run), a, b, "-n", "3", "--name", "way", *words]) == 0
     folder = run / "samples" / "way"
     made = validate_frames(open_frames(folder / "samples.zarr"), values=True)
     assert made["fraction"].values.tolist() == [0, 0.5, 1] and made.attrs["first"] == a and made.attrs["last"] == b
@@ -140,25 +140,43 @@ def test_the_way_in_a_latent(runs, files):
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["inpaint", "--frames", "{files}/nothing.h5"], "nothing.h5"),
-        (["inpaint", "--frames", "{files}/frames.h5", "--mask", "{files}/small.npy"], "the mask has shape (9, 512)"),
-        (["inpaint", "--frames", "{files}/frames.h5", "--mask", "{files}/letters.npy"], "expected booleans or numbers"),
-        (["inpaint", "--frames", "{files}/frames.h5", "--mask", "{files}/none.edf"], "none.edf"),
+        (["posterior", "inpaint", "--frames", "{files}/nothing.h5"], "nothing.h5"),
         (
-            ["inpaint", "--frames", "{files}/frames.h5", "--mask", "{files}/mask.npy", "--mask-true", "yes"],
+            ["posterior", "inpaint", "--frames", "{files}/frames.h5", "--mask", "{files}/small.npy"],
+            "the mask has shape (9, 512)",
+        ),
+        (
+            ["posterior", "inpaint", "--frames", "{files}/frames.h5", "--mask", "{files}/letters.npy"],
+            "expected booleans or numbers",
+        ),
+        (["posterior", "inpaint", "--frames", "{files}/frames.h5", "--mask", "{files}/none.edf"], "none.edf"),
+        (
+            [
+                "posterior",
+                "inpaint",
+                "--frames",
+                "{files}/frames.h5",
+                "--mask",
+                "{files}/mask.npy",
+                "--mask-true",
+                "yes",
+            ],
             "good or bad",
         ),
-        (["inpaint", "--frames", "{files}/frames.h5", "--mask-true", "bad"], "there is no mask"),
-        (["inpaint", "--frames", "{files}/frames.h5", "-n", "0"], "0 draws"),
-        (["inpaint", "--frames", "{files}/frames.h5", "--method", "posteriour"], "did you mean 'posterior'"),
-        (["inpaint", "--frames", "{files}/frames.h5", "--name", "a/b"], "the name of the samples is"),
-        (["inpaint"], "--frames"),
-        (["interpolate", "{files}/frames.h5", "sim-422:0"], "expected {files}/frames.h5:INDEX"),
-        (["interpolate", "{files}/frames.h5:7", "sim-422:0"], "there is no frame 7"),
-        (["interpolate", "sim-422:0", "{files}/photons.h5:1"], "photons.h5:1 is in photon; expected ADU"),
-        (["interpolate", "sim-422:0", "sim-422:1", "-n", "1"], "at least 2"),
-        (["interpolate", "sim-422:0", "sim-422:1", "inference.sampler=unipc"], "only possible for ddim"),
-        (["interpolate", "sim-422:0", "sim-422:1", "inference.stepz=3"], "inference.stepz"),
+        (["posterior", "inpaint", "--frames", "{files}/frames.h5", "--mask-true", "bad"], "there is no mask"),
+        (["posterior", "inpaint", "--frames", "{files}/frames.h5", "-n", "0"], "0 draws"),
+        (
+            ["posterior", "inpaint", "--frames", "{files}/frames.h5", "--method", "posteriour"],
+            "did you mean 'posterior'",
+        ),
+        (["posterior", "inpaint", "--frames", "{files}/frames.h5", "--name", "a/b"], "the name of the samples is"),
+        (["posterior", "inpaint"], "--frames"),
+        (["posterior", "interpolate", "{files}/frames.h5", "sim-422:0"], "expected {files}/frames.h5:INDEX"),
+        (["posterior", "interpolate", "{files}/frames.h5:7", "sim-422:0"], "there is no frame 7"),
+        (["posterior", "interpolate", "sim-422:0", "{files}/photons.h5:1"], "photons.h5:1 is in photon; expected ADU"),
+        (["posterior", "interpolate", "sim-422:0", "sim-422:1", "-n", "1"], "at least 2"),
+        (["posterior", "interpolate", "sim-422:0", "sim-422:1", "inference.sampler=unipc"], "only possible for ddim"),
+        (["posterior", "interpolate", "sim-422:0", "sim-422:1", "inference.stepz=3"], "inference.stepz"),
     ],
 )
 def test_refusals_leave_nothing(runs, files, capsys, words, sentence):

@@ -205,7 +205,14 @@ def test_a_training_is_stopped_and_goes_on(tmp_path):
         "training.max_steps=100000",
         "training.log_every=1",
     ]
-    command = [Path(sys.executable).parent / "xrddiff", "submit", "--local", "--profile=debug", "--tasks-per-node=2"]
+    command = [
+        Path(sys.executable).parent / "xrddiff",
+        "cluster",
+        "submit",
+        "--local",
+        "--profile=debug",
+        "--tasks-per-node=2",
+    ]
     command += [*words, f"output_dir={tmp_path}", as_override("run_name", "it's")]
     env = os.environ | {"ACCELERATE_USE_CPU": "true"}
     pipe = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

@@ -174,7 +174,7 @@ WRONG = {
 def test_what_is_wrong_is_said_with_its_line(tmp_path, what, capsys):
     code, says = WRONG[what]
     mine = write(tmp_path / "mine.py", HEAD + code)
-    assert main(["check", mine]) == 2
+    assert main(["config", "check", mine]) == 2
     told = capsys.readouterr()
     assert says in told.err and f"{mine}, line " in told.err and "refused" in told.out
     assert len(told.err.splitlines()) == 1 and "Traceback" not in told.err
@@ -203,13 +203,13 @@ def test_a_plug_in_that_loops(tmp_path):
 
 
 def test_a_file_that_registers_nothing(tmp_path, capsys):
-    assert main(["check", write(tmp_path / "mine.py", "x = 1\n")]) == 2
+    assert main(["config", "check", write(tmp_path / "mine.py", "x = 1\n")]) == 2
     assert "registers nothing; expected @register" in capsys.readouterr().err
 
 
 def test_the_tutorial_passes(capsys):
     tutorial = Path(__file__).parent.parent / "nbs" / "tutorials" / "extending.ipynb"
-    assert main(["check", str(tutorial)]) == 0
+    assert main(["config", "check", str(tutorial)]) == 0
     out = capsys.readouterr().out
     assert all(passed in out for passed in ("damped", "order", "round trip", "steps, resumed"))
 

@@ -57,12 +57,12 @@ def samples(folder: Path) -> np.ndarray:
 def test_ranks_on_two_nodes_and_a_job_that_goes_on(place: Place):
     """The job goes on with the copy that the run keeps, though the user's own notebook is broken by then."""
     words = [*WORDS, "plugins=[mine.ipynb]", "run_name=pair", f"training.max_steps={FIRST}", "inference.match_radius=3"]
-    submitted = place("submit", "--config", "pair.yaml", *words)
+    submitted = place("cluster", "submit", "--config", "pair.yaml", *words)
     place.ends(submitted.stdout)
     run, whole = place.folder / "output" / "ddpm" / "pair", place.plugin.read_text()
     place.plugin.write_text("{}")
     job = re.search(r"submitted job (\d+)", submitted.stdout)[1]
-    resumed = place("resume", job, f"training.max_steps={LAST}", "inference.match_radius=3")
+    resumed = place("cluster", "resume", job, f"training.max_steps={LAST}", "inference.match_radius=3")
     place.ends(resumed.stdout)
     place.plugin.write_text(whole)
     for said in (submitted, resumed):

@@ -117,22 +117,22 @@ ARGUMENTS = [
     (["run", "resume=" + "a" * 300], "does not exist"),
     (["sample", "a" * 300], "does not exist"),
     (["evaluate", "a" * 300], "does not exist"),
-    (["logs", "a" * 300], "neither a job nor a run"),
-    (["logs", "1" * 5000], "neither a job nor a run"),
-    (["scaling", "--params", "1e400", "--bandwidth", "3"], "found '1e400'"),
-    (["scaling", "--params", "-5", "--bandwidth", "3"], "expected"),
-    (["scaling", "--params", "0", "--bandwidth", "3"], "above 0"),
-    (["scaling", "--params", "1e6", "--bandwidth", "3", "--nodes", "1e400"], "found '1e400'"),
-    (["scaling", "--params", "1e6", "--bandwidth", "3", "--latency-us=-5"], "0 or more"),
-    (["scaling", "--params", "1e6", "--bandwidth", "3", "--bytes=-5"], "above 0"),
-    (["scaling", "--params", "1e6", "--comm", "list.json"], "comm-test --json"),
-    (["scaling", "--params", "1e6", "--comm", "rows.json"], "comm-test --json"),
-    (["scaling", "--params", "1e6", "--comm", "deep.json"], "comm-test --json"),
-    (["comm-test", "--sizes", "1e400"], "found '1e400'"),
-    (["submit", "--config", "deep.yaml"], "nested too deeply"),
-    (["submit", "-p", "small", "sample", "RUN"], "expected words of a run, or one of comm-test"),
-    (["submit", "-p", "small", "--array", "comm-test"], "not comm-test"),
-    (["submit", "-p", "small", "comm-test", "--sizess", "4"], "did you mean '--sizes'"),
+    (["cluster", "logs", "a" * 300], "neither a job nor a run"),
+    (["cluster", "logs", "1" * 5000], "neither a job nor a run"),
+    (["cluster", "scaling", "--params", "1e400", "--bandwidth", "3"], "found '1e400'"),
+    (["cluster", "scaling", "--params", "-5", "--bandwidth", "3"], "expected"),
+    (["cluster", "scaling", "--params", "0", "--bandwidth", "3"], "above 0"),
+    (["cluster", "scaling", "--params", "1e6", "--bandwidth", "3", "--nodes", "1e400"], "found '1e400'"),
+    (["cluster", "scaling", "--params", "1e6", "--bandwidth", "3", "--latency-us=-5"], "0 or more"),
+    (["cluster", "scaling", "--params", "1e6", "--bandwidth", "3", "--bytes=-5"], "above 0"),
+    (["cluster", "scaling", "--params", "1e6", "--comm", "list.json"], "comm-test --json"),
+    (["cluster", "scaling", "--params", "1e6", "--comm", "rows.json"], "comm-test --json"),
+    (["cluster", "scaling", "--params", "1e6", "--comm", "deep.json"], "comm-test --json"),
+    (["cluster", "comm-test", "--sizes", "1e400"], "found '1e400'"),
+    (["cluster", "submit", "--config", "deep.yaml"], "nested too deeply"),
+    (["cluster", "submit", "-p", "small", "sample", "RUN"], "expected words of a run, or one of comm-test"),
+    (["cluster", "submit", "-p", "small", "--array", "comm-test"], "not comm-test"),
+    (["cluster", "submit", "-p", "small", "comm-test", "--sizess", "4"], "did you mean '--sizes'"),
     (["data", "inspect", "list.json", "wavelength=" + "[" * 5000], "cannot be read"),
     (["sample", "empty"], "config.yaml is empty"),
     (["sample", "deep"], "nested more than 64 levels deep"),
@@ -171,7 +171,10 @@ BEYOND = {
     "run name": (["run", f"run_name={'a' * 300}"], "has 300 bytes; expected at most 250"),
     "folder": (["run", f"output_dir='here/{'ä' * 130}'"], "has 260 bytes; expected at most 250"),
     "suffix": (["run", f"training.test_suffix={'s' * 250}"], "expected at most 250"),
-    "nodes": (["scaling", "--params", "1e6", "--bandwidth", "10", "--nodes", "1e30"], "expected at most 100000 nodes"),
+    "nodes": (
+        ["cluster", "scaling", "--params", "1e6", "--bandwidth", "10", "--nodes", "1e30"],
+        "expected at most 100000 nodes",
+    ),
 }
 
 
@@ -235,7 +238,7 @@ def test_one_line_of_the_ledger_costs_itself_alone(tmp_path, monkeypatch):
 
 def test_a_submission_that_is_only_shown_leaves_nothing(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert main(["submit", "--profile", "small", "--dry-run", "data=sim128"]) == 0
+    assert main(["cluster", "submit", "--profile", "small", "--dry-run", "data=sim128"]) == 0
     assert "#SBATCH --output" in capsys.readouterr().out and not list(tmp_path.iterdir())
 
 

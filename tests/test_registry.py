@@ -48,7 +48,7 @@ def test_everything_can_be_got(kind):
 
 @pytest.mark.parametrize(
     "command",
-    ["main(['list', 'sampler'])", "compose_config(['model=ddpm', 'inference.sampler_options={order: 3}'])"],
+    ["main(['config', 'list', 'sampler'])", "compose_config(['model=ddpm', 'inference.sampler_options={order: 3}'])"],
 )
 def test_names_and_options_need_no_torch(command):
     code = f"import sys; from xrddiff.app.cli.main import main; from xrddiff.config.composition import compose_config; {command}; assert 'torch' not in sys.modules"

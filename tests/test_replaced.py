@@ -88,15 +88,15 @@ def batch_script(name: str) -> str:
 def command(words: list[str], row, folder: Path) -> None:
     """Parsed as the command line parses it, with the words in it."""
     parser, last = the_parser(), []
-    if words[0] == "submit":
-        of_submit = parser.commands["submit"]
-        own, last = cut_command(words[1:], of_submit, parser.commands)
-        words = ["submit", *own]
+    if words[:2] == ["cluster", "submit"]:
+        of_submit = parser.commands["cluster"].commands["submit"]
+        own, last = cut_command(words[2:], of_submit, {*parser.commands, *entries("command")})
+        words = ["cluster", "submit", *own]
     args = parse_words(parser, words)
     if last:
         parse_words(parser, last)
     overrides = [] if getattr(args, "script", None) else getattr(args, "overrides", [])
-    if overrides and not any(o.startswith("resume=") for o in overrides) and words[0] in ("run", "submit"):
+    if overrides and not any(o.startswith("resume=") for o in overrides) and words[0] in ("run", "cluster"):
         all_compose(tuple(overrides))
     if getattr(args, "profile", None):
         fields = ("nodes", "tasks_per_node", "time_limit", "account", "partition", "qos")
@@ -167,7 +167,7 @@ def of_prediction(rest: str, row, capsys) -> None:
 
     (params, bandwidth), (size, time) = (part.split() for part in rest.split(" = "))
     capsys.readouterr()
-    assert main(["scaling", "--params", params, "--bandwidth", bandwidth, "--nodes", "2"]) == 0
+    assert main(["cluster", "scaling", "--params", params, "--bandwidth", bandwidth, "--nodes", "2"]) == 0
     said = capsys.readouterr().out
     assert f"{size} MB of gradients" in said and f"= {time} ms" in said
 

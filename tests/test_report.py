@@ -79,7 +79,7 @@ def run(runs, tmp_path_factory):
 @pytest.fixture(scope="module")
 def written(run):
     (run / "README.md").unlink()
-    return xrddiff("report", str(run), folder=run.parent)
+    return xrddiff("runs", "report", str(run), folder=run.parent)
 
 
 def test_a_report_is_written_again_from_the_folder(run, written):
@@ -111,7 +111,7 @@ def test_the_card_is_one_of_the_hub(run, written):
 
 def test_folders_that_have_no_report(run, tmp_path):
     def refused(folder: Path) -> str:
-        done = xrddiff("report", str(folder), folder=tmp_path, check=False)
+        done = xrddiff("runs", "report", str(folder), folder=tmp_path, check=False)
         assert done.returncode == 2 and done.stdout == "" and len(done.stderr.splitlines()) == 1, done
         return done.stderr
 
@@ -134,7 +134,7 @@ def test_an_unfinished_run_gets_a_page_that_does_not_finish_it(run, tmp_path):
     (begun / "metrics").mkdir(parents=True)
     for name in ("config.yaml", "metrics/epochs.csv", "metrics/training_metrics.csv"):
         shutil.copy(run / name, begun / name)
-    assert xrddiff("report", str(begun), folder=tmp_path).stdout == f"report: {begun}/report-so-far.html\n"
+    assert xrddiff("runs", "report", str(begun), folder=tmp_path).stdout == f"report: {begun}/report-so-far.html\n"
     said = (begun / "report-so-far.md").read_text()
     assert "The run is not finished: unknown (nothing says who worked on it)" in said
     assert not (begun / "report.html").exists() and not (begun / "README.md").exists()

@@ -137,7 +137,7 @@ def test_a_run_is_put_together_launched_and_stopped(notebooks):
     w.get_by_label("profile").press("Tab")
     w.get_by_role("button", name="Show the script").click()
     w.get_by_label("batch script", exact=True).get_by_text("#SBATCH --nodes").wait_for()
-    assert command.inner_text().startswith("xrddiff submit --profile small model=vae_kl")
+    assert command.inner_text().startswith("xrddiff cluster submit --profile small model=vae_kl")
     w.get_by_label("profile").fill("")
     w.get_by_label("profile").press("Tab")
     command.get_by_text("xrddiff run").wait_for()

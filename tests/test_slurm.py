@@ -84,14 +84,14 @@ class Cluster:
 
     def submit(self, *words: str, profile: str = "pair.yaml") -> SimpleNamespace:
         """Submit a run; returns its `id` and the folder of its (first) `run`."""
-        done = self("submit", "--config", profile, *WORDS, *words)
+        done = self("cluster", "submit", "--config", profile, *WORDS, *words)
         assert done.code == 0, done.err
         s = submissions()[-1]
         return SimpleNamespace(id=s.id, run=Path(s.run_dirs[0]), log=s.log_file(0), runs=[Path(r) for r in s.run_dirs])
 
     def resume(self, job: SimpleNamespace) -> SimpleNamespace:
         """Resume by number; the run stays, the job is another."""
-        done = self("resume", str(job.id))
+        done = self("cluster", "resume", str(job.id))
         assert done.code == 0, done.err
         s = submissions()[-1]
         assert s.resumes == job.id and s.run_dir() == str(job.run)
@@ -236,18 +236,18 @@ def test_names_paths_and_words_arrive_as_text(cluster, limited):
     (folder / "probe $(touch hacked).py").write_text(PROBE)
     with contextlib.chdir(folder):
         words = ["--profile", "debug", "--name", NASTY, "--script", "probe $(touch hacked).py", "--"]
-        script = cluster("submit", "--dry-run", *words, "piped.json", NASTY, "a b")
+        script = cluster("cluster", "submit", "--dry-run", *words, "piped.json", NASTY, "a b")
         assert script.code == 0, script.err
         piped = subprocess.run(
             ["sbatch", "--parsable"], input=script.out, capture_output=True, text=True, check=True
         ).stdout
-        done = cluster("submit", *words, "sent.json", NASTY, "a b")
+        done = cluster("cluster", "submit", *words, "sent.json", NASTY, "a b")
         assert done.code == 0, done.err
         sent = submissions()[-1]
-        rows = {row["id"]: row for row in json.loads(cluster("status", "--json").out)}
+        rows = {row["id"]: row for row in json.loads(cluster("cluster", "status", "--json").out)}
         # what went past the ledger is known from the script that SLURM keeps
         assert rows[piped.strip()]["name"] == rows[str(sent.id)]["name"] == NASTY
-        assert cluster("logs", piped.strip()).code == 0
+        assert cluster("cluster", "logs", piped.strip()).code == 0
         for number, file in ((int(piped), "piped.json"), (sent.id, "sent.json")):
             cluster.lab.wait(number, {"COMPLETED"}, 120)
             assert json.loads(Path(file).read_text()) == dict(argv=[NASTY, "a b"], name=NASTY)
@@ -259,7 +259,7 @@ def test_refusals_are_one_sentence(cluster):
     """Of SLURM, of a profile, of words; and nothing is left behind by them."""
 
     def refused(*words: str) -> str:
-        done = cluster("submit", *words)
+        done = cluster("cluster", "submit", *words)
         assert done.code == 2 and done.err.count("\n") == 1 and done.err.startswith("xrddiff: "), done
         return done.err
 
@@ -279,23 +279,32 @@ def test_refusals_are_one_sentence(cluster):
     assert "did you mean 'vae_kl'" in refused("--profile", "small", "model=vae_kll")
     assert "expected --profile NAME" in refused("model=vae_kl")
     assert (
-        "9999 is not in the ledger" in cluster("logs", "9999").err
-        and "9999 is not in the ledger" in cluster("resume", "9999").err
+        "9999 is not in the ledger" in cluster("cluster", "logs", "9999").err
+        and "9999 is not in the ledger" in cluster("cluster", "resume", "9999").err
     )
-    assert (done := cluster("cancel", "9999")).code == 2 and "9999 is not in the queue" in done.err
+    assert (done := cluster("cluster", "cancel", "9999")).code == 2 and "9999 is not in the queue" in done.err
 
 
 def test_no_slurm_here(cluster, monkeypatch, tmp_path):
     """On a laptop: a sentence from what needs a cluster, and a script from what does not."""
     monkeypatch.setenv("PATH", str(tmp_path))
-    done = cluster("submit", "--profile", "debug", *WORDS)
+    done = cluster("cluster", "submit", "--profile", "debug", *WORDS)
     assert done.code == 2 and "there is no command scontrol on this machine" in done.err
-    assert cluster("submit", "--profile", "debug", "--dry-run", *WORDS).out.startswith("#!/bin/bash\n")
+    assert cluster("cluster", "submit", "--profile", "debug", "--dry-run", *WORDS).out.startswith("#!/bin/bash\n")
 
 
 def test_comm_test_under_srun(cluster):
     """Two ranks on two nodes; one of them reports."""
-    words = [Path(sys.executable).parent / "xrddiff", "comm-test", "--sizes", "4,100k", "--rounds", "2", "--json"]
+    words = [
+        Path(sys.executable).parent / "xrddiff",
+        "cluster",
+        "comm-test",
+        "--sizes",
+        "4,100k",
+        "--rounds",
+        "2",
+        "--json",
+    ]
     done = subprocess.run(["srun", "-N2", *words], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
@@ -303,7 +312,9 @@ def test_comm_test_under_srun(cluster):
     for row in report["messages"]:
         row["ms"] = 1 + row["bytes"] / 1e6  # what a quiet network would have taken
     (cluster.folder / "comm.json").write_text(json.dumps(report))
-    shown = cluster("scaling", "--params", "50M", "--comm", "comm.json", "--nodes", "2,4", "--step-ms", "100")
+    shown = cluster(
+        "cluster", "scaling", "--params", "50M", "--comm", "comm.json", "--nodes", "2,4", "--step-ms", "100"
+    )
     assert shown.code == 0 and "ms at 1 GB/s" in shown.out and "efficiency" in shown.out, shown.err
 
 
@@ -311,7 +322,9 @@ def test_every_cpu_profile_is_accepted(cluster):
     """As it is, by a real sbatch, which checks the request against the nodes."""
     for profile in list_profiles():
         if profile.platform == "cpu":
-            script = cluster("submit", "--profile", profile.name, "--dry-run", "model=vae_kl", "data=sim128").out
+            script = cluster(
+                "cluster", "submit", "--profile", profile.name, "--dry-run", "model=vae_kl", "data=sim128"
+            ).out
             done = subprocess.run(["sbatch", "--test-only"], input=script, capture_output=True, text=True)
             assert done.returncode == 0, (profile.name, done.stderr)
 
@@ -325,14 +338,14 @@ def test_a_job_that_fails_says_why_and_goes_on(cluster, alone):
     step = cluster.checkpoint(job)
     os.kill(cluster.rank(job, 1), signal.SIGKILL)
     cluster.ends(job, "FAILED")
-    shown = cluster("logs", str(job.id)).out
+    shown = cluster("cluster", "logs", str(job.id)).out
     assert shown.startswith("rank 1 on ") and "ended first: Killed" in shown.splitlines()[0]
 
     job = cluster.resume(job)
     step = cluster.checkpoint(job, step)
     os.kill(cluster.rank(job, 1), signal.SIGUSR1)
     cluster.ends(job, "FAILED")
-    shown = cluster("logs", str(job.id)).out
+    shown = cluster("cluster", "logs", str(job.id)).out
     assert shown.startswith("rank 1 on ") and "RuntimeError: a cosmic ray" in shown[: shown.index("\n---\n")]
     assert "rank-0001.ipynb" in shown.splitlines()[1] and "Traceback" in shown[: shown.index("\n---\n")]
     assert "\x1b" not in job.log.read_text() and "\x1b" not in (job.run / "log.txt").read_text()
@@ -343,7 +356,7 @@ def test_a_job_that_fails_says_why_and_goes_on(cluster, alone):
         cluster.rank(job, 0), resource.RLIMIT_FSIZE, (2000, 2000)
     )  # what a quota does: it may not write on
     cluster.ends(job, "FAILED")
-    shown = cluster("logs", str(job.id)).out
+    shown = cluster("cluster", "logs", str(job.id)).out
     # a save that fails says it in our words, a write anywhere else in the system's
     assert shown.startswith("rank 0 on ") and re.search(
         "File too large|larger than the limit", shown.partition("\n---\n")[0]
@@ -353,7 +366,7 @@ def test_a_job_that_fails_says_why_and_goes_on(cluster, alone):
     cluster.ends(job)
     cluster.ends(alone.pair)
     assert_same(job.run, alone.pair.run)
-    done = cluster("resume", str(job.id))
+    done = cluster("cluster", "resume", str(job.id))
     assert done.code == 2 and "is finished" in done.err
 
 
@@ -372,7 +385,7 @@ def test_a_job_that_is_interrupted_goes_on_by_itself(cluster, alone):
         with knock, knock.makefile("rb") as said:
             assert json.loads(said.readline())["rank"] == 1
         assert listens_at(cluster.rank(job), (port, port + 1)) == [port + 1]
-        done = cluster("resume", str(job.id))
+        done = cluster("cluster", "resume", str(job.id))
         assert done.code == 2 and "is running, and will work on it" in done.err
         subprocess.run(["scancel", "--signal=USR2", str(job.id)], check=True)
         cluster.lab.wait(job.id, {"PENDING"}, 60)
@@ -385,10 +398,12 @@ def test_a_job_that_is_interrupted_goes_on_by_itself(cluster, alone):
     cluster.lab.crash(node)
     cluster.lab.wait(job.id, {"PENDING"}, 60)
     # the log was written on that node, and breaks off
-    assert cluster("logs", str(job.id)).out.startswith(f"node {node}, where rank 0 was, failed, or SLURM took it away")
+    assert cluster("cluster", "logs", str(job.id)).out.startswith(
+        f"node {node}, where rank 0 was, failed, or SLURM took it away"
+    )
     cluster.lab.start(node)
     step = cluster.checkpoint(job, step)
-    shown = cluster("logs", str(job.id)).out
+    shown = cluster("cluster", "logs", str(job.id)).out
     assert shown.startswith(
         "it ended without a word: its first node failed, or SLURM took it away; the job went on (rest"
     )
@@ -396,7 +411,7 @@ def test_a_job_that_is_interrupted_goes_on_by_itself(cluster, alone):
     cluster.ends(job)
     assert cluster.lab.job(job.id)["Restarts"] == "3"
     assert job.log.read_text().count("requeued, restart") == 2
-    shown = cluster("logs", str(job.id)).out.splitlines()
+    shown = cluster("cluster", "logs", str(job.id)).out.splitlines()
     assert shown[0] == "the time was nearly up: it wrote a checkpoint and was requeued; the job went on (restart 3)"
     assert shown[1].startswith("it ended without a word") and shown[3] == "---"
     assert_as_text(cluster, job.run)
@@ -454,13 +469,13 @@ def test_particles_on_two_nodes_of_which_one_fails(cluster, monkeypatch, tmp_pat
     """A command that all ranks execute together: its job goes back into the queue when a node loses its power, goes on from the newest state, and ends with the particles of one process."""
     (plugin := tmp_path / "banana.py").write_text(BANANA)
     monkeypatch.setenv("XRDDIFF_PLUGINS", str(plugin))
-    done = cluster("submit", "--config", "pair.yaml", "banana")
+    done = cluster("cluster", "submit", "--config", "pair.yaml", "banana")
     assert done.code == 0, done.err
     sent = submissions()[-1]
     job = SimpleNamespace(id=sent.id, run=Path(sent.run_dir()))
     steps = lambda: max((int(p.name[5:]) for p in job.run.glob("state/step-*")), default=0)  # noqa: E731
     wait_for(lambda: steps() > 2, 120, "a state")
-    assert "banana" in (shown := cluster("status", str(job.id), "--details").out) and re.search(
+    assert "banana" in (shown := cluster("cluster", "status", str(job.id), "--details").out) and re.search(
         r"^  TimeLimit +00:10:00$", shown, re.M
     )
     node = wait_for(lambda: cluster.lab.job(job.id).get("BatchHost"), 60, "the job's first node")
@@ -470,9 +485,11 @@ def test_particles_on_two_nodes_of_which_one_fails(cluster, monkeypatch, tmp_pat
     assert 2 < before < 40
     cluster.lab.start(node)
     cluster.ends(job)
-    assert cluster.lab.job(job.id)["Restarts"] == "1" and "run: " in cluster("logs", str(job.id)).out
-    assert [row["state"] for row in json.loads(cluster("status", "--json", str(job.id)).out)] == ["COMPLETED"]
-    assert "is finished" in cluster("resume", str(job.id)).err
+    assert cluster.lab.job(job.id)["Restarts"] == "1" and "run: " in cluster("cluster", "logs", str(job.id)).out
+    assert [row["state"] for row in json.loads(cluster("cluster", "status", "--json", str(job.id)).out)] == [
+        "COMPLETED"
+    ]
+    assert "is finished" in cluster("cluster", "resume", str(job.id)).err
     alone = {}
     exec(BANANA.replace('@register("command", "banana", help="a banana")', ""), alone)
     assert alone["move"](tmp_path, 0) == 0
@@ -483,7 +500,7 @@ def test_particles_on_two_nodes_of_which_one_fails(cluster, monkeypatch, tmp_pat
 
 def test_a_time_limit_is_met_with_a_checkpoint(cluster, alone, limited):
     """SLURM warns before the limit; the job goes back into the queue by itself and ends as if there had been none. `logs -f` sees it through."""
-    words = [Path(sys.executable).parent / "xrddiff", "logs", "-f", "-n", "0", str(limited.id)]
+    words = [Path(sys.executable).parent / "xrddiff", "cluster", "logs", "-f", "-n", "0", str(limited.id)]
     shown = subprocess.run(words, capture_output=True, text=True, timeout=300).stdout
     assert "requeued" in shown and f"finished at step {STEPS}" in shown
     cluster.ends(limited)
@@ -496,14 +513,14 @@ def test_restarts_come_to_an_end(cluster):
     """A job that asks to go on for ever is put back as often as its profile allows, and then says how to go on."""
     (cluster.folder / "never.py").write_text("import sys\nsys.exit(75)\n")
     (cluster.folder / "once.yaml").write_text("cpus_per_node: 1\nmemory_per_cpu: 1G\nmax_requeues: 1\n")
-    done = cluster("submit", "--config", "once.yaml", "--script", "never.py")
+    done = cluster("cluster", "submit", "--config", "once.yaml", "--script", "never.py")
     assert done.code == 0, done.err
     job = submissions()[-1]
     wait_for(lambda: cluster.lab.job(job.id)["Restarts"] == "1", 120, "the restart")
     wait_for(lambda: cluster.lab.job(job.id)["JobState"] == "FAILED", 120, "the end")
     said = job.log_file().read_text()
     assert said.count("requeued, restart 1 of at most 1") == 1 and cluster.lab.job(job.id)["Restarts"] == "1"
-    sentence = f"stopped after 1 restarts (max_requeues); to resume: xrddiff resume {job.id}"
+    sentence = f"stopped after 1 restarts (max_requeues); to resume: xrddiff cluster resume {job.id}"
     assert said.count(sentence) == 1
     # a restart that is not of its own making, as after a node has failed, is refused at once
     subprocess.run(["scontrol", "requeue", str(job.id)], check=True)
@@ -515,7 +532,7 @@ def test_restarts_come_to_an_end(cluster):
 def test_an_array_is_a_sweep(cluster, alone):
     """A task for each combination, seen in `status`; a single process makes the weights of two ranks."""
     job = alone.array
-    rows = {row["id"]: row for row in json.loads(cluster("status", "--json", str(job.id)).out)}
+    rows = {row["id"]: row for row in json.loads(cluster("cluster", "status", "--json", str(job.id)).out)}
     assert list(rows) == [f"{job.id}_0", f"{job.id}_1"] and [Path(r["run"]) for r in rows.values()] == job.runs
     assert rows[f"{job.id}_1"]["overrides"][-1] == "training.seed=7"
     cluster.ends(SimpleNamespace(id=f"{job.id}_0", log=job.log))
@@ -535,12 +552,12 @@ def test_a_task_of_an_array_is_cancelled_and_resumed(cluster, alone):
     cluster.signal(SimpleNamespace(id=second), signal.SIGSTOP, [0])
     cluster.checkpoint(SimpleNamespace(id=job.id, run=job.runs[0]))
     cluster.signal(SimpleNamespace(id=first), signal.SIGSTOP, [0])
-    assert f"{job.id}_0" in (shown := cluster("status").out) and "LOSS" in shown.splitlines()[0]
-    done = cluster("cancel", f"{job.id}_0", f"{job.id}_1")
+    assert f"{job.id}_0" in (shown := cluster("cluster", "status").out) and "LOSS" in shown.splitlines()[0]
+    done = cluster("cluster", "cancel", f"{job.id}_0", f"{job.id}_1")
     assert done.out == f"cancelled job {job.id}_0, job {job.id}_1\n", done.err
     cluster.ends(SimpleNamespace(id=f"{job.id}_0"), "CANCELLED")
     step = read_progress(job.runs[0]).step
-    done = cluster("resume", f"{job.id}_0")
+    done = cluster("cluster", "resume", f"{job.id}_0")
     again = submissions()[-1]
     assert done.code == 0 and (again.tasks, again.run_dirs) == ([0], [str(run) for run in job.runs]), done.err
     cluster.ends(SimpleNamespace(id=f"{again.id}_0"))
@@ -598,7 +615,7 @@ def test_jobs_in_a_notebook(cluster, notebooks):
 
 def test_the_script_runs_here(cluster, alone):
     """`--local`: two ranks on this machine, without SLURM, make the same weights."""
-    words = ["submit", "--config", "pair.yaml", "--local", *WORDS, "run_name=here"]
+    words = ["cluster", "submit", "--config", "pair.yaml", "--local", *WORDS, "run_name=here"]
     env = {k: v for k, v in os.environ.items() if not k.startswith("SLURM")}
     done = subprocess.run([Path(sys.executable).parent / "xrddiff", *words], env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -548,16 +548,16 @@ def whole(runs, tmp_path_factory) -> Path:
 def said_by_the_commands(run: Path, capsys) -> dict[str, tuple[str, str]]:
     """(state, phase) in the words of `runs`, `watch`, `status`, the monitor and pages, by who says it."""
     found = {}
-    assert main(["runs", str(run), "--json"]) == 0
+    assert main(["runs", "list", str(run), "--json"]) == 0
     (row,) = json.loads(capsys.readouterr().out)
     found["runs"] = row["state"], row["phase"]
-    assert main(["status", "--json"]) == 0
+    assert main(["cluster", "status", "--json"]) == 0
     for job in json.loads(capsys.readouterr().out):
         found["status"] = job["run_state"], job["phase"]
     if row["state"] == "half-written" and "status" not in found:
         return found  # it is refused as no run
     watched = find_watched(run)
-    assert main(["watch", str(run), "--once", "--width", "200"]) == 0
+    assert main(["runs", "watch", str(run), "--once", "--width", "200"]) == 0
     head = capsys.readouterr().out
     s = watched.standing()
     found["watch"] = s.state, s.phase
@@ -571,7 +571,7 @@ def said_by_the_commands(run: Path, capsys) -> dict[str, tuple[str, str]]:
         found["xd.open_run"] = opened.stands.state, opened.stands.phase
         assert opened.stands.sentence.partition("(")[0].strip() in opened._repr_html_()
         if not opened.stands.finished and (run / TABLE).is_file() and os.access(run, os.W_OK):
-            assert main(["report", str(run)]) == 0
+            assert main(["runs", "report", str(run)]) == 0
             capsys.readouterr()
             assert f"not finished: {opened.stands.sentence.partition('(')[0].strip()}" in (
                 (run / "report-so-far.md").read_text()

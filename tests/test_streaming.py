@@ -107,11 +107,23 @@ def test_a_listener_that_stalls_loses_nothing(tmp_path):
 
 
 @pytest.mark.slow
+def test_nothing_is_lost_when_a_sender_of_this_machine_closes_while_nobody_reads(tmp_path):
+    """ZeroMQ drops what is unread of such a connection when it is closed; the messages here are more than it holds itself."""
+    address = f"ipc://{tmp_path}/detector"
+    sender = threading.Thread(target=send_frames, args=(small(8), address))
+    with open_pull(address) as pull:
+        sender.start()
+        sender.join(0.5)  # it has sent, or waits until it is read
+        messages = list(itertools.takewhile(lambda m: m is not None, iter(lambda: pull.receive(5.0), ())))
+    sender.join()
+    assert len(messages) == 10
+
+
 def test_a_sender_ends_when_its_last_frame_has_left(tmp_path):
     """The last frames are still in the socket when a slow listener comes to them."""
     address = f"tcp://127.0.0.1:{free_port()}"
     save_frames(small(8, 3072), tmp_path / "frames.h5")
-    sender = warm.start("xrddiff", "replay", "frames.h5", address, "--encoding", "none", cwd=tmp_path)
+    sender = warm.start("xrddiff", "data", "replay", "frames.h5", address, "--encoding", "none", cwd=tmp_path)
     pull, got = open_pull(address), []
     while not got or got[-1] != "dseries_end-1.0":
         message = pull.receive(20)
@@ -338,5 +350,5 @@ def test_mistakes_are_sentences(tmp_path):
     ):
         done = xrddiff("stream", *words, "-o", "out", folder=tmp_path, check=False)
         assert done.returncode == 2 and sentence in done.stderr, done.stderr
-    done = xrddiff("replay", "nowhere.h5", "tcp://127.0.0.1:1", folder=tmp_path, check=False)
+    done = xrddiff("data", "replay", "nowhere.h5", "tcp://127.0.0.1:1", folder=tmp_path, check=False)
     assert done.returncode == 2 and "nowhere.h5" in done.stderr

@@ -53,7 +53,7 @@ def two(runs, tmp_path_factory):
 
 
 def test_the_page_of_two_runs(two, capsys):
-    assert main(["compare", str(two)]) == 0
+    assert main(["runs", "compare", str(two)]) == 0
     out = capsys.readouterr().out
     assert "3 runs: 2 finished, 1 damaged." in out and "They differ in training.recons_loss." in out
     assert "Best by Poisson deviance (lowest): mse" in out

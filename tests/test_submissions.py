@@ -161,7 +161,7 @@ def listed(folder: Path) -> set[str]:
 
 def submit(options, words):
     profile = [] if {"-p", "--config", "--no-profile"} & {*options} else ["-p", "debug"]
-    return main(["submit", *profile, *[o for o in options if o != "--no-profile"], *words])
+    return main(["cluster", "submit", *profile, *[o for o in options if o != "--no-profile"], *words])
 
 
 @pytest.mark.parametrize("case", BROKEN)

@@ -429,7 +429,7 @@ def test_runs_of_odd_names_are_listed_and_compared(odd_runs, tmp_path, capsys):
         (["--csv"], lambda text: list(csv.reader(io.StringIO(text)))),
         ([], str),
     ):
-        assert main(["runs", str(odd_runs), *form]) == 0
+        assert main(["runs", "list", str(odd_runs), *form]) == 0
         out, err = capsys.readouterr()
         assert harmless(out) and harmless(err)
         assert len(read(out)) >= 7
@@ -443,7 +443,7 @@ def test_runs_of_odd_names_are_listed_and_compared(odd_runs, tmp_path, capsys):
 
 def test_the_page_and_the_card_of_a_run_of_an_odd_name(odd_runs, capsys):
     for run in sorted(odd_runs.iterdir())[:2]:
-        assert main(["report", str(run)]) == 0
+        assert main(["runs", "report", str(run)]) == 0
         out, err = capsys.readouterr()
         assert harmless(out) and harmless(err)
         for page in run.glob("report*.html"):

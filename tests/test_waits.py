@@ -62,7 +62,7 @@ def test_the_probe_of_files_imports_what_reads_files():
 
 def test_a_list_of_runs_imports_nothing_heavy(tmp_path):
     (tmp_path / "output").mkdir()
-    assert imported(COMMAND, "runs", str(tmp_path / "output")) == set()
+    assert imported(COMMAND, "runs", "list", str(tmp_path / "output")) == set()
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""`xrddiff watch`: how a run stands from its files, on a terminal, once, and beside the run itself; and what it refuses."""
+"""`xrddiff runs watch`: how a run stands from its files, on a terminal, once, and beside the run itself; and what it refuses."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def write(run: Path, part: str = "", *, steps: str = STEPS, epochs: str = EPOCHS
 
 
 def drawn(run: Path, capsys, *words: str) -> str:
-    assert main(["watch", str(run), "--once", *words]) == 0
+    assert main(["runs", "watch", str(run), "--once", *words]) == 0
     return capsys.readouterr().out
 
 
@@ -164,10 +164,10 @@ def test_another_node_says_what_it_wrote(tmp_path):
 
 def test_a_picture_needs_nothing_from_elsewhere(tmp_path, capsys):
     run = write(tmp_path / "run")
-    assert main(["watch", str(run), "--svg", str(tmp_path / "a.svg"), "--width", "110"]) == 0
+    assert main(["runs", "watch", str(run), "--svg", str(tmp_path / "a.svg"), "--width", "110"]) == 0
     text = (tmp_path / "a.svg").read_text()
     assert "last" in text and "@font-face" not in text and not re.findall(r'(?:href|src)="?http|url\(["\']?http', text)
-    assert main(["watch", str(run), "--svg", str(tmp_path / "a.svg" / "b.svg")]) == 2
+    assert main(["runs", "watch", str(run), "--svg", str(tmp_path / "a.svg" / "b.svg")]) == 2
     assert capsys.readouterr().err.count("\n") == 1
 
 
@@ -184,7 +184,7 @@ def test_refused(tmp_path, monkeypatch, capsys, words, sentence):
     monkeypatch.setenv("PATH", str(tmp_path))  # no SLURM
     (tmp_path / "empty").mkdir()
     write(tmp_path / "run")
-    assert main(["watch", *(w.format(tmp_path) for w in words)]) == 2
+    assert main(["runs", "watch", *(w.format(tmp_path) for w in words)]) == 2
     said = capsys.readouterr().err
     assert sentence in said and said.count("\n") == 1
 

@@ -106,7 +106,7 @@ def test_every_spacing_is_known(spacing):
 # what the presets or the size of a network decide is not in `options_for`; a network's other options follow its size
 @pytest.mark.parametrize("word", [w.name for w in vocabulary().values() if w.metadata["options_for"]])
 def test_defaults_of_options_are_those_of_the_list(word):
-    """`xrddiff config show` says of every option of everything what `xrddiff list` says."""
+    """`xrddiff config show` says of every option of everything what `xrddiff config list` says."""
     kind, chooser = vocabulary()[word].metadata["options_for"]
     for name, entry in entries(kind).items():
         cfg = Config()

@@ -258,7 +258,7 @@ def gpu(at: Place) -> str:
     said = at.xrddiff("watch", at.run, "--once")
     found = at.python("import pynvml; from xrddiff.run.execution.status import gpus; print('gpus', len(gpus()))")
     assert "gpus" in found, found
-    return f"`xrddiff watch RUN --once`; {found.split()[-1]} GPUs here" if said else ""
+    return f"`xrddiff runs watch RUN --once`; {found.split()[-1]} GPUs here" if said else ""
 
 
 class Extra(NamedTuple):

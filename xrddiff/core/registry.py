@@ -212,7 +212,7 @@ _OUTER_KINDS = {
         "where frames arrive from", "f(source, told): see streaming.arrivals", given=("source", "told")
     ),
     "command": Kind(
-        "command that `xrddiff submit` executes on every rank of a job",
+        "command that `xrddiff cluster submit` executes on every rank of a job",
         "f(words, ranks): a slurm.job.RankCommand",
         given=("words", "ranks"),
     ),

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['PEAKS_HELP', 'PROFILE_FIELDS', 'frame_words', 'peaks_word', 'add_frames_and_mask', 'refuse_catalog_name',
-           'files_read', 'add_overwrite', 'picture_name', 'Parser', 'add_command', 'parse_words', 'add_profile',
-           'rank_command']
+           'files_read', 'add_overwrite', 'picture_name', 'Parser', 'add_group', 'add_command', 'parse_words',
+           'add_profile', 'rank_command']
 
 # %% ../../../nbs/app/cli/arguments.ipynb #c0a50e12
 def frame_words(texts: Sequence[str]) -> dict[str, Any]:
@@ -132,6 +132,11 @@ class Parser(argparse.ArgumentParser):
         raise BadInput(f"{message} (see `{self.prog} --help`)")
 
 
+def add_group(commands: Any, name: str, help: str) -> Any:
+    """Add commands that belong together, such as `xrddiff cluster`, to the subparsers; returns the subparsers for them."""
+    return commands.add_parser(name, help=help).add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+
 def add_command(
     commands: Any, name: str, function: Callable[[argparse.Namespace], int], help: str
 ) -> argparse.ArgumentParser:
@@ -163,7 +168,7 @@ PROFILE_FIELDS = ("nodes", "tasks_per_node", "time_limit", "account", "partition
 
 def add_profile(p: argparse.ArgumentParser) -> None:
     """Add the options that choose a profile of the cluster and change `PROFILE_FIELDS` of it."""
-    p.add_argument("-p", "--profile", metavar="NAME", help="a profile of `xrddiff profiles`")
+    p.add_argument("-p", "--profile", metavar="NAME", help="a profile of `xrddiff cluster profiles`")
     p.add_argument("--config", metavar="FILE", help="your own profile, a YAML file, instead of --profile")
     p.add_argument("--nodes", metavar="N", help="replaces the value of the profile, like the following options")
     p.add_argument("--tasks-per-node", metavar="N", dest="tasks_per_node", help="ranks on each node")

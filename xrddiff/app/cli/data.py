@@ -10,6 +10,7 @@ __all__ = ['data_list', 'data_fetch', 'data_simulate', 'data_convert', 'data_ins
 import argparse
 import os
 from contextlib import nullcontext
+from collections.abc import Callable
 from typing import Any
 
 from xrddiff.app.cli.arguments import (
@@ -199,8 +200,8 @@ def add_crystal_options(p: argparse.ArgumentParser) -> None:
         group.add_argument(f"--{name}", type=kind, metavar=metavar, help=said)
 
 # %% ../../../nbs/app/cli/data.ipynb #c0a50e03
-def add_data(commands: Any) -> None:
-    """Add `data` and its commands to the subparsers of `xrddiff`."""
+def add_data(commands: Any, *others: Callable[[Any], None]) -> None:
+    """Add `data` and its commands to the subparsers of `xrddiff`, and those that `others` add."""
     words = (
         "values that the file does not contain: wavelength= (Å), distance=, pixel_size= (m), beam_center=[x,y] "
         "(px), units=, …, "
@@ -263,3 +264,5 @@ def add_data(commands: Any) -> None:
     add_overwrite(p)
     p.add_argument("words", nargs="*", default=[], metavar="word=value", help=words)
     p.set_defaults(command=data_convert, parser=p)
+    for add in others:
+        add(kinds)

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from .arguments import Parser, add_frames_and_mask, parse_words
+from .arguments import Parser, add_frames_and_mask, add_group, parse_words
 from .batch import add_cluster_commands, cut_command
 from .listing import add_check
 from .cluster_tools import add_tools
@@ -25,9 +25,9 @@ from .listing import add_list
 from .output import show_summary
 from .posterior import add_posterior_commands
 from .report import add_report
-from .settings import add_config
-from .streaming import add_streams
-from .studies import add_studies
+from .settings import add_settings
+from .streaming import add_replay, add_stream
+from .studies import add_runs, add_sweep
 from .merging import add_merge
 from .twin import add_recover, add_twin
 from .watching import add_watch, beside, is_terminal
@@ -168,7 +168,7 @@ def _check_workers(who: str | None) -> None:
 
 # %% ../../../nbs/app/cli/main.ipynb #c5527bf5
 def inpaint(args: argparse.Namespace) -> int:
-    """Fill the holes in measured frames with a trained model: `xrddiff inpaint RUN --frames
+    """Fill the holes in measured frames with a trained model: `xrddiff posterior inpaint RUN --frames
     run_17.h5 --mask bad.npy -n 8`.
     """
     from xrddiff.run.execution.finished import execute_on_frames
@@ -180,7 +180,7 @@ def inpaint(args: argparse.Namespace) -> int:
 
 
 def interpolate(args: argparse.Namespace) -> int:
-    """Draw the frames between two measured ones with a trained model: `xrddiff interpolate RUN
+    """Draw the frames between two measured ones with a trained model: `xrddiff posterior interpolate RUN
     run_17.h5:0 run_17.h5:12 -n 9`.
     """
     from xrddiff.run.execution.finished import execute_on_frames
@@ -313,7 +313,7 @@ def _add_sample(commands: Any) -> None:
 
 # %% ../../../nbs/app/cli/main.ipynb #e1a7a091
 def _add_inpaint(commands: Any) -> None:
-    """`xrddiff inpaint`."""
+    """`xrddiff posterior inpaint`."""
     p = commands.add_parser("inpaint", help="fill holes in measured frames", description=inpaint.__doc__)
     p.add_argument("run", metavar="RUN", help="the folder of a run of ddpm or latent_diff")
     add_frames_and_mask(p, "to fill")
@@ -329,7 +329,7 @@ def _add_inpaint(commands: Any) -> None:
 
 
 def _add_interpolate(commands: Any) -> None:
-    """`xrddiff interpolate`."""
+    """`xrddiff posterior interpolate`."""
     p = commands.add_parser("interpolate", help="frames between two measured ones", description=interpolate.__doc__)
     p.add_argument("run", metavar="RUN", help="the folder of a run of ddpm or latent_diff")
     p.add_argument(
@@ -372,24 +372,24 @@ def build_parser() -> Parser:
 
     _add_run(commands)
     _add_sample(commands)
-    _add_inpaint(commands)
-    _add_interpolate(commands)
     _add_evaluate(commands)
     add_twin(commands)
     add_recover(commands)
     add_merge(commands)
-    add_posterior_commands(commands)
-    add_streams(commands)
-    add_report(commands)
+    add_posterior_commands(commands, _add_inpaint, _add_interpolate)
+    add_stream(commands)
     add_export(commands)
-    add_data(commands)
-    add_list(commands)
-    add_check(commands)
-    add_config(commands)
-    add_watch(commands)
-    add_cluster_commands(commands)
-    add_tools(commands)
-    add_studies(commands)
+    add_data(commands, add_replay)
+    config = add_group(commands, "config", "every value of a run, what can be chosen by name, what differs")
+    for add in (add_settings, add_list, add_check):
+        add(config)
+    runs = add_group(commands, "runs", "the runs below a folder, one in progress, reports, comparisons")
+    for add in (add_runs, add_watch, add_report):
+        add(runs)
+    cluster = add_group(commands, "cluster", "jobs on a SLURM cluster, its profiles, the speed between its nodes")
+    add_cluster_commands(cluster)
+    add_tools(cluster)
+    add_sweep(commands)
     add_lab(commands)
     return parser
 
@@ -397,10 +397,10 @@ def build_parser() -> Parser:
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Parse the arguments. Raises `BadInput` for unknown options or surplus arguments."""
     parser, inner = build_parser(), []
-    if argv[:1] == ["submit"]:
-        known = parser.commands
-        outer, inner = cut_command(argv[1:], known["submit"], {*known, *_plugin_commands()})
-        argv = ["submit", *outer]
+    if argv[:2] == ["cluster", "submit"]:
+        submit = parser.commands["cluster"].commands["submit"]
+        outer, inner = cut_command(argv[2:], submit, {*parser.commands, *_plugin_commands()})
+        argv = ["cluster", "submit", *outer]
     args = parse_words(parser, argv)
     args.ranks_do = inner
     return args

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -158,8 +158,8 @@ def pixels(args: argparse.Namespace) -> int:
     return 0
 
 
-def add_posterior_commands(commands: Any) -> None:
-    """Add `posterior` and its commands to the subparsers of `xrddiff`."""
+def add_posterior_commands(commands: Any, *others: Callable[[Any], None]) -> None:
+    """Add `posterior` and its commands to the subparsers of `xrddiff`, and those that `others` add."""
     posterior = commands.add_parser("posterior", help="sample what may have been, given the measurement")
     kinds = posterior.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
@@ -172,7 +172,10 @@ def add_posterior_commands(commands: Any) -> None:
     methods = ", ".join(entries("posterior"))
     p.add_argument("--method", metavar="HOW", help=f"{methods} (counts)")
     p.add_argument(
-        "--option", action="append", metavar="NAME=VALUE", help="options of the method, see `xrddiff list posterior`"
+        "--option",
+        action="append",
+        metavar="NAME=VALUE",
+        help="options of the method, see `xrddiff config list posterior`",
     )
     p.add_argument(
         "--hold-out",
@@ -197,6 +200,8 @@ def add_posterior_commands(commands: Any) -> None:
     p.set_defaults(command=pixels, parser=p)
 
     add_crystal(kinds)
+    for add in others:
+        add(kinds)
 
 # %% ../../../nbs/app/cli/posterior.ipynb #dbfe44f0
 def _check_pixels(args: argparse.Namespace) -> None:
@@ -207,7 +212,7 @@ def _check_pixels(args: argparse.Namespace) -> None:
 
 @register("command", "posterior")
 def posterior_on_ranks(words: Sequence[str], ranks: int) -> RankCommand:
-    """A posterior whose particles the ranks share: `xrddiff submit --profile medium posterior crystal FILE`."""
+    """A posterior whose particles the ranks share: `xrddiff cluster submit --profile medium posterior crystal FILE`."""
     crystal = list(words[:1]) == ["crystal"]
     command = rank_command(
         ["posterior", *words], add_posterior_commands, "output/posterior", "--output" if crystal else None,

@@ -97,7 +97,7 @@ def submit_run(
     qos: str | None = None,
     **words: Any,
 ) -> SentJob | BatchScript:
-    """Submit a run to a SLURM cluster, as `xrddiff submit` does; returns the job, or with `dry_run` its script.
+    """Submit a run to a SLURM cluster, as `xrddiff cluster submit` does; returns the job, or with `dry_run` its script.
 
     - `given`, `data`, `words`: as for `xd.train`, but without frames in memory.
     - `profile`: a name of `xd.profiles()`, or a YAML file; `nodes` … `qos` replace its values, as in
@@ -141,7 +141,7 @@ def resume_job(
     qos: str | None = None,
     **words: Any,
 ) -> SentJob | BatchScript:
-    """Submit a job or a run again that ended before it was done, as `xrddiff resume` does.
+    """Submit a job or a run again that ended before it was done, as `xrddiff cluster resume` does.
 
     `target`: the number of a job, or the folder of its run. `given`, `words`: that may change on a resume, as in
     `max_steps=20000`. The rest: as for `xd.submit`; the profile is that of before unless given. In this process,
@@ -158,7 +158,7 @@ def resume_job(
 # %% ../../../nbs/app/front_door/batch_jobs.ipynb #d0a1400a
 @plain_errors
 def job_table(*jobs: int | str | os.PathLike, last: int = 10, details: bool = False) -> pd.DataFrame:
-    """The queue and the jobs that left it, with epoch and loss of each run, as `xrddiff status` prints it.
+    """The queue and the jobs that left it, with epoch and loss of each run, as `xrddiff cluster status` prints it.
 
     `jobs`: only these, by number or run folder. `last`: how many that have left the queue are listed.
     `details`: a column with what `scontrol show job` says of each. `xd.jobs()` shows them in a widget. Raises an error if SLURM cannot be asked.
@@ -171,7 +171,7 @@ def job_table(*jobs: int | str | os.PathLike, last: int = 10, details: bool = Fa
 
 @plain_errors
 def show_log(target: int | str | os.PathLike, lines: int = 50, *, follow: bool = False) -> None:
-    """Print how a job or run failed, if it did, and the end of its log, as `xrddiff logs` does.
+    """Print how a job or run failed, if it did, and the end of its log, as `xrddiff cluster logs` does.
 
     `lines`: how many; 0: all. `follow`: until the job ends. Raises `BadInput` for an unknown job.
     """
@@ -183,7 +183,7 @@ def show_log(target: int | str | os.PathLike, lines: int = 50, *, follow: bool =
 
 @plain_errors
 def cancel_named(*jobs: int | str | os.PathLike) -> list[str]:
-    """End jobs, by number or run folder, as `xrddiff cancel` does; returns their numbers. Raises `BadInput`, and
+    """End jobs, by number or run folder, as `xrddiff cluster cancel` does; returns their numbers. Raises `BadInput`, and
     ends none, if one of them is not in the queue."""
     from xrddiff.run.slurm.ledger import cancel_targets
 

@@ -84,7 +84,7 @@ def preset_table(group: str | None = None) -> pd.DataFrame:
 # %% ../../../nbs/app/front_door/choices.ipynb #d0a1900e
 @plain_errors
 def name_table(kind: str | None = None) -> pd.DataFrame:
-    """What can be chosen by name, of one kind or of all, as `xrddiff list` prints it: help, options and source of each.
+    """What can be chosen by name, of one kind or of all, as `xrddiff config list` prints it: help, options and source of each.
 
     `kind`: such as "sampler". Raises `BadInput` for a kind that there is not.
     """
@@ -105,7 +105,7 @@ def name_table(kind: str | None = None) -> pd.DataFrame:
 
 @plain_errors
 def probe_files(*files: str | os.PathLike) -> pd.DataFrame:
-    """Execute plug-ins and test everything that they register on a small example, as `xrddiff check` does.
+    """Execute plug-ins and test everything that they register on a small example, as `xrddiff config check` does.
 
     `files`: notebooks, Python files or modules; they are executed, as in a run. Returns a row for each thing, with
     its `problem`, None if nothing is wrong. Raises `BadInput` for a file that cannot be executed.

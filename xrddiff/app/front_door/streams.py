@@ -164,7 +164,7 @@ def replay_frames(
     progress: bool = True,
     **words: Any,
 ) -> int:
-    """Send frames to a listener, as a DECTRIS detector does, and as `xrddiff replay` does; returns how many.
+    """Send frames to a listener, as a DECTRIS detector does, and as `xrddiff data replay` does; returns how many.
 
     - `frames`: images, a file of them, or the name of a set; `words`: of `open_frames`, for a file.
     - `address`: to bind, such as tcp://127.0.0.1:9999. `series`: its number. `encoding`: none, lz4 or bslz4. `version`: of the stream, 1 or 2.

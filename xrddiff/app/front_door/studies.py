@@ -34,7 +34,7 @@ __all__ = ['runs', 'compare_runs', 'Sweep', 'run_sweep', 'submit_agents', 'open_
 @plain_errors
 def runs(folder: str | os.PathLike = "output") -> pd.DataFrame:
     """A table of the runs below `folder`, indexed by path, the newest last. A run that cannot be
-    read has the state "damaged". The states are those of `xrddiff runs`; `begun` is in UTC.
+    read has the state "damaged". The states are those of `xrddiff runs list`; `begun` is in UTC.
 
     `xd.open_run(xd.runs().index[-1])` opens the newest. Raises `BadInput` if there is no such
     folder.
@@ -66,7 +66,7 @@ def compare_runs(*runs: str | os.PathLike | TrainedRun) -> pd.DataFrame:
     """A table of several runs, the best first: the settings in which they differ, and their
     results.
 
-    `runs`: runs, folders of runs, or folders with runs below them. `xrddiff compare` makes a page of them.
+    `runs`: runs, folders of runs, or folders with runs below them. `xrddiff runs compare` makes a page of them.
     Raises `BadInput` for fewer than two.
     """
     from xrddiff.run.studies.comparison import open_comparison

@@ -285,7 +285,7 @@ class TrainedRun(RunNumbers):
     def export(self, format: str = "pt2", output: str | Path | None = None, *given: Any, **words: Any) -> Path:
         """Write the trained model as a folder that runs elsewhere, see `xd.load_exported`; returns it.
 
-        `format`: one of `xrddiff list exporter`, or `peaks`, a file (`xd.train_peaks`). `output`: the folder (None: `exported/FORMAT` in that of
+        `format`: one of `xrddiff config list exporter`, or `peaks`, a file (`xd.train_peaks`). `output`: the folder (None: `exported/FORMAT` in that of
         the run); `overwrite=True` replaces one. `given`, `words`: of `inference`, the defaults of the exported model. Raises `BadInput` for a run that is not finished, or that the format cannot hold.
         """
         from xrddiff.judge.exports.exporters import export_run
@@ -419,7 +419,7 @@ class TrainedRun(RunNumbers):
         progress: bool = True,
         **words: Any,
     ) -> xr.Dataset:
-        """Fill the holes of frames, as `xrddiff inpaint` does; returns `n` versions of each frame, as Frames.
+        """Fill the holes of frames, as `xrddiff posterior inpaint` does; returns `n` versions of each frame, as Frames.
 
         - `frames`: measured frames, or a file of them, in the format of the run's own frames or of its samples.
         - `mask`: a file of pixels to fill besides those that the frames mask. `mask_true`: "good" or "bad", the meaning of True in it.
@@ -442,7 +442,7 @@ class TrainedRun(RunNumbers):
         progress: bool = True,
         **words: Any,
     ) -> xr.Dataset:
-        """The frames between two measured ones, as `xrddiff interpolate` draws them: `n` Frames, with both ends.
+        """The frames between two measured ones, as `xrddiff posterior interpolate` draws them: `n` Frames, with both ends.
 
         - `first`, `last`: "FILE:INDEX", "NAME:INDEX" of a named set, or a file of one frame.
         - `name`: of the set under `samples/` ("interpolate"). `progress`: show the output. `given`, `words`: of `inference`, as in `steps=128`.

@@ -117,7 +117,7 @@ def shell_command(overrides: Sequence[str], profile: str = "") -> str:
     that submits it.
     """
     option = ["--config" if profile.endswith((".yaml", ".yml")) else "--profile", profile] if profile else []
-    return for_shell(["xrddiff", "submit" if profile else "run", *option, *overrides])
+    return for_shell(["xrddiff", *(["cluster", "submit"] if profile else ["run"]), *option, *overrides])
 
 
 def python_call(overrides: Sequence[str]) -> str:

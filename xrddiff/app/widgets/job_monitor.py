@@ -113,7 +113,7 @@ class JobsView(anywidget.AnyWidget):
 
 
 class JobMonitor(Refreshed, Panel):
-    """The jobs of this cluster: `chosen` is the one whose log is shown (4711, 4711_3), `rows` are those of `xrddiff status`.
+    """The jobs of this cluster: `chosen` is the one whose log is shown (4711, 4711_3), `rows` are those of `xrddiff cluster status`.
 
     `last`: how many jobs that have left the queue. `asking`: the job that is cancelled as soon as `confirm` is called.
     """
@@ -214,7 +214,7 @@ class JobMonitor(Refreshed, Panel):
         """Show the training of a job below its log."""
         self.unwatch()
         if not self._row(job).get("run"):
-            raise BadInput(f"no run of job {job} is known; expected a job that `xrddiff submit` submitted")
+            raise BadInput(f"no run of job {job} is known; expected a job that `xrddiff cluster submit` submitted")
         self.place.children = [open_monitor(job)]
 
     def unwatch(self) -> None:

@@ -77,7 +77,7 @@ class Data:
     )
     transform_options: dict[str, Any] = word(
         dict,
-        "options of the transform (`xrddiff list transform`)",
+        "options of the transform (`xrddiff config list transform`)",
         options_for=("transform", "data.transform"),
         only=[{"trains": ANY}, {"latent": False}],
     )

@@ -48,7 +48,7 @@ class Inference:
     sampler: str = word("unipc", "how noise becomes a sample", choices=SAMPLERS, only=HAS_DENOISER)
     sampler_options: dict[str, Any] = word(
         dict,
-        "options of the sampler, as {eta: 0.5} (`xrddiff list sampler`)",
+        "options of the sampler, as {eta: 0.5} (`xrddiff config list sampler`)",
         options_for=("sampler", "inference.sampler"),
         only=HAS_DENOISER,
     )
@@ -67,7 +67,7 @@ class Inference:
     schedule: str = word("karras", "noise levels of the steps", choices=Names("sigma_schedule"), only=HAS_DENOISER)
     schedule_options: dict[str, Any] = word(
         dict,
-        "options of the noise levels, as {sigma_max: 200} (`xrddiff list sigma_schedule`)",
+        "options of the noise levels, as {sigma_max: 200} (`xrddiff config list sigma_schedule`)",
         options_for=("sigma_schedule", "inference.schedule"),
         only=HAS_DENOISER,
     )

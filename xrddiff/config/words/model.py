@@ -93,7 +93,10 @@ class Model:
         only=AT_ONCE,
     )
     network_options: dict[str, Any] = word(
-        dict, "options of the network (`xrddiff list network`)", options_for=("network", "model.network"), only=AT_ONCE
+        dict,
+        "options of the network (`xrddiff config list network`)",
+        options_for=("network", "model.network"),
+        only=AT_ONCE,
     )
 
     quantizer: str = word(
@@ -101,7 +104,7 @@ class Model:
     )
     quantizer_options: dict[str, Any] = word(
         dict,
-        "options of the quantizer (`xrddiff list quantizer`)",
+        "options of the quantizer (`xrddiff config list quantizer`)",
         options_for=("quantizer", "model.quantizer"),
         only={"trains": "vq"},
     )
@@ -147,7 +150,7 @@ class Model:
     )
     training_noise_options: dict[str, Any] = word(
         dict,
-        "options of that distribution, as {P_mean: 0.8, P_std: 1.6} (`xrddiff list training_noise`)",
+        "options of that distribution, as {P_mean: 0.8, P_std: 1.6} (`xrddiff config list training_noise`)",
         options_for=("training_noise", "model.training_noise"),
         only=HAS_DENOISER,
     )
@@ -164,13 +167,13 @@ class Model:
     )
     condition_maps: list[str] = word(
         list,
-        "pictures that generation is conditioned on (`xrddiff list condition_map`), for instance [lattice]",
+        "pictures that generation is conditioned on (`xrddiff config list condition_map`), for instance [lattice]",
         choices=Names("condition_map"),
         only=HAS_DENOISER,
     )
     condition_map_options: dict[str, Any] = word(
         dict,
-        "options of the maps, as {lattice: {wider: 1.5}} (`xrddiff list condition_map`)",
+        "options of the maps, as {lattice: {wider: 1.5}} (`xrddiff config list condition_map`)",
         only={"model.condition_maps": ANY},
     )
     diffusion_kwargs: DiffusionKwargs = field(default_factory=DiffusionKwargs)

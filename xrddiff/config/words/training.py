@@ -75,7 +75,7 @@ class Training:
     recons_loss: str = word("iwmse", "the reconstruction term R", choices=RECONS_LOSSES, only=TRAINS_AUTOENCODER)
     loss_options: dict[str, Any] = word(
         dict,
-        "options of the loss, as {alpha_mse: 2} (`xrddiff list loss`)",
+        "options of the loss, as {alpha_mse: 2} (`xrddiff config list loss`)",
         options_for=("loss", "training.recons_loss"),
         only=TRAINS_AUTOENCODER,
     )
@@ -109,7 +109,7 @@ class Training:
     )
     objective_options: dict[str, Any] = word(
         dict,
-        "options of the objective (`xrddiff list objective`)",
+        "options of the objective (`xrddiff config list objective`)",
         options_for=("objective", "training.objective"),
         only=HAS_DENOISER,
     )
@@ -147,19 +147,21 @@ class Training:
     validate_every: int | None = word(None, "steps between validations; null: one per epoch", low=1)
     augmentations: list[str] = word(
         list,
-        "changes of the training frames, which the network is told (`xrddiff list augmentation`)",
+        "changes of the training frames, which the network is told (`xrddiff config list augmentation`)",
         choices=Names("augmentation"),
     )
     augmentation_options: dict[str, Any] = word(
         dict, "options of the augmentations, as {gain: {spread: 0.2}}", only={"training.augmentations": ANY}
     )
     callbacks: list[str] = word(
-        list, "what watches or alters training, in this order (`xrddiff list callback`)", choices=Names("callback")
+        list,
+        "what watches or alters training, in this order (`xrddiff config list callback`)",
+        choices=Names("callback"),
     )
     callback_options: dict[str, Any] = word(dict, "options of the callbacks, as {steps: {every: 10}}")
     health: list[str] | None = word(
         None,
-        "rules that look for what is wrong (`xrddiff list health_rule`); null: all, []: none",
+        "rules that look for what is wrong (`xrddiff config list health_rule`); null: all, []: none",
         choices=Names("health_rule"),
     )
     health_options: dict[str, Any] = word(dict, "thresholds of the rules, as {loader_bound: {share: 0.5}}")
@@ -177,7 +179,7 @@ class Training:
     test_suffix: str = word("", "appended to the model's name in the output folder")
     trackers: list[str] = word(
         lambda: ["jsonl"],
-        "where the numbers of the training are shown, while it goes on (`xrddiff list tracker`); []: in the run's own tables alone",
+        "where the numbers of the training are shown, while it goes on (`xrddiff config list tracker`); []: in the run's own tables alone",
         choices=Names("tracker"),
     )
     tracker_options: dict[str, Any] = word(dict, "options of the trackers, as {wandb: {mode: online}}")

@@ -532,7 +532,7 @@ def open_frames(
     """Open frames in any supported file. Values are read when they are indexed.
 
     path: HDF5 (CXI, NXmx, Eiger master, xrddiff), zarr (xrddiff, PeakNet), npy, an image that fabio
-        reads, a file for the reader of a plug-in (`xrddiff list reader`), a folder or pattern
+        reads, a file for the reader of a plug-in (`xrddiff config list reader`), a folder or pattern
         (`run_*.cbf`) as a series, or a list of files. A zarr store may be on a server:
         `https://host/run.zarr`, `s3://bucket/run.zarr`.
     geometry: a PONI, CrystFEL `.geom` or DIALS `.expt` file; it takes precedence over the data file.

@@ -392,7 +392,7 @@ def save_frames(
 
     ds: the frames.
     path: HDF5 with bitshuffle-LZ4 (`.h5`, `.hdf5`), HDF5 with the names of CXI (`.cxi`) or NXmx (`.nxs`) and with gzip, which every
-        program opens, zarr format 3 (`.zarr`), or a format of a plug-in (`xrddiff list writer`).
+        program opens, zarr format 3 (`.zarr`), or a format of a plug-in (`xrddiff config list writer`).
     progress: called as `progress(n)` after each n frames.
     compression: of HDF5, `gzip` or `lz4`, if not that of the format.
     Returns the path.

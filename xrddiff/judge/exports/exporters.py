@@ -85,7 +85,7 @@ def export_run(
     """Export a finished run; returns the folder of the package.
 
     run: the run folder.
-    format: one of `xrddiff list exporter`; or `peaks`, which is a file (`export_peaks`).
+    format: one of `xrddiff config list exporter`; or `peaks`, which is a file (`export_peaks`).
     output: the folder; None = RUN/exported/FORMAT. overwrite: replace an exported model that is there.
     words: options of `inference`, which become the defaults of the exported model.
     Raises `BadInput` for a run that is not finished, or that this format cannot hold.

@@ -168,7 +168,7 @@ class PosteriorJob:
     """Draws of what the pixels of frames may have been.
 
     run: its folder. generator: the model. plan: of the run. frames: the frames, fitted to the model.
-    draws: of each frame. method: one of `xrddiff list posterior`, with its `options`.
+    draws: of each frame. method: one of `xrddiff config list posterior`, with its `options`.
     hold_out: share of the valid pixels that is hidden. sampler, guide: of a diffusion model.
     about: attributes of the result.
     """
@@ -592,10 +592,10 @@ def open_posterior(
     words: options of `inference`.
     frames, mask, mask_true, limit: see `open_inpainting`.
     draws: of each frame; 39 make an interval of 90% exactly.
-    method: one of `xrddiff list posterior`; None: counts.
+    method: one of `xrddiff config list posterior`; None: counts.
     hold_out: share of the valid pixels to hide, for the check.
     gain, read_noise: of the detector, in the units of the file; None: those of the file.
-    options: those of the method, see `xrddiff list posterior`.
+    options: those of the method, see `xrddiff config list posterior`.
     Raises `BadInput` if it cannot be done.
     """
     run = Path(run)

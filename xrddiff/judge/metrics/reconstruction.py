@@ -250,7 +250,7 @@ class CodecScore:
         return out
 
     def compute(self) -> dict[str, float]:
-        """The scores by name: all metrics (`xrddiff list metric`) that are known without a codebook.
+        """The scores by name: all metrics (`xrddiff config list metric`) that are known without a codebook.
 
         scaled_mse needs a transform.
         """

@@ -204,7 +204,7 @@ def draw_particles(
 ) -> Drawn:
     """A sample of the posterior `density`, started from draws of its `fit` (None: it is fitted first).
 
-    - `particles`: in all. `sampler`: one of `xrddiff list particle_sampler`; `settings`: its options.
+    - `particles`: in all. `sampler`: one of `xrddiff config list particle_sampler`; `settings`: its options.
     - `seed`: of all random numbers; particle i does not depend on how many ranks there are.
     - `ranks`: the ranks that share the particles; all of them call this. The fit of rank 0 is used.
     - `folder`: where the state is saved; a stopped run is resumed from there, bit for bit.

@@ -408,7 +408,7 @@ def run_commands(run: Path, plan: RunPlan, folder: str | None = None, *, ended: 
     words["Train the same again, in a new folder:"] = ["xrddiff", "run", *reproducing_words(plan.config)]
     if ended:
         words["Train on, for twice as many epochs:"] = [*resume, *twice]
-    words["Write this page again:"] = ["xrddiff", "report", at]
+    words["Write this page again:"] = ["xrddiff", "runs", "report", at]
     return {what: for_shell(command) for what, command in words.items()}
 
 # %% ../../../nbs/judge/views/run_page.ipynb #5a86163f

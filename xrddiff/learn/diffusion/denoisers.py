@@ -94,7 +94,7 @@ class Denoiser(nn.Module):
     """`denoise(x, sigma, cond=None)` -> x̂₀ of the shape and type of x, from a network `net(x,
     noise_label, cond=None)` and what it was trained to predict.
 
-    parameterisation: one of `xrddiff list parameterisation`.
+    parameterisation: one of `xrddiff config list parameterisation`.
     sigma_data: standard deviation of the data (edm).
     schedule, timesteps: what the labels of eps, x0 and v mean.
     """

@@ -51,10 +51,10 @@ class SampleNoise:
 class Sampler:
     """A sampler and all its settings.
 
-    name: one of `xrddiff list sampler`.
+    name: one of `xrddiff config list sampler`.
     options: those of the sampler; those that are not given have their defaults.
     steps: n ≥ 1.
-    schedule: the levels, one of `xrddiff list sigma_schedule`: "karras" (`sigma_min`, `sigma_max`,
+    schedule: the levels, one of `xrddiff config list sigma_schedule`: "karras" (`sigma_min`, `sigma_max`,
         `rho`), "vp" (`spacing`, and `noise_schedule`, `timesteps`, by default those of the
         denoiser), "flow" (`shift`, from `sigma_max`) or that of a plug-in. The largest level has to
         be well above the strongest principal component of the data (see `samplers`).

@@ -79,7 +79,7 @@ def min_snr_weight(sigma: Tensor, sigma_data: float, gamma: float) -> Tensor:
 def loss_weight(denoiser: Denoiser, sigma: Tensor, weighting: str = "simple", min_snr_gamma: float = 5.0) -> Tensor:
     """w(σ), the weight of the network's squared error, float64, shape of `sigma`.
 
-    weighting: one of `xrddiff list weighting`; λ(σ) of the denoised frame's error, or w(σ) itself
+    weighting: one of `xrddiff config list weighting`; λ(σ) of the denoised frame's error, or w(σ) itself
         if it is registered with `of="network"`.
     """
     of_network = find("weighting", weighting).traits.get("of") == "network"
@@ -125,7 +125,7 @@ class DenoisingObjective(nn.Module):
     batch: x (B, C, H, W), mask (B, 1, H, W) bool or None, index (B,), and optionally cond, a dict
         of (B,) labels.
     noise: a `TrainingNoise`, or a name for `make_noise`.
-    weighting: one of `xrddiff list weighting`.
+    weighting: one of `xrddiff config list weighting`.
     condition_dropout: the share of training frames whose conditions are withheld, and of those that
         lack one of several maps.
     seed: of all draws.

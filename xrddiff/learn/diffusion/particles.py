@@ -257,10 +257,10 @@ def svgd(
     - `score`: ∇ log p of particles (n, …), each of its own row alone; gets the dtype and device of `particles`.
     - `particles`: (n, …), n ≥ 1; on several ranks those of this rank, in the order of ranks.
     - `steps`: at most, in all. `lr`: step size of the optimiser, in units of the particles.
-    - `kernel`: one of `xrddiff list kernel`, or a `Kernel`. `bandwidth`: "median", or h > 0 in
+    - `kernel`: one of `xrddiff config list kernel`, or a `Kernel`. `bandwidth`: "median", or h > 0 in
       squared units of the particles.
     - `optimizer`: adagrad, adam or sgd (whose step is lr·φ).
-    - `annealing`: one of `xrddiff list tempering`, or a function of the share of steps (0 … 1) that
+    - `annealing`: one of `xrddiff config list tempering`, or a function of the share of steps (0 … 1) that
       gives γ.
     - `tolerance`: end where the Stein discrepancy is below it, or has not fallen for 5 measurements;
       it is measured every `check_every` steps (0: never).

@@ -71,7 +71,7 @@ def cosine_schedule(T: int) -> Tensor:
 
 
 def alphas_bar(name: str = "squaredcos_cap_v2", T: int = 1000) -> Tensor:
-    """ᾱ₁ … ᾱ_T of the noise schedule `name` (`xrddiff list noise_schedule`), (T,) float64, falling."""
+    """ᾱ₁ … ᾱ_T of the noise schedule `name` (`xrddiff config list noise_schedule`), (T,) float64, falling."""
     if T < 1:
         raise BadInput(f"the schedule {name} has {T} timesteps; expected at least 1")
     return get("noise_schedule", name)(T)
@@ -254,5 +254,5 @@ def discrete_noise(
 
 
 def make_noise(name: str = "lognormal", **words: Any) -> TrainingNoise:
-    """The training noise `name` with its options (`xrddiff list training_noise`)."""
+    """The training noise `name` with its options (`xrddiff config list training_noise`)."""
     return get("training_noise", name)(**check_options("training_noise", name, words))

@@ -387,7 +387,7 @@ def prepare_frames(
     frames: the frames.
     transform: name of a value transform, or a fitted one, such as that of the autoencoder whose
         latent space is to be used.
-    transform_options: options of a transform given by name (`xrddiff list transform`).
+    transform_options: options of a transform given by name (`xrddiff config list transform`).
     train_ratio: share of frames for training, 0 … 1.
     contiguous: True = split into contiguous stretches, see `split_by_group`.
     seed: seed of the split and of the choice of patches.

@@ -279,11 +279,11 @@ class ReconstructionVQ(NamedTuple):
     codes: Tensor
 
 
-@register("autoencoder", "vq", help="autoencoder with a quantised latent, see `xrddiff list quantizer`")
+@register("autoencoder", "vq", help="autoencoder with a quantised latent, see `xrddiff config list quantizer`")
 class AutoencoderVQ(Autoencoder):
     """An `Autoencoder` with a quantised latent.
 
-    quantizer: one of `xrddiff list quantizer`.
+    quantizer: one of `xrddiff config list quantizer`.
     quantizer_words: those of the quantiser; the other words are those of
         `Autoencoder`.
     """

@@ -423,7 +423,7 @@ class FSQ(Quantizer):
 
 # %% ../../../nbs/learn/models/codebook.ipynb #607eeb0e
 def make_quantizer(name: str, channels: int, **words: Any) -> Quantizer:
-    """The quantiser `name` (`xrddiff list quantizer`) for latents of `channels` channels; fsq without
+    """The quantiser `name` (`xrddiff config list quantizer`) for latents of `channels` channels; fsq without
     `levels` gets `fsq_levels(channels, codes)`.
     """
     return get("quantizer", name).of(channels, **words)

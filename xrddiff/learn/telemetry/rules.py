@@ -150,7 +150,7 @@ def look(
 def _failed(name: str, why: str, place: Mapping[str, Any]) -> Finding:
     """A finding for a plug-in's rule that raised an error; it does not end the training."""
     epoch, step = int(place.get("epoch", 0)), int(place.get("step", 0))
-    text = ("Its plug-in failed.", "`xrddiff check FILE` tests it.", find("health_rule", name).source)
+    text = ("Its plug-in failed.", "`xrddiff config check FILE` tests it.", find("health_rule", name).source)
     return Finding(f"{name} (failed)", "note", epoch, step, f"the rule {name} {why}", *text, until=epoch)
 
 # %% ../../../nbs/learn/telemetry/rules.ipynb #b7d20f4a

@@ -178,7 +178,7 @@ def loader_bound(e: Evidence, share: Share = 0.3) -> str | None:
 
 @register(
     "health_rule", severity="note", when="epoch", source="rule of thumb for data-parallel training: an exchange should take less than a tenth of a step",
-    cause="The network between the ranks is slow, or a step is too short.", remedy="Raise training.batch_size or training.gradient_accumulation_steps; `xrddiff comm-test` measures the network.",
+    cause="The network between the ranks is slow, or a step is too short.", remedy="Raise training.batch_size or training.gradient_accumulation_steps; `xrddiff cluster comm-test` measures the network.",
 )  # fmt: skip
 def communication_bound(e: Evidence, share: Share = 0.1) -> str | None:
     """Ranks spend much of a step on exchanging gradients."""
@@ -188,7 +188,7 @@ def communication_bound(e: Evidence, share: Share = 0.1) -> str | None:
 
 @register(
     "health_rule", severity="warning", when="epoch", source="Chen et al. 2016, arXiv 1604.00981: stragglers",
-    cause="Something else runs on that node, or it is throttled.", remedy="Look at it, or exclude it; `xrddiff comm-test` compares the nodes.",
+    cause="Something else runs on that node, or it is throttled.", remedy="Look at it, or exclude it; `xrddiff cluster comm-test` compares the nodes.",
 )  # fmt: skip
 def slow_node(e: Evidence, times: Share = 1.5) -> str | None:
     """One rank holds up the others."""

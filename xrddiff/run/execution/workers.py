@@ -75,7 +75,7 @@ def parse_workers(text: str | int) -> Workers:
     found = get("launcher", kind)(what) if what and kind in entries("launcher") else None
     if found is None:
         raise BadInput(
-            f"the workers are {text!r}; expected local:N, N processes on this machine, as in `--workers local:2`, or slurm:PROFILE (see `xrddiff profiles`)"
+            f"the workers are {text!r}; expected local:N, N processes on this machine, as in `--workers local:2`, or slurm:PROFILE (see `xrddiff cluster profiles`)"
         )
     need("distributed", f"--workers {text}")
     return found

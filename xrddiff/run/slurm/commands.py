@@ -191,7 +191,9 @@ def cancel_jobs(*ids: str) -> None:
     for number in ids:
         states = [job.state for job in there if number in (job.id, str(job.base)) and not job.is_over]
         if not states:
-            raise BadInput(f"job {number} is not in the queue; expected a pending or running job, see `xrddiff status`")
+            raise BadInput(
+                f"job {number} is not in the queue; expected a pending or running job, see `xrddiff cluster status`"
+            )
     ask_slurm("scancel", *ids)
 
 

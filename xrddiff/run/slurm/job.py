@@ -85,7 +85,7 @@ class Job:
             found = json.loads(text)
         except ValueError as error:
             raise BadInput(
-                f"{where} is not JSON ({error}); expected a job, as `xrddiff submit --dry-run` shows it"
+                f"{where} is not JSON ({error}); expected a job, as `xrddiff cluster submit --dry-run` shows it"
             ) from None
         if not isinstance(found, dict):
             raise BadInput(f"{where}: found {type(found).__name__}, expected the fields of a job")

@@ -198,7 +198,7 @@ def find_target(text: str, known: Sequence[Submission]) -> Target:
 
 # %% ../../../nbs/run/slurm/ledger.ipynb #2250ff7d
 def job_of_script(script: str) -> dict[str, Any] | None:
-    """The job in a batch script written by `xrddiff submit`; None for any other script."""
+    """The job in a batch script written by `xrddiff cluster submit`; None for any other script."""
     found = re.search(r"^XRDDIFF_JOB=\$\(cat <<'JOB'\n(.*?)\nJOB$", script, re.M | re.S)
     try:
         job = from_json(found.group(1), "the job of the script") if found else None

@@ -170,7 +170,7 @@ _LIMIT = """\
 # restarts is limited, because a job that makes no progress would use up an allocation.
 RESTARTS=${{SLURM_RESTART_COUNT:-0}}
 enough() {{
-  echo "xrddiff: stopped after {restarts} restarts (max_requeues); to resume: xrddiff resume ${{SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}}" >&2
+  echo "xrddiff: stopped after {restarts} restarts (max_requeues); to resume: xrddiff cluster resume ${{SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}}" >&2
   exit 75
 }}
 [ "$RESTARTS" -le {restarts} ] || enough
@@ -189,7 +189,7 @@ if [ "$status" -eq 75 ] || [ "$status" -eq 140 ]; then
   {clean_up}# Print this first: SLURM ends this script as soon as it has requeued the job.
   echo "xrddiff: requeued, restart $(( RESTARTS + 1 )) of at most {restarts}"
   scontrol requeue "$SLURM_JOB_ID" && exit 0
-  echo "xrddiff: this cluster does not requeue jobs; to resume: xrddiff resume ${{SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}}" >&2
+  echo "xrddiff: this cluster does not requeue jobs; to resume: xrddiff cluster resume ${{SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}}" >&2
 fi
 exit "$status"
 """
@@ -301,7 +301,7 @@ def render_script(
     lines = [
         "#!/bin/bash",
         f"# {name}: profile {p.name}, {shape}.",
-        "# Written by `xrddiff submit`. You can read it, change it, and pass it to sbatch.",
+        "# Written by `xrddiff cluster submit`. You can read it, change it, and pass it to sbatch.",
         "",
         *_header(p, name, log, array),
         "",

@@ -91,7 +91,7 @@ def restarts_note(run: str | os.PathLike, p: Profile) -> str:
         return ""
     return (
         f"about {left / 3600:,.3g} hours of training are left, and the job with all its {p.max_requeues} restarts lasts "
-        f"{most / 3600:,.3g} (time_limit, max_requeues); `xrddiff resume` goes on after it"
+        f"{most / 3600:,.3g} (time_limit, max_requeues); `xrddiff cluster resume` goes on after it"
     )
 
 # %% ../../../nbs/run/slurm/submission.ipynb #a3fb92f7
@@ -114,7 +114,7 @@ def chosen_profile(
         known = {f.name for f in fields(Profile)}
         profile = Profile(**{name: value for name, value in former.items() if name in known})
     else:
-        raise BadInput("which cluster? expected --profile NAME (see `xrddiff profiles`) or --config FILE.yaml")
+        raise BadInput("which cluster? expected --profile NAME (see `xrddiff cluster profiles`) or --config FILE.yaml")
     return replace(profile, **{name: value for name, value in instead.items() if value is not None})
 
 # %% ../../../nbs/run/slurm/submission.ipynb #37f3653a
@@ -239,7 +239,7 @@ def plan_command(
 ) -> tuple[Job, Path]:
     """Plan a job whose ranks execute a command of `xrddiff` together; returns the job and its log folder.
 
-    - `words`: the command, one of `xrddiff list command`, and its arguments.
+    - `words`: the command, one of `xrddiff config list command`, and its arguments.
     - `ranks`: number of processes.
     - `name`: job name; by default that of the command.
     - `reserve`: as in `plan_runs`.
@@ -321,7 +321,7 @@ def plan_submission(
     shown: bool = False,
     reserve: bool = True,
 ) -> JobPlan:
-    """Plan what `xrddiff submit` submits.
+    """Plan what `xrddiff cluster submit` submits.
 
     - `words`: of a run, or the arguments of `script`, a .py or .ipynb file.
     - `command`: of `xrddiff`, executed by all ranks together, instead.

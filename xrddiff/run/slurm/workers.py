@@ -50,7 +50,7 @@ class SlurmWorkers(Workers):
         return _slurm_pool(self, threads)
 
 
-@register("launcher", "slurm", help="slurm:PROFILE, jobs on a cluster, see `xrddiff profiles`")
+@register("launcher", "slurm", help="slurm:PROFILE, jobs on a cluster, see `xrddiff cluster profiles`")
 def slurm_workers(what: str) -> SlurmWorkers:
     """The workers of `slurm:PROFILE`; raises `BadInput` where there is no such profile."""
     profile = load_profile(what)

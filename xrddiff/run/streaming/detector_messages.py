@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
+import sys
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
@@ -27,6 +30,9 @@ from .arrivals import TICK, Arrived, Layout, Listening, growing_layout, layout_o
 from .compressed_pixels import MOST_BYTES, compress, decompress
 from .pull_socket import Limits, PullSocket
 from .stream2_messages import as_version_1, is_cbor, messages_of_version_2
+
+if TYPE_CHECKING:
+    import zmq
 
 # %% auto #0
 __all__ = ['PARTS', 'MOST_JSON', 'SERIES', 'ENCODINGS', 'HELD', 'MOST_SERIES', 'ODD', 'Series', 'read_header', 'read_message',
@@ -349,6 +355,28 @@ def _messages(frames: xr.Dataset, series: int, encoding: str) -> Iterator[list[b
     yield end_message(series)
 
 
+def _accepted(monitor: zmq.Socket) -> Iterator[int]:
+    """Copies of the connections that were accepted since the last call."""
+    from zmq.utils.monitor import recv_monitor_message
+
+    while monitor.poll(0):
+        with suppress(OSError):  # it is gone again
+            yield os.dup(int(recv_monitor_message(monitor)["value"]))
+
+
+def _until_read(connections: Iterable[int], seconds: float) -> None:
+    """Wait until the other side has read what is in these connections, and close them."""
+    from fcntl import ioctl
+    from termios import TIOCOUTQ
+
+    ends = time.monotonic() + seconds
+    for fd in connections:
+        with suppress(OSError):  # a system that does not say how much is unread
+            while int.from_bytes(ioctl(fd, TIOCOUTQ, bytes(4)), sys.byteorder) and time.monotonic() < ends:
+                time.sleep(0.005)
+        os.close(fd)
+
+
 def send_frames(
     frames: xr.Dataset,
     address: str,
@@ -384,6 +412,7 @@ def send_frames(
     socket = context.socket(zmq.PUSH)
     socket.setsockopt(zmq.SNDHWM, HELD)
     socket.setsockopt(zmq.SNDTIMEO, int(1000 * wait))
+    monitor, connections = socket.get_monitor_socket(zmq.EVENT_ACCEPTED), []
     try:
         socket.bind(address)
         socket.send_multipart(next(make))
@@ -394,6 +423,7 @@ def send_frames(
             socket.send_multipart(next(make))
             sent(i + 1)
         socket.send_multipart(next(make))
+        connections += _accepted(monitor) if address.startswith("ipc:") else ()
     except zmq.Again:
         raise BadInput(
             f"nobody takes frames from {address}; expected `xrddiff stream {address}` within {wait:g} s"
@@ -401,5 +431,8 @@ def send_frames(
     except zmq.ZMQError as error:
         raise BadInput(f"cannot send to {address}: {str(error).lower()}") from None
     finally:
+        socket.disable_monitor()
+        monitor.close(linger=0)
         socket.close(linger=int(1000 * wait))
         context.term()  # returns when the last message has left, or `wait` is over
+        _until_read(connections, wait)

@@ -137,7 +137,7 @@ def _walk(folder: Path) -> Iterator[Path]:
 # %% ../../../nbs/run/studies/listing.ipynb #087a2cf7
 @dataclass(frozen=True)
 class RunRow:
-    """A run as `xrddiff runs` lists it.
+    """A run as `xrddiff runs list` lists it.
 
     - `run`: its folder. `model`, `data`: presets, or the path of the frames.
     - `state`: how it stands, one of `status.STATES`. `phase`: what is done with it, or was last.

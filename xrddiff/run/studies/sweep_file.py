@@ -159,7 +159,7 @@ class Prune:
     """Which trials end early.
 
     - `health`: those with a finding of severity error.
-    - `loss`: the pruner that compares their losses per epoch, see `xrddiff list pruner`; `options`:
+    - `loss`: the pruner that compares their losses per epoch, see `xrddiff config list pruner`; `options`:
       of it.
     - `least_steps`: no trial ends early before so many optimiser steps; an epoch may be one of them.
     """
@@ -176,7 +176,7 @@ class SweepPlan:
 
     - `words`: of every run. `parameters`: what is varied.
     - `metric`, `goal`: what is to be best; "minimize" or "maximize".
-    - `method`: how settings are chosen, see `xrddiff list search`; `method_options`: of it.
+    - `method`: how settings are chosen, see `xrddiff config list search`; `method_options`: of it.
     - `run_cap`: how many trials there are. `seed`: of the choice.
     """
 
