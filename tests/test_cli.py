@@ -83,6 +83,8 @@ def test_help_of_a_model_shows_what_it_uses(capsys):
         ([], "required"),
         (["data", "simulate", "sim128", "-n", "many", "-o", "x.zarr"], "invalid int value"),
         (["data", "simulate", "sim128"], "-o"),
+        (["submit"], "there is no command 'submit'; did you mean xrddiff cluster submit?"),
+        (["list"], "did you mean xrddiff data list or config list or runs list?"),
         (["data", "list", "extra"], "'extra' is one argument too many"),
         # before the run or the files, which do not exist, are opened
         (["sample", "/no/such", "--workers", "lokal:2"], "as in `--workers local:2`"),

@@ -295,6 +295,7 @@ def test_the_command_predicts(tmp_path, capsys):
 
 def test_the_command_predicts_particles(tmp_path, capsys):
     words = [
+        "cluster",
         "scaling",
         "--particles",
         "4k",

@@ -27,7 +27,7 @@ NEEDED = {
     "remote": "data inspect https://localhost/frames.h5",
     "s3": "data inspect s3://beamline/frames.zarr",
     "lab": "lab",
-    "stream2": "replay sim128 tcp://127.0.0.1:9 --version 2",
+    "stream2": "data replay sim128 tcp://127.0.0.1:9 --version 2",
 }
 
 

@@ -86,7 +86,7 @@ def test_what_a_run_cannot_use_is_found_before_its_folder_is_made(
     monkeypatch.chdir(tmp_path)
     words = [*OWN, f"data.data_path={shots / file}", *words]
     assert sentence in refused(capsys, "run", *words)
-    assert sentence in refused(capsys, "submit", "--profile", "small", "--dry-run", *words)
+    assert sentence in refused(capsys, "cluster", "submit", "--profile", "small", "--dry-run", *words)
     assert not list(tmp_path.iterdir())
 
 

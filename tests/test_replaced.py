@@ -94,7 +94,7 @@ def command(words: list[str], row, folder: Path) -> None:
         words = ["cluster", "submit", *own]
     args = parse_words(parser, words)
     if last:
-        parse_words(parser, last)
+        parse_words(parser, ["cluster", *last] if last[0] == "comm-test" else last)
     overrides = [] if getattr(args, "script", None) else getattr(args, "overrides", [])
     if overrides and not any(o.startswith("resume=") for o in overrides) and words[0] in ("run", "cluster"):
         all_compose(tuple(overrides))

@@ -25,7 +25,7 @@ from .listing import add_list
 from .output import show_summary
 from .posterior import add_posterior_commands
 from .report import add_report
-from .settings import add_settings
+from .settings import add_settings_commands
 from .streaming import add_replay, add_stream
 from .studies import add_runs, add_sweep
 from .merging import add_merge
@@ -381,7 +381,7 @@ def build_parser() -> Parser:
     add_export(commands)
     add_data(commands, add_replay)
     config = add_group(commands, "config", "every value of a run, what can be chosen by name, what differs")
-    for add in (add_settings, add_list, add_check):
+    for add in (add_settings_commands, add_list, add_check):
         add(config)
     runs = add_group(commands, "runs", "the runs below a folder, one in progress, reports, comparisons")
     for add in (add_runs, add_watch, add_report):
@@ -397,6 +397,9 @@ def build_parser() -> Parser:
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Parse the arguments. Raises `BadInput` for unknown options or surplus arguments."""
     parser, inner = build_parser(), []
+    if argv and argv[0] not in parser.commands:  # of a group, as in `xrddiff submit`
+        if near := [f"{name} {argv[0]}" for name, group in parser.commands.items() if argv[0] in group.commands]:
+            raise BadInput(f"there is no command '{argv[0]}'; did you mean xrddiff {' or '.join(near)}?")
     if argv[:2] == ["cluster", "submit"]:
         submit = parser.commands["cluster"].commands["submit"]
         outer, inner = cut_command(argv[2:], submit, {*parser.commands, *_plugin_commands()})

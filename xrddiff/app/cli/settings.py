@@ -14,7 +14,7 @@ from ...core.files import is_path
 from ...core.text import console, for_json, for_terminal, say
 
 # %% auto #0
-__all__ = ['show', 'diff', 'presets_table', 'add_settings']
+__all__ = ['show', 'diff', 'presets_table', 'add_settings_commands']
 
 # %% ../../../nbs/app/cli/settings.ipynb #af40e835
 def _table(*columns: str) -> Any:
@@ -92,7 +92,7 @@ def presets_table(groups: Iterable[str]) -> Any:
     return table
 
 # %% ../../../nbs/app/cli/settings.ipynb #4fdce53d
-def add_settings(actions: Any) -> None:
+def add_settings_commands(actions: Any) -> None:
     """Add `show` and `diff` to the commands of `xrddiff config`."""
     p = actions.add_parser("show", help="every value of a run, and where it comes from", description=show.__doc__)
     p.add_argument(
