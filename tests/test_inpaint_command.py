@@ -181,8 +181,8 @@ def test_the_way_in_a_latent(runs, files):
 )
 def test_refusals_leave_nothing(runs, files, capsys, words, sentence):
     run = runs("ddpm")
-    before, (kind, *rest) = sets(run), [w.format(files=files) for w in words]
-    assert main([kind, str(run), *rest]) == 2
+    before, (group, kind, *rest) = sets(run), [w.format(files=files) for w in words]
+    assert main([group, kind, str(run), *rest]) == 2
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 1 and sentence.format(files=files) in said[0] and sets(run) == before
 

@@ -298,7 +298,9 @@ def configurations_taken(source: Source) -> list[str]:
         for node in ast.walk(tree):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 given = (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)
-                typed = [a for a in given if re.search(r"\bConfig\b", ast.unparse(a.annotation) if a.annotation else "")]
+                typed = [
+                    a for a in given if re.search(r"\bConfig\b", ast.unparse(a.annotation) if a.annotation else "")
+                ]
                 places += [f"{module}.{node.name}({a.arg})" for a in given if a in typed or a.arg == "cfg"]
             elif isinstance(node, ast.Attribute) and node.attr in _SECTIONS and isinstance(node.value, ast.Attribute):
                 if node.value.attr == "config" and ast.unparse(node.value.value).endswith("plan"):

@@ -530,6 +530,12 @@ class RunPlan:
         """The words that the plan was made from, as the text of a `config.yaml`."""
         return to_yaml(self.config)
 
+    def longer(self, times: int) -> list[str]:
+        """The words that make the training so many times as long."""
+        t, m = self.config.training, self.config.model
+        own = self.model.denoiser is not None and m.diff_epochs
+        return [f"training.num_epochs={times * t.num_epochs}"] + ([f"model.diff_epochs={times * own}"] if own else [])
+
     def need_latent(self) -> None:
         """Raise `BadInput` for a model that has no latent to measure statistics of."""
         if not self.model.latent:

@@ -394,10 +394,6 @@ def run_commands(run: Path, plan: RunPlan, folder: str | None = None, *, ended: 
     """
     at = str(run.absolute()) if folder is None else folder
     resume = ["xrddiff", "run", f"resume={at}"]
-    trained, denoiser = plan.training, plan.training.denoiser
-    twice = [f"training.num_epochs={2 * (trained.autoencoder or denoiser).num_epochs}"]
-    if trained.autoencoder and denoiser and denoiser.num_epochs != trained.autoencoder.num_epochs:
-        twice.append(f"model.diff_epochs={2 * denoiser.num_epochs}")
     words = {}
     if not ended:
         words["Resume from the newest checkpoint:"] = resume
@@ -407,7 +403,7 @@ def run_commands(run: Path, plan: RunPlan, folder: str | None = None, *, ended: 
         words["Reconstruct the held-out frames again, and score them:"] = ["xrddiff", "evaluate", at]
     words["Train the same again, in a new folder:"] = ["xrddiff", "run", *reproducing_words(plan.config)]
     if ended:
-        words["Train on, for twice as many epochs:"] = [*resume, *twice]
+        words["Train on, for twice as many epochs:"] = [*resume, *plan.longer(2)]
     words["Write this page again:"] = ["xrddiff", "runs", "report", at]
     return {what: for_shell(command) for what, command in words.items()}
 
