@@ -281,6 +281,7 @@ def test_a_lock_left_by_a_dead_process_is_taken_from_it(tmp_path, monkeypatch):
         (["sweep", "broken"], "journal.log is damaged"),
         (["sweep", "sweep.yaml", "surplus"], "one argument too many"),
         (["sweep", "sweep.yaml", "--agents", "0"], "expected a whole number from 1"),
+        (["sweep", "sweep.yaml", "--profile", "small", "--config", "own.yaml"], "each name a profile; expected one"),
     ],
 )
 def test_sweeps_are_refused_in_one_sentence(words, sentence, tmp_path, monkeypatch, capsys):

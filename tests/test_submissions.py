@@ -67,6 +67,7 @@ BROKEN = {
     "profile file missing": (["--config", "none.yaml"], GOOD, "none.yaml"),
     # the request to SLURM
     "no profile": (["--no-profile"], GOOD, "which cluster?"),
+    "two profiles": (["-p", "small", "--config", "odd.yaml"], GOOD, "each name a profile; expected one of them"),
     "unknown profile": (["-p", "smal"], GOOD, "did you mean 'small'"),
     "profile with a word too many": (["--config", "odd.yaml"], GOOD, "there is no field 'node'"),
     "time that is none": (["--time", "tomorrow"], GOOD, "time"),

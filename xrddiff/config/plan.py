@@ -277,11 +277,6 @@ class DenoiserPlan:
     start: str | None
     seed: int
 
-    @property
-    def kind(self) -> str:
-        """The name of its network, "autoregressive" for a model of tokens."""
-        return self.network.name if self.tokens is None else "autoregressive"
-
 
 _VIT_OF_SIZE = {"tiny": "tiny", "small": "base", "medium": "base", "large": "large", "xl": "huge", "seed": "base"}
 
@@ -301,11 +296,14 @@ def _tokens(cfg: Config) -> TokenPlan | None:
 
 def _noise(cfg: Config) -> Choice:
     """The training noise; one with time steps takes them, and their schedule, from the words of the run."""
-    own, word = (
-        dict(schedule=cfg.model.noise_schedule, timesteps=cfg.training.timesteps),
-        "model.training_noise_options",
-    )
+    word = "model.training_noise_options"
+    own = dict(schedule=cfg.model.noise_schedule, timesteps=cfg.training.timesteps)
     return _choice(cfg, word, **{k: v for k, v in own.items() if k in known_options(cfg, word)})
+
+
+def _clamps(cfg: Config) -> bool:
+    """Whether predictions are kept inside the training range: as the word says, else for tokens only."""
+    return model_parts(cfg).denoiser == "autoregressive" if cfg.inference.clamp is None else cfg.inference.clamp
 
 
 def _denoiser(cfg: Config) -> DenoiserPlan | None:
@@ -334,7 +332,7 @@ def _denoiser(cfg: Config) -> DenoiserPlan | None:
         condition_dropout=t.condition_dropout,
         levels=(k.sigma_min, k.sigma_max),
         sigma_data=k.sigma_data,
-        clamp=bool(tokens) if cfg.inference.clamp is None else cfg.inference.clamp,
+        clamp=_clamps(cfg),
         start=t.pretrained_diff_path if t.train_diff_from_checkpoint else None,
         seed=t.seed,
     )
@@ -467,7 +465,6 @@ def _sampling(cfg: Config) -> SamplingPlan:
     i, k = cfg.inference, cfg.model.diffusion_kwargs
     schedule = _choice(cfg, "inference.schedule_options")
     levels = {name: v for name, v in schedule.options.items() if v is not None}
-    tokens = model_parts(cfg).denoiser == "autoregressive"
     return _taken(
         SamplingPlan,
         i,
@@ -475,7 +472,7 @@ def _sampling(cfg: Config) -> SamplingPlan:
         steps=sampling_steps(cfg),
         inverted_steps=sampling_steps(cfg, inverted=True),
         schedule=Choice(i.schedule, dict(sigma_min=k.sigma_min, sigma_max=k.sigma_max) | levels),
-        clamp=tokens if i.clamp is None else i.clamp,
+        clamp=_clamps(cfg),
         order_steps=cfg.model.order_steps,
     )
 

@@ -57,8 +57,6 @@ def resume(args: argparse.Namespace) -> int:
 def _profile(args: argparse.Namespace, former: dict[str, Any] | None = None) -> Profile:
     from xrddiff.run.slurm.submission import chosen_profile
 
-    if args.profile and args.config:
-        raise BadInput("--profile and --config each name a profile; expected one of them")
     return chosen_profile(args.profile, args.config, former, **{name: getattr(args, name) for name in PROFILE_FIELDS})
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from xrddiff.app.cli.arguments import (
     PEAKS_HELP,
+    add_group,
     add_overwrite,
     files_read,
     frame_words,
@@ -215,8 +216,7 @@ def add_data(commands: Any, *others: Callable[[Any], None]) -> None:
         "of the detector: psf= (σ of a spot, px), read_noise=, pedestal= (ADU), efficiency=, saturation=, and what "
         "its file does not contain, as for the other commands: wavelength= (Å), gain=, geometry=, mask=, …"
     )
-    data = commands.add_parser("data", help="list, fetch, simulate, inspect, index and convert frames")
-    kinds = data.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    kinds = add_group(commands, "data", "list, fetch, simulate, inspect, index and convert frames")
 
     p = kinds.add_parser("list", help="the named data sets")
     p.set_defaults(command=data_list, parser=p)

@@ -7,13 +7,13 @@ __all__ = ['option_line', 'kinds_table', 'names_table', 'list_names', 'add_list'
 
 # %% ../../../nbs/app/cli/listing.ipynb #e5cbacb1
 import argparse
+from collections.abc import Sequence
 from typing import Any
 
 from .settings import presets_table
-from ...core.text import console, for_terminal, plain_text
-from ...core.registry import KINDS, Entry, Option, entries, known_kind, title
-from collections.abc import Sequence
 from ...core.errors import BadInput, nearest
+from ...core.registry import KINDS, Entry, Option, entries, known_kind, title
+from ...core.text import console, for_terminal, plain_text
 
 # %% ../../../nbs/app/cli/listing.ipynb #2dcfe746
 def option_line(option: Option) -> str:
@@ -96,9 +96,6 @@ def check_table(rows: Sequence[Any]):
     """The results of probing plug-ins, as a rich table; `rows`: `plugin_probes.Probed`."""
     from rich.table import Table
 
-    from xrddiff.core.text import for_terminal
-    from xrddiff.core.registry import title
-
     table = Table("name", "kind", "passed", "seconds", show_edge=False, pad_edge=False, box=None)
     table.columns[3].justify = "right"
     for row in rows:
@@ -112,7 +109,6 @@ def check(args: argparse.Namespace) -> int:
     Gaussian, printing its order of convergence; a transform's round trip on counts; a loss and a
     metric with a mask. Exit code 2 if something fails.
     """
-    from xrddiff.core.text import console
     from xrddiff.core.plugin_probes import probe_plugin
     from xrddiff.core.plugins import load_plugins, plugin_scope
 

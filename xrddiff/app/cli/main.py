@@ -16,12 +16,11 @@ from typing import Any, NoReturn
 
 from .arguments import Parser, add_frames_and_mask, add_group, parse_words
 from .batch import add_cluster_commands, cut_command
-from .listing import add_check
 from .cluster_tools import add_tools
 from .data import add_data
 from .export import add_export
 from .lab import add_lab
-from .listing import add_list
+from .listing import add_check, add_list
 from .output import show_summary
 from .posterior import add_posterior_commands
 from .report import add_report

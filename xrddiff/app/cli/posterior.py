@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .arguments import add_frames_and_mask, frame_words, rank_command
+from .arguments import add_frames_and_mask, add_group, frame_words, rank_command
 from .output import show_summary
 from ...config.overrides import parse_override
 from ...core.errors import BadInput
@@ -160,8 +160,7 @@ def pixels(args: argparse.Namespace) -> int:
 
 def add_posterior_commands(commands: Any, *others: Callable[[Any], None]) -> None:
     """Add `posterior` and its commands to the subparsers of `xrddiff`, and those that `others` add."""
-    posterior = commands.add_parser("posterior", help="sample what may have been, given the measurement")
-    kinds = posterior.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    kinds = add_group(commands, "posterior", "sample what may have been, given the measurement")
 
     p = kinds.add_parser("pixels", help="what the pixels of frames may have been", description=pixels.__doc__)
     p.add_argument("run", metavar="RUN", help="the folder of a run of ddpm or latent_diff")

@@ -209,8 +209,6 @@ def check_lattice(generator: Any, plan: SamplingPlan) -> None:
     too coarse for them.
     """
     wanted = dict(plan.lattice)
-    if not wanted and plan.detector is None:
-        return
     if not show_crystals(generator.maps):
         if not wanted:
             return

@@ -318,10 +318,8 @@ def _opened(
         raise BadInput(
             f"{run} is an autoregressive model, which draws patch by patch and cannot {what}; expected a run of ddpm or latent_diff"
         )
-    i, device = (
-        replace(plan.sampling, keep_steps=None),
-        run_accelerator(plan.training).device,
-    )  # nothing is kept on the way
+    i = replace(plan.sampling, keep_steps=None)  # nothing is kept on the way
+    device = run_accelerator(plan.training).device
     generator = open_generator(run, ema=i.use_ema, ema_sigma_rel=i.ema_sigma_rel, device=device)
     regions = transform_from_state(load_checkpoint(run).state["regions"])
     guide = open_guide(run, i, generator, partial(open_generator, device=device))

@@ -104,8 +104,10 @@ def chosen_profile(
       submission; the first one given is used.
     - `instead`: fields that replace those of the profile, unless None.
 
-    Raises `BadInput` if no profile is given.
+    Raises `BadInput` if no profile is given, or both a name and a file.
     """
+    if name is not None and file is not None:
+        raise BadInput("--profile and --config each name a profile; expected one of them")
     if name is not None:
         profile = load_profile(name)
     elif file is not None:
