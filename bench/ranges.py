@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from harness import make_parser, markdown, same_terms, write_results
 
-from xrddiff.app.cli.main import main as command
+from xrddiff.app.verbs.main import main as command
 from xrddiff.config.plan import inference_plan
 from xrddiff.data.frames.frames import frame_count, frame_image, frame_mask
 from xrddiff.data.frames.selection import select_frames

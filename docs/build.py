@@ -303,7 +303,7 @@ def modules(pages: Pages, notebooks: list[str]) -> None:
 
 def contents(pages: Pages, notebooks: list[str]) -> None:
     """Write the pages that list others, and those that are made from the package."""
-    from xrddiff.app.cli.lab import tutorial_path
+    from xrddiff.app.verbs.lab import tutorial_path
 
     numbers = {f"tutorials/{path.name}": at for path, at in tutorial_path().items()}
     parts = [

@@ -267,7 +267,7 @@ eight frames whatever the number of ranks; this makes runs on one rank and on se
         "When it has ended, `logs` still begins with why it was restarted; the log shows two starts and one end, which is at the last step:"
     )
     t.type(f"xrddiff cluster status {job}")
-    said = t.type(f"xrddiff cluster logs -n 0 {job}", lines=some("the job went on", "^run: ", "^finished at step"))
+    said = t.type(f"xrddiff cluster logs --lines 0 {job}", lines=some("the job went on", "^run: ", "^finished at step"))
     t.check(said.startswith("node n2 failed"), "logs does not begin with why the job was restarted")
     starts, ends = (len(re.findall(rf"^{x}", said, re.M)) for x in ("run: ", f"finished at step {STEPS}"))
     t.check((starts, ends) == (2, 1), f"{starts} starts and {ends} ends")

@@ -6,7 +6,7 @@ from __future__ import annotations
 ROOMS = {
     "app/front_door": "Front door in Python",
     "app/widgets": "Widgets",
-    "app/cli": "Command line",
+    "app/verbs": "Command line",
     "app": "The command xrddiff",
     "data/headers": "Headers",
     "data/remote": "Frames on servers",

@@ -82,7 +82,7 @@ def sentence(typed: str) -> str:
 
 
 def _said_on_the_command_line(typed: str) -> str:
-    from xrddiff.app.cli.main import main
+    from xrddiff.app.verbs.main import main
 
     error = io.StringIO()
     with contextlib.redirect_stderr(error), contextlib.redirect_stdout(io.StringIO()):

@@ -123,7 +123,7 @@ def first_line(thing: Any) -> str:
 
 def commands_page() -> str:
     """Every command with its usage and arguments, as its parser has them."""
-    from xrddiff.app.cli.main import EXIT_CODES, build_parser
+    from xrddiff.app.verbs.main import EXIT_CODES, build_parser
 
     parser = build_parser()
     found = list(_commands(parser))
@@ -138,31 +138,27 @@ def commands_page() -> str:
         level = "#" * (1 + p.prog.count(" "))
         description = " ".join(textwrap.dedent(p.description or about or "").split())
         lines += [f"({_slug(p.prog)})=", f"{level} {p.prog}", "", description, "", "```text", _usage(p), "```", ""]
-        if rows := [(code(_written(a)), _help(a)) for a in p._actions if not _is_help(a) and not _is_group(a)]:
+        if rows := [
+            (code(_written(a)), _help(a)) for a in p.declared if not _is_help(a) and a.help != argparse.SUPPRESS
+        ]:
             lines += [table(["argument", "what it is"], rows), ""]
     return "\n".join(lines)
 
 
-def _commands(parser: argparse.ArgumentParser):
+def _commands(parser: Any):
     """The parsers of all commands, those of subcommands after their command, with their one line."""
-    for action in parser._actions:
-        if _is_group(action):
-            about = {choice.dest: choice.help for choice in action._choices_actions}
-            for name, child in action.choices.items():
-                yield child, about.get(name, "")
-                yield from _commands(child)
+    from xrddiff.app.verbs.main import GROUPS
+
+    for name, child in parser.commands.items():
+        yield child, GROUPS[name] if child.commands else child.get_default("verb").about
+        yield from _commands(child)
 
 
 def command_lines() -> dict[str, str]:
     """What each command does, in one line: those that have subcommands are left out."""
-    from xrddiff.app.cli.main import build_parser
+    from xrddiff.app.verbs.main import build_parser
 
-    found = _commands(build_parser())
-    return {p.prog.removeprefix("xrddiff "): about for p, about in found if not any(map(_is_group, p._actions))}
-
-
-def _is_group(action: argparse.Action) -> bool:
-    return isinstance(action, argparse._SubParsersAction)
+    return {p.prog.removeprefix("xrddiff "): about for p, about in _commands(build_parser()) if not p.commands}
 
 
 def _is_help(action: argparse.Action) -> bool:
@@ -250,7 +246,7 @@ def _kind(word: Any) -> str:
 
 def names_page(site: Site) -> str:
     """Everything that is chosen by name, with its options, from the registry."""
-    from xrddiff.app.cli.listing import option_line
+    from xrddiff.app.verbs.config import option_line
     from xrddiff.core.registry import KINDS, entries, title
 
     lines = [

@@ -13,8 +13,8 @@ TWINS: dict[str, tuple] = {
         "run.sample(32, inference='ddim50', name='night')",
     ),
     "posterior inpaint": (
-        "xrddiff posterior inpaint RUN --frames run_17.h5 --mask bad.npy -n 8",
-        "run.inpaint('run_17.h5', 'bad.npy', n=8)",
+        "xrddiff posterior inpaint RUN --frames run_17.h5 --mask bad.npy --draws 8",
+        "run.inpaint('run_17.h5', 'bad.npy', draws=8)",
     ),
     "posterior interpolate": (
         "xrddiff posterior interpolate RUN run_17.h5:0 run_17.h5:12 -n 9",
@@ -74,13 +74,18 @@ TWINS: dict[str, tuple] = {
     ),
     "config diff": ("xrddiff config diff RUN_A RUN_B", "xd.settings_diff(one, other)"),
     "config list": ("xrddiff config list sampler", "xd.names('sampler')  # of presets: xd.presets('size')"),
+    "config completion": (
+        "xrddiff config completion bash",
+        None,
+        "it is for a shell; a notebook completes Python by itself",
+    ),
     "runs watch": ("xrddiff runs watch RUN", "xd.monitor('RUN')"),
     "cluster submit": (
         "xrddiff cluster submit --profile medium model=latent_diff",
         "xd.submit(model='latent_diff', profile='medium')",
     ),
     "cluster status": ("xrddiff cluster status", "xd.status()  # as a widget: xd.jobs()"),
-    "cluster logs": ("xrddiff cluster logs 4711 -n 100", "xd.logs(4711, 100)"),
+    "cluster logs": ("xrddiff cluster logs 4711 --lines 100", "xd.logs(4711, 100)"),
     "cluster cancel": ("xrddiff cluster cancel 4711", "xd.cancel(4711)"),
     "cluster resume": (
         "xrddiff cluster resume 4711 training.max_steps=20000",

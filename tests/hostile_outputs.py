@@ -55,7 +55,7 @@ WRITERS = [
     Writer("export peaks", ("export", "shots.h5", "--format", "peaks", "--steps", "1", "-o", "OUT"), suffix=".safetensors", reads=("shots.h5",)),
     Writer("submit", ("cluster", "submit", "--profile", "small", "-o", "OUT", "model=vae_kl", "data=sim128"), suffix=".sh"),
     Writer("accelerate-config", ("cluster", "accelerate-config", "small", "-o", "OUT"), suffix=".yaml"),
-    Writer("scaling", ("cluster", "scaling", "--params", "50M", "--bandwidth", "25", "--step-ms", "100", "--figure", "OUT"), suffix=".png"),
+    Writer("scaling", ("cluster", "scaling", "--params", "50M", "--bandwidth", "25", "--step-ms", "100", "-o", "OUT"), suffix=".png"),
     Writer("merge", ("merge", "obs.csv", "--cell", CELL, "--space-group", "P 2 3", "--method", "mean", "--draws", "5", "--shells", "2", "-o", "OUT"), "folder", reads=("obs.csv",)),
     Writer("recover", ("recover", "shots.h5", "--program", "classical", "-o", "OUT"), "folder", reads=("shots.h5",)),
     Writer("recover command", ("recover", "shots.h5", "--program", "sh find.sh {frames} {peaks}", "-o", "OUT"), "folder", reads=("shots.h5", "find.sh")),

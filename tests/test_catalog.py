@@ -307,7 +307,7 @@ def test_command_line_convert_and_inspect(tmp_path):
     code = textwrap.dedent(
         """
         import sys
-        from xrddiff.app.cli.main import main
+        from xrddiff.app.verbs.main import main
         sys.exit(main(sys.argv[1:]))
         """
     )
@@ -333,7 +333,7 @@ def test_command_line_convert_and_inspect(tmp_path):
 def test_measured_sets_come_from_a_folder_by_name_and_by_checksum(tmp_path, monkeypatch, capsys):
     from dials_data.datasets import definition
 
-    from xrddiff.app.cli.main import main
+    from xrddiff.app.verbs.main import main
 
     url = {"url": "https://example.org/files/first.cbf"}
     known = {"size": 6, "hash": hashlib.sha256(b"pixels").hexdigest()}
@@ -361,7 +361,7 @@ def test_a_measured_set_is_downloaded_once_and_compared_with_its_checksum(tmp_pa
 
     from dials_data.datasets import definition
 
-    from xrddiff.app.cli.main import main
+    from xrddiff.app.verbs.main import main
 
     monkeypatch.delenv("XRDDIFF_DATA", raising=False)
     for word in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):

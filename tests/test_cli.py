@@ -17,7 +17,7 @@ import yaml
 from test_notebooks import TOY_RUN, write_notebook
 
 from xrddiff import __version__
-from xrddiff.app.cli.main import main, parse
+from xrddiff.app.verbs.main import main, parse
 from xrddiff.core.errors import BadInput
 from xrddiff.data.formats.readers import open_frames
 from xrddiff.data.formats.store import save_frames
@@ -33,7 +33,7 @@ def said(capsys):
 
 def test_version_and_help_are_quick_and_light():
     code = (
-        "import sys, xrddiff.app.cli.main as c\ntry:\n    c.main(['--help'])\nexcept SystemExit:\n    pass\n"
+        "import sys, xrddiff.app.verbs.main as c\ntry:\n    c.main(['--help'])\nexcept SystemExit:\n    pass\n"
         "print([m for m in ('torch', 'numpy', 'hydra', 'xarray', 'rich', 'papermill') if m in sys.modules])"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
@@ -90,7 +90,7 @@ def test_help_of_a_model_shows_what_it_uses(capsys):
         (["sample", "/no/such", "--workers", "lokal:2"], "as in `--workers local:2`"),
         (["evaluate", "/no/such", "--workers", "local"], "as in `--workers local:2`"),
         (["evaluate", "/no/a.cxi", "--reference", "/no/b.cxi", "--workers", "two"], "as in `--workers local:2`"),
-        (["data", "inspect"], "required: file (see"),
+        (["data", "inspect"], "required: FILE (see"),
         (["data", "inspect", "--no-pgn", "a.h5"], "did you mean '--no-png'"),
         (["data", "convert", "a.h5", "/dev/null/b.zarr"], "cannot write /dev/null/b.zarr: /dev/null is not a folder"),
     ],
@@ -173,7 +173,7 @@ def test_ctrl_c_is_130(tmp_path):
         tmp_path / "toy.ipynb", TOY_RUN[0], "import time\nprint('begun', flush=True)\ntime.sleep(60)"
     )
     code = (
-        "import sys\nfrom xrddiff.run.execution import notebooks\nfrom xrddiff.app.cli.main import main\n"
+        "import sys\nfrom xrddiff.run.execution import notebooks\nfrom xrddiff.app.verbs.main import main\n"
         f"notebooks.run_notebook_path = lambda name: {str(source)!r}\nsys.exit(main(sys.argv[1:]))"
     )
     process = subprocess.Popen(
@@ -191,7 +191,7 @@ def test_ctrl_c_is_130(tmp_path):
 
 @pytest.mark.slow
 def test_a_closed_pipe_is_no_error(tmp_path):
-    command = f'{sys.executable} -c \'import sys; from xrddiff.app.cli.main import main; sys.exit(main(["run", "-m", "training.seed=range(0,40)", "--dry-run"]))\' | head -1'
+    command = f'{sys.executable} -c \'import sys; from xrddiff.app.verbs.main import main; sys.exit(main(["run", "-m", "training.seed=range(0,40)", "--dry-run"]))\' | head -1'
     done = subprocess.run(["bash", "-c", f"set -o pipefail; {command}"], capture_output=True, text=True)
     assert done.stdout == "model:\n" and "Traceback" not in done.stderr
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 from conftest import clean_environment, missing
 
-from xrddiff.app.cli.main import main
+from xrddiff.app.verbs.main import main
 from xrddiff.core.errors import BadInput
 from xrddiff.core.ranks.comm import SIZES, CommReport, comm_test, slow_ranks
 from xrddiff.core.ranks.scaling import (
@@ -281,7 +281,7 @@ def test_the_command_predicts(tmp_path, capsys):
 
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").touch()
-    figure = ["--figure", str(tmp_path / "file" / "figure.png")]
+    figure = ["-o", str(tmp_path / "file" / "figure.png")]
     for more, sentence in (
         ([str(tmp_path / "empty")], "has no checkpoint with an optimiser"),
         ([str(tmp_path / "nowhere")], "expected a number such as 50e6 or 50M, or the folder of a run"),
@@ -309,7 +309,7 @@ def test_the_command_predicts_particles(tmp_path, capsys):
         "16",
     ]
     link = ["--bandwidth", "25", "--latency-us", "5", "--inside", "600", "--inside-latency-us", "2"]
-    assert main([*words, *link, "--json", "--figure", str(tmp_path / "figure.svg")]) == 0
+    assert main([*words, *link, "--json", "-o", str(tmp_path / "figure.svg")]) == 0
     rows = json.loads(capsys.readouterr().out)
     model = ParticleModel(4000, 64, 5e-3, 15e-9, Cluster(Network(25, 5e-6), Network(600, 2e-6), 16))
     assert [r["nodes"] for r in rows] == [1, 2, 4, 8, 16, 32, 64] and (tmp_path / "figure.svg").stat().st_size > 1000

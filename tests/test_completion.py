@@ -1,38 +1,63 @@
-"""Classes are whole: jedi, which completes names in JupyterLab, knows every public method of a run and of the widgets."""
+"""The Tab key: a real bash, zsh and fish, which ask the command how a line goes on."""
 
-from __future__ import annotations
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
-import inspect
-from importlib import import_module
-
-import jedi
 import pytest
+from conftest import missing
 
-CLASSES = {
-    "app.front_door.trained_run": "TrainedRun",
-    "app.widgets.canvas": "FrameView",
-    "app.widgets.codebook_browser": "CodebookBrowser",
-    "app.widgets.compare": "Compare",
-    "app.widgets.config_builder": "ConfigBuilder",
-    "app.widgets.explorer": "FrameExplorer",
-    "app.widgets.job_monitor": "JobMonitor",
-    "app.widgets.latent_explorer": "LatentExplorer",
-    "app.widgets.sampler": "SamplerPanel",
-    "app.widgets.training_monitor": "TrainingMonitor",
-}
+BASH = r"""
+eval "$(xrddiff config completion bash)"
+COMP_WORDBREAKS=$' \t\n"'"'"'><=;|&(:'
+COMP_LINE="$LINE"; COMP_POINT=${#LINE}; COMP_TYPE=9; COMPREPLY=()
+_python_argcomplete xrddiff
+printf '%s\n' "${COMPREPLY[@]}"
+"""
+ZSH = r"""
+autoload -U compinit; compinit -D
+eval "$(xrddiff config completion zsh)"
+echo $_comps[xrddiff]
+"""
 
 
-@pytest.mark.parametrize(("module", "name"), CLASSES.items(), ids=CLASSES.values())
-def test_every_public_method_is_completed(module, name):
-    kind = getattr(import_module(f"xrddiff.{module}"), name)
-    own = [
-        (method, value)
-        for base in kind.__mro__
-        if base.__module__.startswith("xrddiff.")
-        for method, value in vars(base).items()
-        if inspect.isfunction(value) and not method.startswith("_")
-    ]
-    source = f"from xrddiff.{module} import {name}\n{name}."
-    known = {completion.name for completion in jedi.Script(source).complete(2, len(name) + 1)}
-    assert own and {method for method, _ in own} <= known
-    assert all(value.__qualname__.endswith(f".{method}") for method, value in own)
+def shell(name: str, script: str, folder: Path, line: str = "") -> list[str]:
+    """The lines that a script of a shell prints; the shell finds this environment's `xrddiff`, and no start-up files."""
+    if shutil.which(name) is None:
+        missing(f"{name} is not installed")
+    options = {"bash": ["--norc", "--noprofile"], "zsh": ["-f"], "fish": ["--no-config"]}[name]
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    env = {**os.environ, "PATH": path, "LINE": line, "HOME": str(folder), "TERM": "dumb"}
+    done = subprocess.run(
+        [name, *options, "-c", script], env=env, cwd=folder, capture_output=True, text=True, check=True
+    )
+    return [said.strip() for said in done.stdout.splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("line", "offered"),
+    [
+        ("xrddiff clus", {"cluster"}),
+        ("xrddiff data in", {"inspect", "index"}),
+        ("xrddiff run --mul", {"--multirun"}),
+        ("xrddiff run data=sim128 model=vae", {"vae_kl"}),
+        ("xrddiff cluster submit --profile deb", {"debug"}),
+        ("xrddiff config list samp", {"sampler"}),
+        ("xrddiff data fetch sim-", {"sim-422", "sim-522"}),
+        ("xrddiff sample RUN inference.guid", {"inference.guidance_scale="}),
+        ("xrddiff merge fra", {"frames.h5"}),
+    ],
+)
+def test_bash_completes_commands_options_words_and_files(line, offered, tmp_path):
+    (tmp_path / "frames.h5").touch()
+    found = set(shell("bash", BASH, tmp_path, line))
+    assert offered <= found and (offered == found or "guid" in line or "vae" in line)
+
+
+def test_fish_and_zsh_complete_too(tmp_path):
+    fish = 'xrddiff config completion fish | source\ncomplete -C "xrddiff data in"\ncomplete -C "xrddiff run model=dd"'
+    offered = [line.partition("\t")[0] for line in shell("fish", fish, tmp_path)]
+    assert {"index", "inspect", "model=ddpm"} <= set(offered)
+    assert shell("zsh", ZSH, tmp_path) == ["_python_argcomplete"]

@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 
-from xrddiff.app.cli.main import main
+from xrddiff.app.verbs.main import main
 from xrddiff.config.active_settings import ModelParts, model_parts, unused_words
 from xrddiff.config.checks import check_config
 from xrddiff.config.composition import compose_config, inference_config, note_unused

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from xrddiff.app.cli.main import parse
+from xrddiff.app.verbs.main import parse
 
 ROOT = Path(__file__).resolve().parent.parent
 INSTRUCTIONS = "ARG CMD COPY ENTRYPOINT ENV EXPOSE FROM HEALTHCHECK LABEL RUN SHELL USER VOLUME WORKDIR".split()
@@ -70,7 +70,7 @@ def test_binder_installs_the_versions_that_the_tests_ran_with():
     script = ROOT / "binder" / "postBuild"
     assert script.stat().st_mode & 0o111
     assert subprocess.run(["bash", "-n", script]).returncode == 0
-    from xrddiff.app.cli.lab import KERNEL, copy_tutorials
+    from xrddiff.app.verbs.lab import KERNEL, copy_tutorials
 
     assert f"--name {KERNEL} " in script.read_text() and copy_tutorials.__name__ in script.read_text()
 

@@ -5,6 +5,7 @@ The site is built once. It is looked at in a real browser, from a server and fro
 
 from __future__ import annotations
 
+import argparse
 import ast
 import fcntl
 import http.server
@@ -329,7 +330,7 @@ def test_every_command_word_and_name_is_on_its_page():
     import generated
     from links import Site
 
-    from xrddiff.app.cli.main import build_parser
+    from xrddiff.app.verbs.main import build_parser
     from xrddiff.config.words.vocabulary import vocabulary
     from xrddiff.core.registry import KINDS as kinds
     from xrddiff.core.registry import entries
@@ -337,7 +338,8 @@ def test_every_command_word_and_name_is_on_its_page():
     commands, words, names = generated.commands_page(), generated.words_page(), generated.names_page(Site({}))
     for parser, _ in generated._commands(build_parser()):
         section = commands.split(f" {parser.prog}\n", 1)[1].split("\n(command-", 1)[0]
-        options = [o for action in parser._actions for o in action.option_strings if o not in ("-h", "--help")]
+        shown = [a for a in parser.declared if a.help != argparse.SUPPRESS]
+        options = [o for action in shown for o in action.option_strings if o not in ("-h", "--help")]
         assert [o for o in options if o not in section] == [], parser.prog
     assert [w for w in vocabulary() if f"| `{w}` |" not in words] == []
     assert [n for kind in kinds for n in entries(kind) if f"| `{n}` |" not in names] == []
@@ -349,7 +351,7 @@ def test_every_command_has_its_line_of_python_or_a_reason():
     from twins import TWINS, twins_page
 
     import xrddiff as xd
-    from xrddiff.app.cli.main import parse
+    from xrddiff.app.verbs.main import parse
 
     about = generated.command_lines()
     assert set(TWINS) == set(about)

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from xrddiff.app.cli.main import main
+from xrddiff.app.verbs.main import main
 from xrddiff.judge.inference.comparison import ComparisonPlan
 from xrddiff.judge.metrics.corruptions import shuffle_spots
 from xrddiff.learn.telemetry.rules import verdict_words

@@ -22,7 +22,7 @@ from conftest import clean_environment, missing, need
 from test_run import xrddiff
 
 import xrddiff as xd
-from xrddiff.app.cli.main import build_parser
+from xrddiff.app.verbs.main import build_parser
 from xrddiff.core.errors import BadInput
 from xrddiff.core.files import sha256
 from xrddiff.core.safe_write import MARK
@@ -414,8 +414,8 @@ def test_cpp_readme_as_written(infer, package, latent_run, tmp_path):
     lines = [line[2:] for line in re.search(r"```console\n(.*?)```", text, re.S)[1].splitlines()]
     export, *rest = lines
     said = build_parser().parse_args(shlex.split(export)[1:])
-    assert (said.format, said.output, said.maps, said.samples) == ("pt2", "package", "maps.h5", 64)
-    export_maps(latent_run, tmp_path / "maps.h5", said.samples)
+    assert (said.format, said.output, said.maps, said.n) == ("pt2", "package", "maps.h5", 64)
+    export_maps(latent_run, tmp_path / "maps.h5", said.n)
     (tmp_path / "package").symlink_to(package)
     (tmp_path / "build").mkdir()
     (tmp_path / "build" / "xrddiff-infer").symlink_to(infer.program)

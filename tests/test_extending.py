@@ -25,7 +25,7 @@ def xrddiff(folder: Path, *words: str, plugins: str = "") -> subprocess.Complete
     env |= {"XRDDIFF_STATE": str(folder / "state"), "XRDDIFF_CACHE": os.environ.get("XRDDIFF_CACHE", "")}
     env |= {"XRDDIFF_PLUGINS": plugins}
     env = {k: v for k, v in env.items() if v}
-    code = "import sys; from xrddiff.app.cli.main import main; sys.exit(main())"
+    code = "import sys; from xrddiff.app.verbs.main import main; sys.exit(main())"
     return subprocess.run([sys.executable, "-c", code, *words], cwd=folder, env=env, capture_output=True, text=True)
 
 

@@ -21,8 +21,8 @@ import pytest
 from hostile_runs import KINDS, NAMES, Trap, hostile_runs
 
 import xrddiff as xd
-from xrddiff.app.cli.main import main
 from xrddiff.app.front_door.run_numbers import about_run
+from xrddiff.app.verbs.main import main
 from xrddiff.config.composition import compose_config
 from xrddiff.config.plan import compose_plan, saved_plan
 from xrddiff.config.saved_config import load_config, to_yaml

@@ -171,8 +171,8 @@ def test_a_run_fills_joins_and_says_what_may_have_been(runs, tmp_path):
     holes["mask"].values[..., 3:5, 3:5] = False
     file = xd.convert(holes, tmp_path / "holes.zarr")
     words = dict(steps=2, threads=1, progress=False)
-    filled = run.inpaint(holes, n=2, **words)
-    command = ["--frames", str(file), "-n", "2", "--name", "theirs", "inference.steps=2", "threads=1"]
+    filled = run.inpaint(holes, draws=2, **words)
+    command = ["--frames", str(file), "--draws", "2", "--name", "theirs", "inference.steps=2", "threads=1"]
     xrddiff("posterior", "inpaint", str(run.path), *command, folder=tmp_path)
     np.testing.assert_array_equal(filled["intensity"], run.frames("theirs")["intensity"])
     between = run.interpolate(f"{file}:0", f"{file}:1", n=3, **words)

@@ -22,7 +22,7 @@ MOST = 1 << 30  # bytes of a process with its libraries, which take a part of it
 CHILD = """
 import contextlib, io, json, os, re, sys, traceback
 from pathlib import Path
-from xrddiff.app.cli.main import main
+from xrddiff.app.verbs.main import main
 
 for name, (folder, words) in json.loads(sys.stdin.read()).items():
     os.chdir(folder)

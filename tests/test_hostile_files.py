@@ -18,7 +18,7 @@ MOST = 1 << 30  # bytes of the whole process, with its libraries
 CHILD = """
 import contextlib, io, json, re, resource, signal, sys, threading, traceback
 from pathlib import Path
-from xrddiff.app.cli.main import main
+from xrddiff.app.verbs.main import main
 from xrddiff.data.formats import readers
 
 class Hang(BaseException):

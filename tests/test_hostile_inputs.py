@@ -23,7 +23,7 @@ import hdf5plugin
 import numpy as np
 import pytest
 
-from xrddiff.app.cli.main import main
+from xrddiff.app.verbs.main import main
 from xrddiff.data.formats.store import save_frames
 from xrddiff.data.frames.frames import make_frames
 
@@ -594,7 +594,7 @@ ARGUMENTS = [
     "run data.data_path=none.h5", "run data.geometry=none.poni", "run data.outside=maybe", "run resume=none", "run resume=/etc/passwd", "run --quick", "run =3", "run training=",
     "run data=none", "run data.seed=x", "run 'data.crop=[1]'", "run data.patch=0", "run data.pool=0", "run -m training.batch_size=4,0",
     "sample", "sample none", "sample none -n 3", "sample /etc/passwd", "sample . -n 0", "sample . -n x", "sample / -n 1", "sample none --workers x:y",
-    "evaluate", "evaluate none", "evaluate /etc/passwd", "evaluate . --samples x", "evaluate . x=y",
+    "evaluate", "evaluate none", "evaluate /etc/passwd", "evaluate . --name x", "evaluate . x=y",
     "cluster submit --dry-run -p none", "cluster submit --dry-run --config none.yaml", "cluster submit --dry-run --config /etc/passwd", "cluster submit --dry-run -p small --nodes x",
     "cluster submit --dry-run -p small --nodes 0", "cluster submit --dry-run -p small --nodes -1", "cluster submit --dry-run -p small --time never", "cluster submit --dry-run -p small model=none",
     "cluster submit --dry-run -p small --script none.py", "cluster submit --nothing", "cluster status --last x", "cluster logs", "cluster cancel", "cluster resume", "cluster resume none", "cluster profiles extra",
@@ -698,7 +698,7 @@ def test_what_could_take_the_process_along(tmp_path):
     for name in CRASHES:
         (tmp_path / name).mkdir()
         files.append(str(hdf5(HDF5[name])(tmp_path / name)))
-    code = "import sys\nfrom xrddiff.app.cli.main import main\nprint([main(['data', 'inspect', '--no-png', f]) for f in sys.argv[1:]])"
+    code = "import sys\nfrom xrddiff.app.verbs.main import main\nprint([main(['data', 'inspect', '--no-png', f]) for f in sys.argv[1:]])"
     done = subprocess.run([sys.executable, "-c", code, *files], capture_output=True, text=True, timeout=100)
     assert done.returncode == 0 and done.stdout.splitlines()[-1] == str([2] * len(CRASHES)), done.stderr
     assert "Traceback" not in done.stderr

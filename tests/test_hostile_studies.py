@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from hostile_studies import hostile_studies
 
-from xrddiff.app.cli.main import main
+from xrddiff.app.verbs.main import main
 from xrddiff.core import plugins
 from xrddiff.core.errors import BadInput
 from xrddiff.core.files import json_digest

@@ -316,7 +316,7 @@ def test_spots_two_pixels_apart_are_still_a_lattice():
 
 @pytest.mark.slow
 def test_the_command_writes_a_table_a_picture_and_a_stream(tmp_path, monkeypatch, capsys):
-    from xrddiff.app.cli.main import main
+    from xrddiff.app.verbs.main import main
 
     monkeypatch.chdir(tmp_path)
     assert main(["data", "simulate", "sim128", "-n", "6", "-o", "shots.h5", "--seed", "5"]) == 0
@@ -348,7 +348,7 @@ def test_the_command_writes_a_table_a_picture_and_a_stream(tmp_path, monkeypatch
     ],
 )
 def test_mistakes_on_the_command_line(words, sentence, tmp_path, monkeypatch, capsys):
-    from xrddiff.app.cli.main import main
+    from xrddiff.app.verbs.main import main
     from xrddiff.data.formats.store import save_frames
 
     monkeypatch.chdir(tmp_path)

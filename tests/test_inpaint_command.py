@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from xrddiff.app.cli.main import main
+from xrddiff.app.verbs.main import main
 from xrddiff.core.errors import BadInput
 from xrddiff.data.formats.mask_files import write_mask
 from xrddiff.data.formats.readers import open_frames
@@ -48,7 +48,7 @@ def sets(run: Path) -> list[str]:
 
 def test_holes_are_filled(runs, files, tmp_path):
     run = runs("ddpm")
-    words = ["--frames", str(files / "frames.h5"), "--mask", str(files / "mask.npy"), "--limit", "2", "-n", "2"]
+    words = ["--frames", str(files / "frames.h5"), "--mask", str(files / "mask.npy"), "--limit", "2", "--draws", "2"]
     assert main(["posterior", "inpaint", str(run), *words, "--name", "gap", *FAST]) == 0
     folder = run / "samples" / "gap"
     made = validate_frames(open_frames(folder / "samples.zarr"), values=True)
@@ -164,7 +164,7 @@ def test_the_way_in_a_latent(runs, files):
             "good or bad",
         ),
         (["posterior", "inpaint", "--frames", "{files}/frames.h5", "--mask-true", "bad"], "there is no mask"),
-        (["posterior", "inpaint", "--frames", "{files}/frames.h5", "-n", "0"], "0 draws"),
+        (["posterior", "inpaint", "--frames", "{files}/frames.h5", "--draws", "0"], "0 draws"),
         (
             ["posterior", "inpaint", "--frames", "{files}/frames.h5", "--method", "posteriour"],
             "did you mean 'posterior'",

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from conftest import LAB, Lab, bring_up
 
-from xrddiff.app.cli.main import main, parse
+from xrddiff.app.verbs.main import main, parse
 from xrddiff.run.slurm.profiles import Profile, list_profiles
 
 pytestmark = pytest.mark.slow

@@ -20,8 +20,8 @@ import warm
 from conftest import SMALL, clean_environment, need
 from lab import end_server
 
-from xrddiff.app.cli.arguments import Parser
-from xrddiff.app.cli.main import build_parser
+from xrddiff.app.verbs.main import build_parser
+from xrddiff.app.verbs.verb import Parser
 from xrddiff.core import launcher
 from xrddiff.run.execution import run_folder
 from xrddiff.run.execution.detached_runs import LaunchedRun
@@ -110,7 +110,7 @@ TINY = ["model=vae_kl", *SMALL, "data.limit=16"]
 COMMANDS = {
     "run": ["run", *TINY, "engine=kernel", "run_name=kernel"],
     "sample": ["sample", "{ddpm}", "-n", "2", "inference.steps=2", "--workers", "local:1"],
-    "posterior inpaint": ["posterior", "inpaint", "{ddpm}", "--frames", "shots.h5", "--mask", "mask.npy", "--limit", "1", "-n", "1", "inference.steps=2"],
+    "posterior inpaint": ["posterior", "inpaint", "{ddpm}", "--frames", "shots.h5", "--mask", "mask.npy", "--limit", "1", "--draws", "1", "inference.steps=2"],
     "posterior interpolate": ["posterior", "interpolate", "{ddpm}", "shots.h5:0", "shots.h5:1", "-n", "3", "inference.steps=2"],
     "evaluate": ["evaluate", "frames.h5", "--reference", "frames.h5", "--limit", "4"],
     "twin": ["twin", "many.h5", "-n", "1", "--distance-range", "0"],
@@ -131,6 +131,7 @@ COMMANDS = {
     "data convert": ["data", "convert", "frames.h5", "copy.h5"],
     "config list": ["config", "list"],
     "config check": ["config", "check", "{plugin}"],
+    "config completion": ["config", "completion", "bash"],
     "config show": ["config", "show", "{ddpm}"],
     "config diff": ["config", "diff", "{ddpm}", "{ddpm}"],
     "runs watch": ["runs", "watch", "{ddpm}", "--once"],
@@ -289,7 +290,7 @@ def test_a_notebook_imports_what_lies_beside_it_after_all_others(tmp_path, monke
     from jupyter_client.kernelspec import KernelSpec
     from jupyter_client.manager import KernelManager
 
-    from xrddiff.app.cli.lab import prepare_jupyter
+    from xrddiff.app.verbs.lab import prepare_jupyter
 
     monkeypatch.setenv("XRDDIFF_STATE", str(tmp_path / "state"))
     share = Path(prepare_jupyter(tmp_path, {})["JUPYTER_PATH"])

@@ -17,7 +17,7 @@ from fabio.edfimage import EdfImage
 from fabio.tifimage import TifImage
 from scipy import ndimage
 
-from xrddiff.app.cli.main import main
+from xrddiff.app.verbs.main import main
 from xrddiff.config.composition import compose_config
 from xrddiff.config.plan import compose_plan
 from xrddiff.core.errors import BadInput

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from xrddiff.app.cli.main import main
+from xrddiff.app.verbs.main import main
 from xrddiff.core.errors import BadInput
 from xrddiff.data.formats.store import save_frames
 from xrddiff.data.frames.frames import frame_peaks

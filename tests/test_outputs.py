@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from hostile_outputs import WRITERS, cases, hashes, leftovers, make_inputs, standing
 
-from xrddiff.app.cli.main import main
+from xrddiff.app.verbs.main import main
 from xrddiff.core.safe_write import read_mark
 
 pytestmark = pytest.mark.slow

@@ -18,7 +18,7 @@ MODULES = sorted(
     for m in pkgutil.walk_packages(xrddiff.__path__, "xrddiff.")
     if not m.ispkg and not m.name.endswith(("_modidx", "__main__"))
 )
-WITHOUT_TORCH = ("xrddiff", "xrddiff.config.composition", "xrddiff.app.cli.main", "xrddiff.data.frames.frames", "xrddiff.data.frames.geometry", "xrddiff.data.formats.readers", "xrddiff.learn.loading.catalog", "xrddiff.run.execution.notebooks", "xrddiff.run.execution.phases", "xrddiff.config.words.vocabulary")  # fmt: skip
+WITHOUT_TORCH = ("xrddiff", "xrddiff.config.composition", "xrddiff.app.verbs.main", "xrddiff.data.frames.frames", "xrddiff.data.frames.geometry", "xrddiff.data.formats.readers", "xrddiff.learn.loading.catalog", "xrddiff.run.execution.notebooks", "xrddiff.run.execution.phases", "xrddiff.config.words.vocabulary")  # fmt: skip
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -37,7 +37,9 @@ def test_import_leaves_torch_alone(name):
 def test_what_is_checked_before_a_run_leaves_torch_alone(tmp_path):
     """A job prepares its folder, and a mistake is found, without the seconds of that import."""
     words = ["run", "model=latent_diff", "data=sim128", "data.limit=4", "model.condition=[hit_class]", "--dry-run"]
-    code = f"import sys; from xrddiff.app.cli.main import main; sys.exit(main({words}) or 3 * ('torch' in sys.modules))"
+    code = (
+        f"import sys; from xrddiff.app.verbs.main import main; sys.exit(main({words}) or 3 * ('torch' in sys.modules))"
+    )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
 

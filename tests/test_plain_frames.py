@@ -8,7 +8,7 @@ import pytest
 from conftest import need
 from scipy.ndimage import zoom
 
-from xrddiff.app.cli.main import main
+from xrddiff.app.verbs.main import main
 from xrddiff.core.errors import BadInput
 from xrddiff.data.formats.readers import open_frames
 from xrddiff.data.formats.store import save_frames

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from xrddiff.app.cli.main import main
+from xrddiff.app.verbs.main import main
 from xrddiff.config.plan import compose_plan
 from xrddiff.core import plugins
 from xrddiff.core.errors import BadInput

@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 import torch
 
-from xrddiff.app.cli.main import main
+from xrddiff.app.verbs.main import main
 from xrddiff.data.formats.readers import open_frames
 from xrddiff.data.formats.store import save_frames
 from xrddiff.data.frames.frames import make_frames, validate_frames

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from hostile_programs import PROGRAMS, left, script
 
-from xrddiff.app.cli.main import main
+from xrddiff.app.verbs.main import main
 from xrddiff.data.formats.store import save_frames
 from xrddiff.data.frames.selection import select_frames
 from xrddiff.physics.simulation.simulate import simulate

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 import xrddiff as xd
-from xrddiff.app.cli.main import main
+from xrddiff.app.verbs.main import main
 from xrddiff.data.formats.readers import open_frames
 from xrddiff.data.formats.store import save_frames
 from xrddiff.data.frames.peaks import PEAKFINDER8, find_frame_peaks

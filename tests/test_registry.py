@@ -51,7 +51,7 @@ def test_everything_can_be_got(kind):
     ["main(['config', 'list', 'sampler'])", "compose_config(['model=ddpm', 'inference.sampler_options={order: 3}'])"],
 )
 def test_names_and_options_need_no_torch(command):
-    code = f"import sys; from xrddiff.app.cli.main import main; from xrddiff.config.composition import compose_config; {command}; assert 'torch' not in sys.modules"
+    code = f"import sys; from xrddiff.app.verbs.main import main; from xrddiff.config.composition import compose_config; {command}; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 

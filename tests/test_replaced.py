@@ -14,9 +14,9 @@ import pytest
 import yaml
 from test_config import parameters
 
-from xrddiff.app.cli.arguments import parse_words
-from xrddiff.app.cli.batch import cut_command
-from xrddiff.app.cli.main import build_parser
+from xrddiff.app.verbs.jobs import cut_command
+from xrddiff.app.verbs.main import build_parser
+from xrddiff.app.verbs.verb import parse_words
 from xrddiff.config.active_settings import sampling_steps
 from xrddiff.config.composition import compose_config
 from xrddiff.config.overrides import expand_multirun, presets
@@ -163,7 +163,7 @@ def of_sweep(rest: str, row) -> None:
 
 
 def of_prediction(rest: str, row, capsys) -> None:
-    from xrddiff.app.cli.main import main
+    from xrddiff.app.verbs.main import main
 
     (params, bandwidth), (size, time) = (part.split() for part in rest.split(" = "))
     capsys.readouterr()

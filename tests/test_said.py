@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import zarr
 
-from xrddiff.app.cli.main import main
+from xrddiff.app.verbs.main import main
 from xrddiff.core.errors import BadInput
 from xrddiff.core.gate import read_cells, read_table
 from xrddiff.data.formats.peak_files import read_peaks

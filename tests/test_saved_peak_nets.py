@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save
 
 import xrddiff as xd
-from xrddiff.app.cli.main import main
+from xrddiff.app.verbs.main import main
 from xrddiff.core.errors import BadInput
 from xrddiff.data.formats.store import save_frames
 from xrddiff.data.frames.frames import make_frames, peaks_table

@@ -11,7 +11,7 @@ from conftest import measured
 from fabio.cbfimage import CbfImage
 from scipy.spatial.transform import Rotation
 
-from xrddiff.app.cli.main import main
+from xrddiff.app.verbs.main import main
 from xrddiff.data.formats.readers import open_frames
 from xrddiff.data.frames.geometry import Geometry, PanelGeometry, geometry_of
 from xrddiff.data.frames.peaks import find_frame_peaks

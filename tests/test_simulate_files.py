@@ -6,7 +6,7 @@ import gemmi
 import numpy as np
 import pytest
 
-from xrddiff.app.cli.main import main
+from xrddiff.app.verbs.main import main
 from xrddiff.core.errors import BadInput
 from xrddiff.data.formats.readers import open_frames
 from xrddiff.data.frames.frames import frame_peaks, validate_frames

@@ -23,7 +23,7 @@ import pytest
 from axe import faults
 from safetensors.numpy import load_file
 
-from xrddiff.app.cli.main import main
+from xrddiff.app.verbs.main import main
 from xrddiff.config.overrides import as_override
 from xrddiff.config.saved_config import load_config
 from xrddiff.core.ranks.environment import job_port
@@ -235,7 +235,7 @@ def test_names_paths_and_words_arrive_as_text(cluster, limited):
     folder.mkdir()
     (folder / "probe $(touch hacked).py").write_text(PROBE)
     with contextlib.chdir(folder):
-        words = ["--profile", "debug", "--name", NASTY, "--script", "probe $(touch hacked).py", "--"]
+        words = ["--profile", "debug", "--job-name", NASTY, "--script", "probe $(touch hacked).py", "--"]
         script = cluster("cluster", "submit", "--dry-run", *words, "piped.json", NASTY, "a b")
         assert script.code == 0, script.err
         piped = subprocess.run(
@@ -500,7 +500,7 @@ def test_particles_on_two_nodes_of_which_one_fails(cluster, monkeypatch, tmp_pat
 
 def test_a_time_limit_is_met_with_a_checkpoint(cluster, alone, limited):
     """SLURM warns before the limit; the job goes back into the queue by itself and ends as if there had been none. `logs -f` sees it through."""
-    words = [Path(sys.executable).parent / "xrddiff", "cluster", "logs", "-f", "-n", "0", str(limited.id)]
+    words = [Path(sys.executable).parent / "xrddiff", "cluster", "logs", "-f", "--lines", "0", str(limited.id)]
     shown = subprocess.run(words, capture_output=True, text=True, timeout=300).stdout
     assert "requeued" in shown and f"finished at step {STEPS}" in shown
     cluster.ends(limited)

@@ -16,10 +16,10 @@ from typing import Any
 import pytest
 from test_run import COMMAND, xrddiff
 
-from xrddiff.app.cli.main import main
 from xrddiff.app.front_door import run_numbers
 from xrddiff.app.front_door.door import open_run
 from xrddiff.app.front_door.door import runs as run_table
+from xrddiff.app.verbs.main import main
 from xrddiff.app.widgets import training_monitor
 from xrddiff.app.widgets.training_monitor import TrainingFiles
 from xrddiff.core.errors import BadInput, XrddiffError

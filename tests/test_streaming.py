@@ -260,7 +260,7 @@ def test_a_series_that_begins_again_is_another_one():
     ],
 )
 def test_mistakes_are_said_before_a_frame_is_taken(tmp_path, capsys, monkeypatch, words, sentence):
-    from xrddiff.app.cli.main import main
+    from xrddiff.app.verbs.main import main
 
     in_old_files(small(2), tmp_path / "frames", 2)
     monkeypatch.chdir(tmp_path)

@@ -19,7 +19,7 @@ import pytest
 import yaml
 from conftest import clean_environment
 
-from xrddiff.app.cli.main import main
+from xrddiff.app.verbs.main import main
 from xrddiff.core.errors import BadInput
 from xrddiff.core.gate import read_json
 from xrddiff.run.studies.comparison import execute_comparison, open_comparison, shared_samples

@@ -10,7 +10,7 @@ import h5py
 import numpy as np
 import pytest
 
-from xrddiff.app.cli.main import main
+from xrddiff.app.verbs.main import main
 from xrddiff.data.formats.store import save_frames
 from xrddiff.physics.simulation.simulate import simulate
 

@@ -20,7 +20,7 @@ import pytest
 import yaml
 from markdown_it import MarkdownIt
 
-from xrddiff.app.cli.main import main
+from xrddiff.app.verbs.main import main
 from xrddiff.config.composition import compose_config
 from xrddiff.config.plan import resolve
 from xrddiff.config.saved_config import to_yaml
@@ -152,7 +152,7 @@ def test_a_name_that_is_not_utf8_in_a_process(tmp_path):
     import sys
 
     np.save(tmp_path / os.fsdecode(b"run\xff.npy"), np.ones((1, 8, 8), np.uint16))
-    code = "import sys, warnings; from xrddiff.app.cli.main import command_line; sys.argv[1:] = ['data', 'inspect', sys.argv[1]]; command_line()"
+    code = "import sys, warnings; from xrddiff.app.verbs.main import command_line; sys.argv[1:] = ['data', 'inspect', sys.argv[1]]; command_line()"
     words = [sys.executable, "-c", code, b"run\xff.npy"]
     done = subprocess.run(
         words, cwd=tmp_path, capture_output=True, env=os.environ | {"PYTHONIOENCODING": "utf-8:strict"}

@@ -18,7 +18,7 @@ from browser import chromium
 from conftest import need
 from lab import end_server
 
-from xrddiff.app.cli.lab import PATH, copy_tutorials, tutorial_path, tutorials
+from xrddiff.app.verbs.lab import PATH, copy_tutorials, tutorial_path, tutorials
 
 
 def test_every_tutorial_has_its_place_on_the_path():

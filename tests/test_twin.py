@@ -10,7 +10,7 @@ import pytest
 from scipy import ndimage
 
 import xrddiff as xd
-from xrddiff.app.cli.main import main
+from xrddiff.app.verbs.main import main
 from xrddiff.core.errors import BadInput
 from xrddiff.data.formats.readers import open_frames
 from xrddiff.data.formats.store import save_frames
@@ -180,7 +180,7 @@ def test_frames_that_make_no_twin_are_refused_in_a_sentence(shots, blanks):
         (["few.h5"], "beside the other: 5; expected at least 8"),
         (["one.h5"], "beside the other: 1; expected at least 8"),
         (["shots.h5", "--cell", "7,8"], "cell"),
-        (["shots.h5", "--name", "frames.txt"], "frames.txt"),
+        (["shots.h5", "--format", "txt"], "frames.txt"),
         (["none.h5"], "none.h5"),
         (["shots.h5", "small.h5"], "small.h5"),
         (["two"], "the files differ in distance"),
@@ -212,17 +212,17 @@ def test_the_command_writes_frames_with_their_truth_and_says_what_they_are_good_
 ):
     monkeypatch.chdir(tmp_path)
     save_frames(disturbed, "shots.h5")
-    assert main(["twin", "shots.h5", "-n", "5", "--name", "made.cxi", "--distance-range", "0"]) == 0
+    assert main(["twin", "shots.h5", "-n", "5", "--format", "cxi", "--distance-range", "0"]) == 0
     said = capsys.readouterr().out
     assert "A classifier" in said and "Not good for" in said and "|F|² was drawn" in said
     assert "Seen in the exposures: 16 pixels are full (at 100)" in said and "where a beamstop moves" in said
     folder = tmp_path / "shots-twin"
-    made = open_frames(folder / "made.cxi")
+    made = open_frames(folder / "frames.cxi")
     assert made.sizes["frame"] == 5 and {"peak_h", "peak_k", "peak_l", "peak_intensity"} <= {*made.variables}
     record = json.loads((folder / "metrics" / "twin.json").read_text())
     assert record["best"] in ("twin", "blanks") and record["frames"]["twin"]["frames"] == 8
     assert record["windows"]["twin"]["memory"]["copied"] < 0.02 < record["windows"]["blanks"]["memory"]["copied"]
     titles = [section.title for section in read_report(folder).sections]
     assert titles[0] == "What it is good for" and titles[-1] == "The key"
-    assert main(["twin", "shots.h5", "--name", "made.cxi", "-o", "shots-twin"]) == 2
+    assert main(["twin", "shots.h5", "--format", "cxi", "-o", "shots-twin"]) == 2
     assert "exists already" in capsys.readouterr().err

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import xrddiff as xd
-from xrddiff.app.cli.main import main
+from xrddiff.app.verbs.main import main
 from xrddiff.core.gate import read_json
 from xrddiff.core.launcher import python_words, run
 from xrddiff.data.formats.store import save_frames
@@ -36,7 +36,7 @@ if "dask" in sys.modules:  # xarray asks for it where it is installed, as it is 
     here = [name for name in here if not name.startswith("scipy.")]
 print("imported", *here)
 """
-COMMAND = "import sys; from xrddiff.app.cli.main import main; assert not main(sys.argv[1:])\n"
+COMMAND = "import sys; from xrddiff.app.verbs.main import main; assert not main(sys.argv[1:])\n"
 
 
 def imported(code: str, *words: str) -> set[str]:
@@ -88,7 +88,7 @@ def test_few_samples_are_judged_on_request(trained, capsys):
     few = trained / "samples" / "few"
     said = capsys.readouterr().out
     assert f"not judged: sets of fewer than {JUDGED} samples are judged on request" in said
-    assert "--judge" in said and "--samples few" in said and "verdict" not in said
+    assert "--judge" in said and "--name few" in said and "verdict" not in said
     assert not (few / "generation.json").exists() and read_json(few / "metrics/summary.json") == {}
     page = (few / "report.md").read_text()
     assert "Not compared with real frames" in page and "on request" in page

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from xrddiff.app.cli.main import main
+from xrddiff.app.verbs.main import main
 from xrddiff.core.progress import Bar, report_progress
 from xrddiff.run.execution.dashboard import dashboard
 from xrddiff.run.execution.run_folder import hold_run
@@ -164,10 +164,10 @@ def test_another_node_says_what_it_wrote(tmp_path):
 
 def test_a_picture_needs_nothing_from_elsewhere(tmp_path, capsys):
     run = write(tmp_path / "run")
-    assert main(["runs", "watch", str(run), "--svg", str(tmp_path / "a.svg"), "--width", "110"]) == 0
+    assert main(["runs", "watch", str(run), "-o", str(tmp_path / "a.svg"), "--width", "110"]) == 0
     text = (tmp_path / "a.svg").read_text()
     assert "last" in text and "@font-face" not in text and not re.findall(r'(?:href|src)="?http|url\(["\']?http', text)
-    assert main(["runs", "watch", str(run), "--svg", str(tmp_path / "a.svg" / "b.svg")]) == 2
+    assert main(["runs", "watch", str(run), "-o", str(tmp_path / "a.svg" / "b.svg")]) == 2
     assert capsys.readouterr().err.count("\n") == 1
 
 
@@ -193,7 +193,7 @@ BESIDE = """
 import sys, time
 from pathlib import Path
 from types import SimpleNamespace
-from xrddiff.app.cli.watching import beside, is_terminal
+from xrddiff.app.verbs.watching import dashboard_beside as beside, is_terminal
 print("before", is_terminal(), flush=True)
 with beside(is_terminal()) as show:
     show(Path(sys.argv[1]))

@@ -283,7 +283,7 @@ def test_a_judgement_is_the_same_for_any_number_of_workers(run, whole):
     judged = []
     for words in ([], ["--workers", "local:2"]):
         words += ["inference.index_frames=6"]
-        done = xrddiff("evaluate", str(run), "--samples", "whole", "threads=1", *words, folder=run)
+        done = xrddiff("evaluate", str(run), "--name", "whole", "threads=1", *words, folder=run)
         judged.append(json.loads((run / "metrics" / "evaluation.json").read_text()))
         assert "radial profile" in done.stdout
     assert judged[0] == judged[1] and judged[0]["sets"]["samples"] == 38
@@ -316,7 +316,7 @@ def test_a_judgement_does_not_depend_on_the_blocks(run, whole):
 
 def test_what_cannot_be_judged_is_refused_in_one_sentence(run, whole):
     for words, sentence in (
-        (["--samples", "hole"], "did you mean 'whole'"),
+        (["--name", "hole"], "did you mean 'whole'"),
         (["training.lr=1"], "words of inference only"),
     ):
         done = xrddiff("evaluate", str(run), *words, folder=run, check=False)

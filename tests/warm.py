@@ -31,7 +31,7 @@ PRELOAD = (
     "torch._dynamo torch.distributed accelerate pandas scipy.optimize scipy.stats scipy.fftpack matplotlib.pyplot "
     "hydra.compose hydra.core.override_parser.overrides_parser hydra._internal.core_plugins.basic_launcher "
     "hydra._internal.core_plugins.bash_completion zarr dask.array fsspec.core importlib_metadata psutil "
-    "rich.table rich.console rich.jupyter xrddiff.app.entry xrddiff.app.cli.main "
+    "rich.table rich.console rich.jupyter xrddiff.app.entry xrddiff.app.verbs.main "
     "xrddiff.run.execution.phases xrddiff.run.execution.finished xrddiff.learn.recipes.setup xrddiff.learn.training.trainer xrddiff.judge.inference.evaluation "
     "xrddiff.judge.views.judgement xrddiff.judge.views.report xrddiff.judge.metrics.reconstruction"
 ).split()

@@ -201,10 +201,10 @@ def _definitions(source: Source) -> Iterator[tuple[str, str]]:
 
 
 def defined_twice(source: Source) -> list[str]:
-    """Public functions and classes whose name another module defines too."""
+    """Public functions and classes whose name another module defines too; a verb is named as users call it."""
     places = defaultdict(list)
     for name, module in _definitions(source):
-        if not name.startswith("_"):
+        if not name.startswith("_") and not module.startswith("app.verbs."):
             places[name].append(module)
     return [f"{name}: {', '.join(modules)}" for name, modules in sorted(places.items()) if len(modules) > 1]
 

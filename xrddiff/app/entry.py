@@ -7,12 +7,12 @@ __all__ = ['command_line']
 
 # %% ../../nbs/app/entry.ipynb #37792158
 def command_line() -> None:
-    """The command `xrddiff`: runs `xrddiff.app.cli.main` and handles Ctrl-C even during its import."""
+    """The command `xrddiff`: runs `xrddiff.app.verbs.main` and handles Ctrl-C even during its import."""
     try:
         from xrddiff.core.launcher import isolate
 
         isolate()
-        from xrddiff.app.cli.main import command_line
+        from xrddiff.app.verbs.main import command_line
 
         command_line()
     except KeyboardInterrupt:

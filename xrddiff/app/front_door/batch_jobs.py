@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from .keywords import as_overrides, data_overrides
-from .run_numbers import plain_errors
+from ..verbs.verb import plain_errors
 from ...core.errors import BadInput
 
 if TYPE_CHECKING:
@@ -22,8 +22,7 @@ if TYPE_CHECKING:
     from xrddiff.run.slurm.submission import JobPlan
 
 # %% auto #0
-__all__ = ['BatchScript', 'SentJob', 'send_or_show', 'profile_for', 'submit_run', 'resume_job', 'job_table', 'show_log',
-           'cancel_named', 'profile_table']
+__all__ = ['BatchScript', 'SentJob', 'send_or_show', 'profile_for', 'submit_run', 'resume_job', 'job_table', 'profile_table']
 
 # %% ../../../nbs/app/front_door/batch_jobs.ipynb #d0a14006
 class BatchScript(str):
@@ -167,29 +166,6 @@ def job_table(*jobs: int | str | os.PathLike, last: int = 10, details: bool = Fa
 
     table = pd.DataFrame(job_rows([str(job) for job in jobs], last, details=details))
     return table.set_index("id") if len(table) else table
-
-
-@plain_errors
-def show_log(target: int | str | os.PathLike, lines: int = 50, *, follow: bool = False) -> None:
-    """Print how a job or run failed, if it did, and the end of its log, as `xrddiff cluster logs` does.
-
-    `lines`: how many; 0: all. `follow`: until the job ends. Raises `BadInput` for an unknown job.
-    """
-    from xrddiff.run.slurm.ledger import find_job
-    from xrddiff.run.slurm.logs import show_logs
-
-    show_logs(find_job(str(target)), lines, follow=follow)
-
-
-@plain_errors
-def cancel_named(*jobs: int | str | os.PathLike) -> list[str]:
-    """End jobs, by number or run folder, as `xrddiff cluster cancel` does; returns their numbers. Raises `BadInput`, and
-    ends none, if one of them is not in the queue."""
-    from xrddiff.run.slurm.ledger import cancel_targets
-
-    if not jobs:
-        raise BadInput("no job is named; expected a number, or the folder of a run")
-    return [str(target) for target in cancel_targets([str(job) for job in jobs])]
 
 
 def profile_table() -> pd.DataFrame:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from .keywords import as_overrides
-from .run_numbers import plain_errors
+from ..verbs.verb import plain_errors
 from ...core.errors import BadInput, nearest
 from ...core.plugins import load_standing
 

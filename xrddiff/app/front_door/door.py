@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 import xarray as xr
 
-from . import batch_jobs, choices, files, merges, results, shown_frames, streams, studies
+from . import batch_jobs, choices, results, shown_frames, studies
 from .keywords import as_overrides, data_overrides
-from .run_frames import index_set
-from .run_numbers import plain_errors
+from ..verbs import data, indexing, jobs as job_verbs, merging, streaming
+from ..verbs.verb import plain_errors
 from .trained_run import TrainedRun, execute_shown, open_run
 from ...config.plan import compose_plan
 from ...config.saved_config import OWN_FRAMES
@@ -55,15 +55,14 @@ __all__ = ['XrddiffError', 'open_frames', 'load', 'list_data', 'make_frames', 's
 XrddiffError = errors.XrddiffError
 open_frames, load, list_data = plain_errors(readers.open_frames), plain_errors(catalog.load), catalog.list_data
 make_frames, select_frames = frame_sets.make_frames, plain_errors(selection.select_frames)
-index = plain_errors(index_set)
-inspect, mask, convert = files.inspect_frames, files.mask_of_file, files.convert_frames
-simulate, fetch = files.simulate_frames, files.fetch_data
+index = indexing.index
+inspect, mask, convert, simulate, fetch = data.inspect, data.mask, data.convert, data.simulate, data.fetch
 evaluate, crystal_posterior = results.evaluate_frames, results.posterior_of_crystal
-merge = merges.merge_intensities
-stream, open_answers, replay = streams.answer_frames, streams.open_answers, streams.replay_frames
+merge = merging.merge
+stream, open_answers, replay = streaming.stream, streaming.open_answers, streaming.replay
 runs, compare_runs, sweep, open_sweep = studies.runs, studies.compare_runs, studies.run_sweep, studies.open_sweep
-submit, resume, cancel = batch_jobs.submit_run, batch_jobs.resume_job, batch_jobs.cancel_named
-status, logs, profiles = batch_jobs.job_table, batch_jobs.show_log, batch_jobs.profile_table
+submit, resume, cancel = batch_jobs.submit_run, batch_jobs.resume_job, job_verbs.cancel
+status, logs, profiles = batch_jobs.job_table, job_verbs.logs, batch_jobs.profile_table
 settings, settings_diff = choices.settings_table, choices.settings_that_differ
 presets, names, check = choices.preset_table, choices.name_table, choices.probe_files
 explore = shown_frames.explore

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .run_numbers import plain_errors
+from ..verbs.verb import plain_errors
 from .trained_run import sampling_overrides
 from ...judge.exports.runtime import ExportedModel
 from ...judge.exports.runtime import load_exported as open_package

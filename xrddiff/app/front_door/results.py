@@ -8,68 +8,21 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .live_output import live_pane
-from .run_numbers import Page, plain_errors, read_summary
-from ...core.errors import BadInput, XrddiffError
+from ..verbs.output import Results
+from ..verbs.verb import plain_errors
+from ...core.errors import XrddiffError
 from ...core.files import absolute_path, scratch_folder
-from ...core.templates import render
 from ...run.execution.drawing import threads_kept
 
 if TYPE_CHECKING:
-    import pandas as pd
     import xarray as xr
 
 # %% auto #0
-__all__ = ['answer_html', 'answer_text', 'Results', 'as_file', 'evaluate_frames', 'posterior_of_crystal', 'refuse_stopped']
-
-# %% ../../../nbs/app/front_door/results.ipynb #d0a10006
-def answer_html(about: Mapping[str, Any], table: pd.DataFrame | None = None, pictures: list[bytes] | tuple = ()) -> str:
-    """An answer of the front door as HTML.
-
-    `about`: lines by name. `table`: shown under them, if it has rows. `pictures`: PNGs.
-    """
-    from xrddiff.judge.views.report import shown_table
-
-    shown = None if table is None or not len(table) else shown_table(table)
-    return render("app/front_door/run.html.j2", about=about, pictures=list(pictures), summary=shown)
-
-
-def answer_text(about: Mapping[str, Any], table: pd.DataFrame | None = None) -> str:
-    """The same as text."""
-    width = max(map(len, about), default=0)
-    lines = [f"{name:<{width}}  {value}" for name, value in about.items()]
-    return "\n".join([*lines, "", table.to_string()] if table is not None and len(table) else lines)
-
-
-@dataclass(frozen=True, repr=False)
-class Results:
-    """The folder `path` of results, as `xd.evaluate` and `xd.crystal_posterior` return it."""
-
-    path: Path
-
-    @property
-    def summary(self) -> pd.DataFrame:
-        """The table of results: a row for each number; empty if there is none."""
-        return read_summary(self.path / "metrics" / "summary.json")
-
-    @property
-    @plain_errors
-    def report(self) -> Page:
-        """The report: a path, displayed in a notebook. Raises `BadInput` if there is none."""
-        page = self.path / "report.html"
-        if not page.is_file():
-            raise BadInput(f"{self.path} has no report; expected the folder of results that are complete")
-        return Page(page)
-
-    def __repr__(self) -> str:
-        return answer_text({"results": self.path}, self.summary)
-
-    def _repr_html_(self) -> str:
-        return answer_html({"results": self.path}, self.summary)
+__all__ = ['as_file', 'evaluate_frames', 'posterior_of_crystal', 'refuse_stopped']
 
 # %% ../../../nbs/app/front_door/results.ipynb #d0a10009
 @contextmanager

@@ -5,7 +5,6 @@
 # %% ../../../nbs/app/front_door/run_frames.ipynb #57305c53
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, Any
 
 from ...core.errors import BadInput, nearest
@@ -16,10 +15,9 @@ if TYPE_CHECKING:
 
     from xrddiff.learn.loading.datasets import Prepared
     from xrddiff.learn.training.checkpoints import Checkpoint
-    from xrddiff.physics.indexing.indexer import Indexing
 
 # %% auto #0
-__all__ = ['open_prepared', 'open_set', 'chosen_frames', 'network_batch', 'fit_to_run', 'reconstruct_with', 'index_set']
+__all__ = ['open_prepared', 'open_set', 'chosen_frames', 'network_batch', 'fit_to_run', 'reconstruct_with']
 
 # %% ../../../nbs/app/front_door/run_frames.ipynb #28c99d03
 def open_prepared(run: Run) -> Prepared:
@@ -109,43 +107,3 @@ def reconstruct_with(run: Run, frames: xr.Dataset) -> xr.Dataset:
     loader = FrameLoader(frames, transform, None, batch_size=size, multiple=model.downsampling, shuffle=False)
     made = reconstruct_frames(autoencoder_codec(model.to(device), device), loader)[0]
     return made.assign_attrs(checkpoint=checkpoint.path.name)
-
-# %% ../../../nbs/app/front_door/run_frames.ipynb #527ad607
-def index_set(
-    frames: xr.Dataset | str | os.PathLike,
-    cell: Any = None,
-    *,
-    limit: int | None = None,
-    refine: bool = True,
-    peaks: Any = None,
-    **options: Any,
-) -> Indexing:
-    """Look for crystal lattices in `frames`, also those of a file; `.table` has a row for each of them.
-
-    `cell`: "36,44,52,90,90,90", six numbers, or a CIF or PDB file; None: that of the frames,
-    searched for if they have none; "unknown": searched for in any case. `limit`: largest number of
-    frames, evenly spaced. `refine`: detector, cell and crystals of all frames together, see
-    `indexing.series.index_series`. `peaks`: a table, or how they are found: "classical", "peakfinder8" or "net:FILE".
-    `options`: see `indexing.indexer.make_indexer`.
-    Raises `BadInput` if the frames have no geometry or no wavelength.
-    """
-    from xrddiff.data.formats.readers import open_frames
-    from xrddiff.data.frames.frames import frame_count
-    from xrddiff.data.frames.noise import draw_counts
-    from xrddiff.data.frames.selection import evenly_spaced, select_frames
-    from xrddiff.physics.indexing.indexer import index_frames
-    from xrddiff.physics.indexing.series import index_series
-
-    if isinstance(frames, str | os.PathLike):
-        frames = open_frames(frames)
-    if limit is not None:
-        if limit < 1:
-            raise BadInput(f"limit is {limit}; expected 1 or more frames")
-        frames = select_frames(frames, evenly_spaced(range(frame_count(frames)), limit))
-    if frames.attrs.get("samples_are") == "expected values":
-        frames = draw_counts(frames, seed=0)
-    if isinstance(peaks, str):
-        from xrddiff.learn.recipes.saved_peak_nets import told_peaks  # PyTorch takes a while
-
-        peaks = told_peaks(peaks, frames)
-    return (index_series if refine else index_frames)(frames, cell, peaks=peaks, **options)

@@ -6,18 +6,17 @@
 from __future__ import annotations
 
 import base64
-import functools
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING
 
 from .run_frames import open_set
+from ..verbs.output import Page, read_summary
+from ..verbs.verb import plain_errors
 from ...config.saved_config import OWN_FRAMES
 from ...core.errors import BadInput, XrddiffError
-from ...core.extras import collected_later, not_installed
-from ...core.gate import or_default, read_json
+from ...core.extras import collected_later
 from ...core.templates import render
 from ...run.execution.run_folder import Run
 from ...run.execution.status import RunState
@@ -30,44 +29,7 @@ if TYPE_CHECKING:
     from xrddiff.config.words.vocabulary import Config
 
 # %% auto #0
-__all__ = ['F', 'plain_errors', 'Page', 'RunNumbers', 'read_summary', 'about_run', 'run_pictures', 'KeptPictures',
-           'kept_pictures', 'run_html']
-
-# %% ../../../nbs/app/front_door/run_numbers.ipynb #b1c75f04
-F = TypeVar("F", bound=Callable[..., Any])
-
-
-def _shown_without_traceback(error: XrddiffError) -> None:
-    lines = [f"{type(error).__name__}: {error}", *getattr(error, "__notes__", [])]
-    error._render_traceback_ = lambda: lines
-
-
-def plain_errors(function: F) -> F:
-    """Wrap `function` so that IPython shows its `XrddiffError`s without a traceback, also that of an extra which is
-    not installed.
-    """
-
-    @functools.wraps(function)
-    def call(*args: Any, **words: Any) -> Any:
-        try:
-            return function(*args, **words)
-        except XrddiffError as error:
-            _shown_without_traceback(error)
-            raise
-        except ModuleNotFoundError as error:
-            if (missing := not_installed(error)) is None:
-                raise
-            _shown_without_traceback(missing)
-            raise missing from None
-
-    return call
-
-# %% ../../../nbs/app/front_door/run_numbers.ipynb #27d7e392
-class Page(type(Path())):
-    """The path of an HTML page, which a notebook shows in a frame that runs no scripts."""
-
-    def _repr_html_(self) -> str:
-        return render("app/front_door/page.html.j2", page=self.read_text(encoding="utf-8"))
+__all__ = ['RunNumbers', 'about_run', 'run_pictures', 'KeptPictures', 'kept_pictures', 'run_html']
 
 # %% ../../../nbs/app/front_door/run_numbers.ipynb #08c86b83
 @dataclass(frozen=True, repr=False)
@@ -149,15 +111,6 @@ class RunNumbers(Run):
 
     def _repr_html_(self) -> str:
         return run_html(self)
-
-# %% ../../../nbs/app/front_door/run_numbers.ipynb #96a88cef
-def read_summary(path: Path) -> pd.DataFrame:
-    """The table in `path`, a summary.json: a row for each metric; empty if there is none yet."""
-    import pandas as pd
-
-    rows = or_default(lambda: read_json(path, dict[str, Any], 1 << 20), {})
-    rows = {name: row if isinstance(row, dict) else {"": row} for name, row in rows.items()}
-    return pd.DataFrame.from_dict(rows, orient="index")
 
 # %% ../../../nbs/app/front_door/run_numbers.ipynb #fac47c30
 def about_run(run: RunNumbers, how: RunState | None = None) -> dict[str, str]:

@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from .results import answer_html, answer_text
+from ..verbs.output import answer_html, answer_text
 from ...core.gate import need_path
-from .run_numbers import Page, about_run, plain_errors
+from ..verbs.output import Page
+from .run_numbers import about_run
+from ..verbs.verb import plain_errors
 from .trained_run import TrainedRun, open_run
 from ...core.errors import BadInput, XrddiffError
 from ...core.plugins import plugin_scope

@@ -18,13 +18,15 @@ from .live_output import live_pane
 from .results import as_file, refuse_stopped
 from xrddiff.app.front_door.run_frames import (
     chosen_frames,
-    index_set,
     network_batch,
     open_prepared,
     open_set,
     reconstruct_with,
 )
-from .run_numbers import F, Page, RunNumbers, plain_errors, read_summary
+from ..verbs.indexing import index as index_set
+from ..verbs.output import Page, read_summary
+from .run_numbers import RunNumbers
+from ..verbs.verb import F, plain_errors
 from ...config.composition import note_unused
 from ...config.plan import compose_plan, saved_plan
 from ...config.saved_config import need_run, no_generator
@@ -411,7 +413,7 @@ class TrainedRun(RunNumbers):
         frames: xr.Dataset | str | os.PathLike,
         mask: str | os.PathLike | None = None,
         *given: Any,
-        n: int = 4,
+        draws: int = 4,
         method: str = "posterior",
         limit: int | None = None,
         mask_true: str | None = None,
@@ -419,7 +421,7 @@ class TrainedRun(RunNumbers):
         progress: bool = True,
         **words: Any,
     ) -> xr.Dataset:
-        """Fill the holes of frames, as `xrddiff posterior inpaint` does; returns `n` versions of each frame, as Frames.
+        """Fill the holes of frames, as `xrddiff posterior inpaint` does; returns `draws` versions of each frame, as Frames.
 
         - `frames`: measured frames, or a file of them, in the format of the run's own frames or of its samples.
         - `mask`: a file of pixels to fill besides those that the frames mask. `mask_true`: "good" or "bad", the meaning of True in it.
@@ -428,7 +430,7 @@ class TrainedRun(RunNumbers):
 
         Raises `BadInput` for frames that do not fit the run or have nothing to fill.
         """
-        told = dict(frames=frames, mask=mask, mask_true=mask_true, draws=n, method=method, limit=limit)
+        told = dict(frames=frames, mask=mask, mask_true=mask_true, draws=draws, method=method, limit=limit)
         return draw_on_frames(self, "inpaint", given, words, name, progress, **told)
 
     @in_its_scope

@@ -368,4 +368,4 @@ def not_judged(count: int, judge: bool | None, name: str) -> str:
     if judge or (judge is None and count >= JUDGED):
         return ""
     why = "that was declined" if judge is False else f"sets of fewer than {JUDGED} samples are judged on request"
-    return f"{why}, with --judge, or later by `xrddiff evaluate RUN --samples {name}`"
+    return f"{why}, with --judge, or later by `xrddiff evaluate RUN --name {name}`"
