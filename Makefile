@@ -47,6 +47,7 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/python tools/ratchet.py
+	$(BIN)/python tools/prose.py
 
 ratchet: $(VENV)/.dev  ## write down the numbers of tools/ratchet.py that have fallen
 	$(BIN)/python tools/ratchet.py --lower

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
+import prose  # noqa: E402
 import ratchet  # noqa: E402
 
 
@@ -106,3 +107,17 @@ def test_the_numbers_of_the_architecture_are_those_of_the_ratchet():
     counted = json.loads((home / "tools" / "ratchet.json").read_text())
     said = {name: int(number) for name, number in rows if name in counted}
     assert len(said) >= 6 and said == {name: counted[name] for name in said}
+
+
+def test_prose_counts_clauses_as_nouns_and_leaves_code_and_questions_out():
+    text = """The report lists what was found. What is in it? `what` is code; `.5` too.
+
+    what = is no code
+
+- A checksum is no signature, and .5 is chance.
+- There is no file, and 0.5 is chance.
+"""
+    found = list(prose._sentences("a.md", prose._without_code(text)))
+    wrong = {name: [s.text for s in those] for name, those in prose.broken(found).items()}
+    assert wrong["clauses as nouns"] == ["The report lists what was found."]
+    assert wrong["is no"] == wrong["numbers without a zero"] == ["- A checksum is no signature, and .5 is chance."]

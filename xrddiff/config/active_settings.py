@@ -130,23 +130,19 @@ def noise_name(cfg: Config) -> str | None:
 
 
 def chosen_name(cfg: Config, word: str) -> str | None:
-    """The name of what the options in this word are for, such as "unipc" for
-    "inference.sampler_options"; None if there is nothing.
-    """
+    """The name that the options in this word belong to, such as "unipc" for "inference.sampler_options"; None if there is nothing."""
     chooser = vocabulary()[word].metadata["options_for"][1]
     return noise_name(cfg) if chooser == "model.training_noise" else get_word(cfg, chooser)
 
 
 def known_options(cfg: Config, word: str) -> dict[str, Option]:
-    """The options that this word may hold: those of what is chosen, by name; none if nothing has
-    that name.
-    """
+    """The options that this word may hold: those of the chosen name; none if nothing has that name."""
     known = entries(vocabulary()[word].metadata["options_for"][0])
     return known[chosen].options if (chosen := chosen_name(cfg, word)) in known else {}
 
 
 def run_facts(cfg: Config) -> dict[str, Any]:
-    """What the words of a run depend on, besides each other."""
+    """Conditions that the words of a run depend on, besides each other."""
     parts = model_parts(cfg)
     trains = trained_parts(cfg).autoencoder
     return dict(
@@ -232,7 +228,7 @@ def used_settings(cfg: Config, *sections: str) -> dict[str, Any]:
 
 # %% ../../nbs/config/active_settings.ipynb #107a5de7
 def chosen_options(cfg: Config, name: str) -> dict[str, Any]:
-    """The options of what is chosen by name, from the word `name`, for instance "inference.sampler_options".
+    """Return the options of a registered name, from the word `name`, for instance "inference.sampler_options".
 
     Raises `BadInput` for an option that it does not have, and a value that does not fit.
     """

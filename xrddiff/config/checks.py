@@ -41,8 +41,7 @@ def check_config(cfg: Config, *, ranks: int | None = None) -> None:
     """Raise `BadInput` if a value is out of range, two words contradict each other, or a named
     file is missing.
 
-    `ranks` is the number of processes of the run; null: what the environment says (WORLD_SIZE,
-    SLURM_NTASKS), or 1.
+    `ranks` is the number of processes of the run; null: as in the environment (WORLD_SIZE, SLURM_NTASKS), or 1.
     """
     ranks = ranks or _told_ranks()
     problems = [p for w in vocabulary().values() if (p := value_problem(w, get_word(cfg, w.name)))]
@@ -251,7 +250,7 @@ def _classifier(cfg: Config, ranks: int) -> str | None:
 # %% ../../nbs/config/checks.ipynb #560ed129
 @_check
 def _samples(cfg: Config, ranks: int) -> str | None:
-    """What could not be sampled later, reported before training."""
+    """Yield settings that could not be sampled later, before training."""
     m, i, parts = cfg.model, cfg.inference, model_parts(cfg)
     model = cfg.presets.get("model", m.model_name)
     if m.model_name == "latent_diff" and not m.latent_diff:
@@ -328,7 +327,7 @@ _EXAMPLES = {
 
 
 def _named_options(cfg: Config, section: str, kind: str) -> str | None:
-    """What is wrong with the options of the things listed in a word of this section."""
+    """Yield problems with the options of the things listed in a word of this section."""
     names, word = getattr(getattr(cfg, section), f"{kind}s"), f"{section}.{kind}_options"
     options = getattr(getattr(cfg, section), f"{kind}_options")
     for name, given in options.items():

@@ -98,7 +98,7 @@ def _load_plugins(parsed: list[Override], words: dict[str, Word], resume: str | 
 
 # %% ../../nbs/config/composition.ipynb #e9fe9979
 def _implied(parsed: list[Override]) -> list[str]:
-    """What the given words imply for words that are not given."""
+    """Return the values that the given words imply for other words."""
     given = {o.key: o.value for o in parsed}
     return [
         *_autoencoder_of_init(given),
@@ -186,7 +186,7 @@ def _was_interrupted(error: BaseException) -> bool:
 
 
 def _fitting(cfg: Config, given: Collection[str]) -> Config:
-    """`cfg` without those options from presets that belong to something other than what is chosen."""
+    """Return `cfg` without options of presets that belong to another name than the chosen one."""
     for w in (w for w in vocabulary().values() if w.metadata["options_for"]):
         own, options = known_options(cfg, w.name), get_word(cfg, w.name)
         others = {option for entry in entries(w.metadata["options_for"][0]).values() for option in entry.options}
@@ -214,13 +214,13 @@ def _with_steps(cfg: Config) -> Config:
 
 # %% ../../nbs/config/composition.ipynb #205d91cb
 def unused_of_presets(cfg: Config, given: Mapping[str, Any], unused: Mapping[str, str]) -> list[tuple[str, str, str]]:
-    """(word, preset, reason) of what presets set in their own file without effect.
+    """Return (word, preset, reason) for values that presets set in their own file without effect.
 
-    - `given`: the overrides, of which only presets and the words that replace theirs matter.
+    - `given`: the overrides; only presets and the words that replace theirs matter.
     - `unused`: the words without effect in `cfg`, with their reasons.
 
     A training is written for every model, and sets words of parts that this one may not have; that is not worth a
-    note, unless nothing else is in the file. What another word stands in the way of is.
+    note, unless nothing else is in the file. Words that another word overrides are.
     """
     found = []
     for group in (g for g in GROUPS if isinstance(given.get(g), str)):
@@ -235,8 +235,8 @@ def unused_of_presets(cfg: Config, given: Mapping[str, Any], unused: Mapping[str
 
 
 def note_unused(cfg: Config, overrides: Iterable[str]) -> None:
-    """Warn, in one sentence, about words among the overrides of `cfg` that have no effect, and about what presets
-    among them set without effect (`unused_of_presets`). null never counts.
+    """Warn, in one sentence, about words among the overrides of `cfg` that have no effect, and about values that
+    presets among them set without effect (`unused_of_presets`). null never counts.
     """
     import warnings
 
@@ -262,9 +262,7 @@ def _places(parsed: list[Override]) -> set[str]:
 
 
 def _preset_followers(saved: Config, given: dict[str, Any]) -> list[str]:
-    """The words of the saved configuration that only a preset had set, and that follow a word whose
-    value is now changed.
-    """
+    """The words of the saved configuration that only a preset had set, and that follow a word with a changed value."""
     changed = {name for name in given if name in RESUMABLE and get_word(saved, name) != given[name]}
     names = [w.name for w in vocabulary().values() if w.metadata["follows"] in changed and w.name not in given]
     if not names:
@@ -359,7 +357,7 @@ def _composed_again(overrides: tuple[str, ...]) -> Config:
 
 
 def preset_differences(cfg: Config) -> dict[str, tuple[Any, Any]]:
-    """Each word whose value differs from the presets, with its value and theirs."""
+    """Return each word that differs from the presets, with its value and theirs."""
     base = _composed_again(tuple(known_presets(cfg)))
     pairs = {name: (get_word(cfg, name), get_word(base, name)) for name in vocabulary() if name not in _OF_ONE_RUN}
     return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
@@ -390,7 +388,7 @@ def inference_config(run: str | os.PathLike, overrides: Iterable[str] = (), *, g
     """The configuration of the run folder `run`, with its section `inference` as these
     overrides say: `["inference=ddim50", "inference.seed=1"]`.
 
-    Raises `BadInput` for words of other sections, which describe what was trained, and, unless
+    Raises `BadInput` for words of other sections, which describe the training, and, unless
     `generative` is false, for a run without a generative model.
     """
     from omegaconf import OmegaConf

@@ -138,7 +138,8 @@ def parse_override(text: str) -> Override:
 
 
 def resumed_run(overrides: Iterable[Override]) -> str | None:
-    """The run that these overrides resume; if there are several, the last. Raises `BadInput` if its value is no text."""
+    """The run that these overrides resume; if there are several, the last. Raises `BadInput` if its value is not
+    text."""
     last = next((o for o in reversed([*overrides]) if o.key == "resume"), None)
     if last is not None and not isinstance(last.value, str | int | float | None):
         raise BadInput(f"'{last.text}': expected the folder of a run, as in resume=output/vae_kl/2026-01-31/12-00-00")

@@ -39,7 +39,7 @@ def setting_text(value: Any) -> str:
 
 
 def option_rows(cfg: Config, word: str, origin: str) -> list[dict[str, Any]]:
-    """A row per option in a word such as "inference.sampler_options", for what is chosen. `origin`:
+    """Return a row per option in a word such as "inference.sampler_options", for the chosen name. `origin`:
     where the options that were given come from.
 
     For a network, only the options that were given: the others follow its size.
@@ -57,7 +57,7 @@ def setting_rows(cfg: Config, *, every: bool = True, inside: bool = False) -> li
     """A row per word: word, value, unit, where it comes from, meaning, and why it has no effect, if it has none.
 
     every: False leaves out the words that have no effect in this run.
-    inside: True = also the options of what is chosen, see `option_rows`.
+    inside: True = also the options of chosen names, see `option_rows`.
     """
     came, unused, rows = origins(cfg), unused_words(cfg), []
     for w in vocabulary().values():
@@ -70,9 +70,7 @@ def setting_rows(cfg: Config, *, every: bool = True, inside: bool = False) -> li
 
 # %% ../../nbs/config/settings.ipynb #f354d2cd
 def differences(one: Config, other: Config) -> list[dict[str, Any]]:
-    """A row per word whose values differ in two configurations: both values, where each comes from,
-    unit and meaning.
-    """
+    """Return a row per word that differs between two configurations: both values, their sources, unit and meaning."""
     a, b = setting_rows(one), setting_rows(other)
     return [
         dict(word=x["word"], values=[x["value"], y["value"]], origins=[x["origin"], y["origin"]])
@@ -95,7 +93,7 @@ def _preset_values(cfg: Config) -> Config | None:
 
 
 def differing_words(configs: Mapping[str, Config]) -> dict[str, dict[str, Any]]:
-    """What differs between runs: for each preset and word its value in every run, by the names of the runs; None where
+    """Return the differences between runs: for each preset and word its value in every run, by the names of the runs; None where
     it has no effect.
     """
     made: dict[tuple, Config | None] = {}
@@ -114,7 +112,7 @@ def differing_words(configs: Mapping[str, Config]) -> dict[str, dict[str, Any]]:
 
 # %% ../../nbs/config/settings.ipynb #027085be
 def preset_about(group: str, name: str) -> str:
-    """What a preset is for: the comment that its file begins with."""
+    """Return the purpose of a preset: the comment that its file begins with."""
     if made_preset(group, name) is not None:
         return f"Can the model learn {name.rpartition('_')[2]} frames by heart, and keep them apart? (overfit_K: any number)"
     lines = (conf_dir() / group / f"{name}.yaml").read_text(encoding="utf-8").splitlines()

@@ -50,7 +50,7 @@ def _flat(section: str, values: dict[str, Any], words: Any) -> dict[str, Any]:
 
 
 def preset_words(group: str, name: str) -> dict[str, tuple[Any, str]]:
-    """What is set by a preset and by those that it builds on: word -> (value, the preset that sets
+    """Return the values set by a preset and by those that it builds on: word -> (value, the preset that sets
     it).
     """
     content, section = _content(group, name)

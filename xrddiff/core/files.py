@@ -68,7 +68,7 @@ def sync(path: Path) -> None:
 
 
 def cannot_save(path: str | os.PathLike, error: OSError) -> CannotSave:
-    """The error of an output that the operating system refused, of which nothing was left."""
+    """The error of an output that the operating system refused; nothing of it was left."""
     failure = CannotSave(f"cannot save {plain_text(path)}: {why_not(error)}; nothing was left behind")
     failure.strerror = error.strerror
     return failure
@@ -205,8 +205,7 @@ def writing(path: str | Path, *, parents: bool = True, durable: bool = True, rep
     If the block succeeds, it replaces `path`; otherwise it is removed. Then leftovers of processes
     killed on this machine are removed too. A `path` that is such a hidden path itself is written as it is.
     `parents`: create the folder of `path` if it does not exist.
-    `durable`: wait until everything is on disk; set it to False if a reader can detect what a power
-    cut lost.
+    `durable`: wait until everything is on disk; set it to False if a reader can detect the loss after a power cut.
     `replace`: False leaves a `path` that has come in the meantime as it is, and raises.
     Raises `CannotSave`, with one sentence, for errors of the operating system, and if a link within a folder of
     results leads out of it.
@@ -340,7 +339,7 @@ _FIELD = "checksum"
 
 
 def json_checksum(value: Any) -> str:
-    """The checksum of a JSON value, whatever its layout: "crc32:" and eight digits."""
+    """Return the checksum of a JSON value, independent of its layout: "crc32:" and eight digits."""
     return f"crc32:{zlib.crc32(json.dumps(value, sort_keys=True, separators=(',', ':')).encode()):08x}"
 
 
@@ -465,7 +464,7 @@ def anywhere(place: str | os.PathLike) -> str:
 
 
 def absolute_path(name: str | os.PathLike | None) -> str | None:
-    """An absolute path of what there is; a name, a cell, an address and None are returned unchanged."""
+    """Return the absolute path of a file that exists; a name, a cell, an address and None are returned unchanged."""
     path = None if name is None else os.path.expanduser(os.fspath(name))
     return path if path is None else os.path.abspath(path) if is_path(path) else os.fspath(name)
 
@@ -513,9 +512,7 @@ def scratch_folder(parent: str | os.PathLike | None = None) -> Iterator[Path]:
 
 
 def _remove_left(folder: Path, age: float = 60.0) -> None:
-    """Remove a scratch folder of this user that is older than `age` seconds and whose lock is
-    free.
-    """
+    """Remove a scratch folder of this user that is older than `age` seconds and not locked."""
     try:
         about = folder.lstat()
         ours = stat.S_ISDIR(about.st_mode) and about.st_uid == os.getuid() and (folder / _HELD).is_file()

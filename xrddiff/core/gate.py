@@ -55,7 +55,7 @@ class Missing(BadInput, FileNotFoundError):
 def missing(path: str | os.PathLike, expected: str = "", word: str = "") -> Missing:
     """Return the error of a path that does not exist, with a guess at the name that was meant.
 
-    expected: what should be there, with its article. word: the setting that names the path.
+    expected: the kind of file, with its article. word: the setting that names the path.
     """
     name, folder = plain_text(path), Path(path).expanduser().parent
     why = "" if is_path(folder, "dir") else f": there is no folder {plain_text(folder)}"
@@ -155,7 +155,7 @@ def is_inner_name(name: Any) -> bool:
 
 
 def check_sum(path: str | os.PathLike, data: bytes | None = None) -> None:
-    """Compare a file with its hash in `SHA256SUMS` beside it, if it has one there. data: what it holds. Raises `BadInput`."""
+    """Compare a file with its hash in `SHA256SUMS` beside it, if it has one there. data: its content. Raises `BadInput`."""
     path = Path(path)
     if path.name == SUMS or not is_path(path.parent / SUMS, "file"):
         return
@@ -335,8 +335,8 @@ def read_yaml(path: str | os.PathLike, kind: Any = Any, most: int = 1 << 20) -> 
 
 
 def or_default(read: Callable[[], Any], default: Any) -> Any:
-    """What `read` returns, or `default` if the file does not exist or is refused; for things that
-    are shown only if they can be read.
+    """Return the result of `read`, or `default` if the file does not exist or is refused; for things that are shown
+    only if they can be read.
     """
     try:
         return read()
@@ -426,7 +426,7 @@ def number_columns(table: pd.DataFrame, text: tuple[str, ...] = ("split", "note"
 
 
 def _check_last_row(data: bytes, name: str, separator: bytes) -> None:
-    """Refuse a table whose last row has been cut."""
+    """Refuse a table with a truncated last row."""
     rows = data.rstrip()
     head, last = rows[: rows.find(b"\n")] if b"\n" in rows else rows, rows[rows.rfind(b"\n") + 1 :]
     if b'"' in last or b'"' in head:  # a cell may have commas and line breaks
@@ -484,7 +484,7 @@ class Consent:
     """The things of one kind that this user has named, each known by its SHA-256.
 
     kind: the folder in the user's state where they are recorded.
-    variable: an environment variable; this process and its children may use what it names. None:
+    variable: an environment variable; this process and its children may use the things it names. None:
         children are asked again.
     between: the separator of the names in it.
     """

@@ -192,7 +192,7 @@ def run(
     memory: int | None = None,
     **options: Any,
 ) -> CompletedProcess:
-    """Run a command until it ends and return what it printed. `timeout`: seconds after which it is
+    """Run a command until it ends and return its output. `timeout`: seconds after which it is
     killed.
 
     Raises `TimeoutExpired`, `CalledProcessError` with `check`, and `OSError` if it cannot be started.
@@ -224,7 +224,8 @@ _TOKEN = "XRDDIFF_PROGRAM"  # tells the processes of a program from others
 def resolved_words(command: str, place: str | os.PathLike | None = None) -> list[str]:
     """Split a command into words, with files in place of their relative names, so that it can run in another folder.
 
-    place: where the names are looked for (default: the current folder). The first word is looked up on the PATH if it is no path.
+    place: where the names are looked for (default: the current folder). The first word is looked up on the PATH if it
+    is not a path.
     Raises `ValueError` for a quote that is not closed, `FileNotFoundError` for a program that does not exist.
     """
     place = os.path.abspath(place or os.curdir)
@@ -388,7 +389,7 @@ def run_program(
 
 
 def _reported(fd: int, timeout: float) -> str | None:
-    """What the supervisor says of the end of a program; None after `timeout` seconds, "" if the supervisor was ended itself."""
+    """The report of the supervisor on the end of a program; None after `timeout` seconds, "" if the supervisor was ended itself."""
     ready = select.select([fd], [], [], timeout)[0]
     return os.read(fd, 1000).decode("utf-8", "replace") if ready else None
 
@@ -406,7 +407,7 @@ def _end_left(token: str) -> None:
 
 # %% ../../nbs/core/launcher.ipynb #96519d6e
 class _Printed:
-    """What a program prints to a pipe, in a file of at most `most` bytes; `lines`: the last ones."""
+    """Keep the output of a program to a pipe, in a file of at most `most` bytes; `lines`: the last ones."""
 
     def __init__(self, pipe: Any, file: str, most: int):
         self.pipe, self.file, self.most = pipe, file, most

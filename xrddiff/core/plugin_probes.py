@@ -31,7 +31,7 @@ __all__ = ['LIMIT', 'Refused', 'expect', 'Probed', 'check_call', 'check_options_
 
 # %% ../../nbs/core/plugin_probes.ipynb #f302c2cd
 class Refused(BadInput):
-    """What a probe finds wrong: the rest of a sentence that begins "the sampler 'x'"."""
+    """The problem that a probe finds: the rest of a sentence that begins "the sampler 'x'"."""
 
 
 def expect(condition: Any, otherwise: str) -> None:
@@ -44,8 +44,7 @@ def expect(condition: Any, otherwise: str) -> None:
 class Probed:
     """The result of probing one thing.
 
-    `passed`: the checks that passed. `seconds`: how long it took. `problem`: what is wrong, where,
-    and what was expected; None if nothing is wrong.
+    `passed`: the checks that passed. `seconds`: how long it took. `problem`: the problem, its place, and the remedy; None if nothing is wrong.
     """
 
     kind: str
@@ -82,7 +81,7 @@ def check_call(entry: Entry, thing: Any) -> None:
 
 
 def check_options_of(entry: Entry) -> None:
-    """Raise `Refused` for an option whose default is outside its own range, or of another type."""
+    """Raise `Refused` for an option with a default outside its own range, or of another type."""
     given = {
         o.name: o.default
         for o in entry.options.values()

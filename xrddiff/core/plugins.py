@@ -172,7 +172,7 @@ def _same_place(known: Plugin, plugin: Plugin) -> None:
 
 
 def _first_time(plugin: Plugin) -> list[tuple[Entry, Any]]:
-    """Execute a plug-in in the current scope; returns what it has registered."""
+    """Execute a plug-in in the current scope; returns the names it has registered."""
     try:
         with registering_as(plugin.source, _module_name(plugin)):
             importlib.import_module(plugin.name) if plugin.content is None else _execute(plugin)
@@ -240,8 +240,8 @@ def plugin_scope(names: Iterable[str] = (), run: str | os.PathLike | None = None
     """Within `with`, a run of its own: plug-ins that are loaded inside the block are registered
     only there.
 
-    `names`: plug-ins that are loaded at once. `run`: a run folder, whose plug-ins are loaded as far
-    as this process may execute them (`need_plugins` says which are missing).
+    `names`: plug-ins that are loaded at once. `run`: a run folder; its plug-ins are loaded if this process may
+    execute them (`need_plugins` names the missing ones).
     """
     with open_scope() as scope:
         if names := list(names):

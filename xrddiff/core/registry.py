@@ -35,8 +35,8 @@ __all__ = ['KINDS', 'GROUND', 'Kind', 'Range', 'Option', 'Entry', 'register', 'k
 class Kind:
     """A kind of thing that is chosen by name.
 
-    `help`: one line. `call`: how it is called, as `f(…)`, and what it returns. `given`: the parameters
-    that the program fills in. `usual`: those that it fills in unless they are given as options, and with what.
+    `help`: one line. `call`: how it is called, as `f(…)`, and its return value. `given`: the parameters
+    that the program fills in. `usual`: those that it fills in unless they are given as options, and their values.
     `closed`: plug-ins can add none.
     """
 
@@ -382,7 +382,7 @@ def known_kind(kind: str) -> str:
 
 
 def _plugin_of(caller: str) -> str | None:
-    """The plug-in whose module `caller` registers something; None for a module that it only imports, which
+    """Return the plug-in with the module `caller`, which registers something; None for a module that it only imports, which
     Python imports once in a process, whoever needs it next.
     """
     source, module = _plugin[-1] if _plugin else ("", "")
@@ -391,10 +391,10 @@ def _plugin_of(caller: str) -> str | None:
 # %% ../../nbs/core/registry.ipynb #d06f17b5
 @dataclass(eq=False)
 class Scope:
-    """What plug-ins have added for one run, or (`GROUND`) for the whole process.
+    """The names that plug-ins have added for one run, or (`GROUND`) for the whole process.
 
-    `plugins`: those that were loaded, by name; each hides what a plug-in of the same name has added to the
-    process. `names`: what they have registered. `failures`: why something of them could not be computed, by kind and
+    `plugins`: those that were loaded, by name; each hides the names that a plug-in of the same name has added to the
+    process. `names`: the registered names. `failures`: why something of them could not be computed, by kind and
     name.
     """
 
@@ -414,7 +414,7 @@ def current_scope() -> Scope:
 
 @contextmanager
 def open_scope(scope: Scope | None = None) -> Iterator[Scope]:
-    """Within `with`, plug-ins are loaded into `scope` (None: a new one), and what they register is known there only."""
+    """Within `with`, plug-ins are loaded into `scope` (None: a new one), and their names are known there only."""
     token = _scope.set(Scope() if scope is None else scope)
     try:
         yield _scope.get()
@@ -423,7 +423,7 @@ def open_scope(scope: Scope | None = None) -> Iterator[Scope]:
 
 # %% ../../nbs/core/registry.ipynb #5032506e
 def _registered() -> dict[tuple[str, str], tuple[Entry, Any]]:
-    """What is registered, as it is seen from the current scope."""
+    """The registered names, as seen from the current scope."""
     scope = _scope.get()
     if scope is GROUND:
         return _LIVE
@@ -454,7 +454,8 @@ def _enter(entry: Entry, thing: Any) -> None:
 
 
 def registered_by(source: str) -> list[tuple[Entry, Any]]:
-    """What the plug-in at `source`, or of this name, has registered, each entry with its function or class."""
+    """Return the entries that the plug-in at `source`, or of this name, has registered, each with its function or
+    class."""
     own = {source, plugin_name(source)}
     return [(e, thing) for e, thing in _registered().values() if not e.own and plugin_name(e.source) in own]
 
@@ -483,7 +484,7 @@ def registering_as(source: str, module: str = "") -> Iterator[None]:
 
 
 def register_again(found: Sequence[tuple[Entry, Any]]) -> None:
-    """Add to the current scope what a plug-in has registered before in another one, see `registered_by`."""
+    """Add the entries of a plug-in from another scope to the current one, see `registered_by`."""
     for entry, thing in found:
         with registering_as(entry.source):
             _enter(entry, thing)
@@ -540,7 +541,7 @@ def registering_modules(kind: str = "") -> list[str]:
 
 @contextmanager
 def without_index() -> Iterator[None]:
-    """Within `with`, use only what imported modules have registered."""
+    """Within `with`, use only registrations of imported modules."""
     _building.append(True)
     try:
         yield
@@ -674,7 +675,7 @@ class Names(Sequence):
 
 # %% ../../nbs/core/registry.ipynb #1534b869
 def range_problem(where: str, value: Any, *, low=None, high=None, above=None, choices=None) -> str | None:
-    """What is wrong with `value`, as a sentence that begins with `where`; None if it is valid.
+    """Return the problem with `value`, as a sentence that begins with `where`; None if it is valid.
 
     `value`: a value, or a list or mapping of values. `low`, `high`, `above`, `choices`: see `Option`.
     """

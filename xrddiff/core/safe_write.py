@@ -103,7 +103,8 @@ def _is_within(path: str, folder: str) -> bool:
 
 
 def read_there(path: str | os.PathLike, reads: Iterable[Path], *, members: bool = True) -> Path | None:
-    """Find the file of `reads` that writing to `path` would harm: itself, by any name; one within the folder `path`; or the folder whose member it is.
+    """Find the file of `reads` that writing to `path` would harm: itself, by any name; one within the folder `path`;
+    or the folder that contains it.
 
     members: False leaves the last out: a folder of results may stand in one that is read. Files are compared by device and number (inode), so that links of both kinds are seen through.
     """
@@ -238,10 +239,10 @@ def check_output(
 ) -> Path:
     """Raise `BadInput` unless an output may be written to `path`; return it as an absolute path.
 
-    reads: whatever names the files that are read (`named_files`).
+    reads: any object that names the inputs (`named_files`).
     overwrite: replace a file, or a folder that xrddiff or zarr wrote.
     kind: "file"; "folder", which is made beside and renamed; "place", a folder that results are written into one by one.
-    again: a place whose command has finished may be written once more.
+    again: a place of a finished command may be written once more.
     """
     path, name = Path(os.path.abspath(os.path.expanduser(path))), plain_text(path)
     _need_writable(path, name)

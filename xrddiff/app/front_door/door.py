@@ -80,7 +80,7 @@ def twin(
 ) -> Twin:
     """A twin of the detector of measured `frames`; its method `frames(n)` draws new ones, in which every spot is known.
 
-    - `frames`: a set of frames, or what `open_frames` takes.
+    - `frames`: a set of frames, or an argument of `open_frames`.
     - `cell`: a, b, c, α, β, γ, or a PDB, CIF or MTZ file; None takes that of the frames.
     - `intensities`: a PDB, CIF or MTZ file with |F|²; None takes those of `cell`, or draws them.
     - `group`: space group; None takes that of the file or of the frames.
@@ -197,7 +197,7 @@ def _scratch_in(folder: Path):
 def load_exported(path: str | os.PathLike) -> Exported:
     """Open an exported model, the folder that `xrddiff export` wrote, with the calls of a run.
 
-    The format pt2 contains compiled code, which is loaded: open only what you trust. Raises
+    The format pt2 contains compiled code, which is loaded: open only trusted files. Raises
     `BadInput` for a package that is damaged, of another version, or for another processor.
     """
     from xrddiff.app.front_door import exported  # costs an import of PyTorch

@@ -54,7 +54,7 @@ class Exported(ExportedModel):
 def open_exported(path: str | Path) -> Exported:
     """Open an exported model, the folder that `xrddiff export` wrote.
 
-    The format pt2 contains compiled code, which is loaded: open only what you trust. Raises
+    The format pt2 contains compiled code, which is loaded: open only trusted files. Raises
     `BadInput` for a package that is damaged, of another version, or for another processor.
     """
     return Exported(**vars(open_package(path)))

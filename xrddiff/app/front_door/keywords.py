@@ -70,7 +70,7 @@ def as_overrides(*given: str | Mapping[str, Any], section: str | None = None, **
 
 
 def _flat(words: Mapping[str, Any], section: str | None) -> Iterator[tuple[str, Any]]:
-    """The words of a mapping whose keys may be sections."""
+    """Yield the words of a mapping; its keys may be sections."""
     sections = {w.rpartition(".")[0] for w in vocabulary()} - {""}
     for name, value in words.items():
         if str(name) in sections and isinstance(value, Mapping):
@@ -101,7 +101,7 @@ def data_overrides(data: Any) -> tuple[list[str], xr.Dataset | None]:
 
 
 def _own_frames(data: Any) -> tuple[list[str], xr.Dataset | None]:
-    """`data_overrides` of what is in memory."""
+    """`data_overrides` of objects in memory."""
     import numpy as np
     import xarray as xr  # .3 s, with pandas
 

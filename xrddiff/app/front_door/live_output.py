@@ -27,7 +27,7 @@ LINES = 12  # lines that a pane shows
 
 
 class Pane(io.TextIOBase):
-    """A text stream whose last lines are shown as one output of a notebook cell.
+    """A text stream; its last lines are shown as one output of a notebook cell.
 
     `shell`: the IPython shell of the notebook. `every`: seconds between updates.
     """
@@ -74,7 +74,7 @@ class Pane(io.TextIOBase):
 
 # %% ../../../nbs/app/front_door/live_output.ipynb #d89e5c0c
 def _curve(path: Path) -> bytes:
-    """The curves of what the run trains, as PNG; empty if there are none yet."""
+    """Return the training curves of the run as PNG; empty if there are none yet."""
     from xrddiff.judge.views.charts import plot_history
     from xrddiff.judge.views.plots import png
     from xrddiff.learn.telemetry.history import read_history

@@ -85,7 +85,7 @@ class RunNumbers(Run):
 
     @property
     def verdict(self) -> str:
-        """What the samples are good for and what not, a sentence; "" if they have not been judged."""
+        """The uses that the samples are and are not good for, a sentence; "" if they have not been judged."""
         from xrddiff.learn.telemetry.rules import verdict_words
 
         return verdict_words(self.path)

@@ -343,7 +343,7 @@ class TrainedRun(RunNumbers):
     def sampler(self, count: int = 4) -> SamplerPanel:
         """A widget that draws samples: sampler, steps, guidance, seed, conditions.
 
-        `count`: samples to draw at first. What it draws is what `sample` draws, and it shows that line.
+        `count`: samples to draw at first. It draws the same samples as `sample`, and shows that line.
         Raises `BadInput` if the run has no generative model.
         """
         from xrddiff.app.widgets.sampler import SamplerPanel
@@ -363,7 +363,7 @@ class TrainedRun(RunNumbers):
     def latents(self, label: str | None = None, *, which: str = "train", limit: int | None = 500) -> LatentExplorer:
         """A widget for the latent space: a map of frames, the way between two, a walk along principal components.
 
-        `label`: what colours the map (None: the first condition of the run, if it has one). `which`: "train" or
+        `label`: the label that colours the map (None: the first condition of the run, if it has one). `which`: "train" or
         "held_out". `limit`: so many frames, evenly spaced. Raises `BadInput` if the run has no autoencoder.
         """
         from xrddiff.app.widgets.latent_explorer import LatentExplorer
@@ -393,7 +393,7 @@ class TrainedRun(RunNumbers):
         return Page(rewrite_reports(self.whole, self.plan, "" if how.finished else how.sentence)[-1])
 
     def compare(self, which: str = "held_out", *, samples: str = "samples", limit: int = 16, **words: Any) -> Compare:
-        """Compare frames with what the run made, one by one, in a widget.
+        """Compare frames with the results of the run, one by one, in a widget.
 
         An autoencoder shows frames, their reconstructions and the residuals; a generative model frames and samples.
         `which`: see `frames`. `samples`: the name of a set. `limit`: how many frames. `words`: traits of the widget.
@@ -472,11 +472,12 @@ class TrainedRun(RunNumbers):
         progress: bool = True,
         **words: Any,
     ) -> xr.Dataset:
-        """Draw what the pixels of frames may have been, as `xrddiff posterior pixels` does; returns the draws, as Frames.
+        """Draw from the posterior of the pixels of frames, as `xrddiff posterior pixels` does; returns the draws, as
+        Frames.
 
         - `frames`, `mask`, `mask_true`, `limit`: see `inpaint`; the mask holds pixels that were not measured. `draws`: per frame.
         - `method`: one of `xd.names("posterior")`, with its `options`.
-        - `hold_out`: share of the valid pixels that are hidden, in blocks, and whose intervals are checked.
+        - `hold_out`: share of the valid pixels that are hidden, in blocks, to check their intervals.
         - `gain`: units per photon. `read_noise`: σ of a pixel without photons, units. None: as the frames say.
         - `name`: of the set under `samples/` ("posterior"). `progress`: show the output. `given`, `words`: of `inference`, as in `steps=32`.
 

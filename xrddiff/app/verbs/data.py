@@ -112,8 +112,8 @@ def simulate(
     - `size`: edge of a crystal, µm, or three as 2,2,20 (5). `fluence`: photons/µm² of an exposure (1e9).
     - `background`: photons per pixel at the ring of water (1).
     - `artefacts`: key of a shadow, a jet streak, steps between panels and tails of spots, which the file does not tell of.
-    - `words`: of the detector: psf= (σ of a spot, px), read_noise=, pedestal= (ADU), efficiency=, saturation=, and what
-      its file does not contain: wavelength= (Å), gain=, geometry=, mask=, …
+    - `words`: of the detector: psf= (σ of a spot, px), read_noise=, pedestal= (ADU), efficiency=, saturation=, and
+      metadata missing in its file: wavelength= (Å), gain=, geometry=, mask=, …
 
     Raises `BadInput` for a crystal without a detector, and for options of a named experiment.
     """
@@ -149,10 +149,11 @@ def inspect(
     peaks: str | None = None,
     **words: Any,
 ) -> Description:
-    """What is in a file of frames, as `xrddiff data inspect` prints it: a dictionary that is shown as a table.
+    """Return the metadata of a file of frames, as `xrddiff data inspect` prints it: a dictionary that is shown as a
+    table.
 
     - `file`: any supported file. `words`: of `open_frames`, as in `wavelength=1.3`.
-    - `frame`: number of the frame whose values are described. `png`: a file to draw it to.
+    - `frame`: number of the frame to describe. `png`: a file to draw it to.
     - `peaks`: how peaks are found in it: "classical", "peakfinder8" or "net:FILE" (None: not at all).
 
     `missing` names metadata that the file does not have, `problem` why it gives no frames. Raises `BadInput` for a
@@ -191,7 +192,7 @@ def inspect_and_draw(
     peaks: str | None = None,
     **words: Any,
 ) -> Description:
-    """Show what is in a file of frames; draw one of them, with `peaks=` also the peaks that are found in it.
+    """Show the metadata of a file of frames; draw one of them, with `peaks=` also its peaks.
 
     - `file`: any supported file: HDF5, CXI, zarr, npy, TIFF, CBF, EDF, MCCD.
     - `frame`: number of the frame to draw.
@@ -221,7 +222,7 @@ class MaskOfFile:
 
     - `frames`: the frames as the file has them.
     - `reasons`: (y, x), bits of the rules that mask a pixel in any frame that was looked at.
-    - `table`: a row for each rule, see `judge.views.masks.mask_table`. `notes`: what the rules are, in sentences.
+    - `table`: a row for each rule, see `judge.views.masks.mask_table`. `notes`: the rules, in sentences.
     """
 
     frames: xr.Dataset

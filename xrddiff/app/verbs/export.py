@@ -26,8 +26,8 @@ def export(
     seed: int | None = None,
 ) -> Found:
     """Write a trained model as a folder that runs without this package: `xrddiff export RUN --format pt2`. With
-    `--format peaks`, train a peak finder on frames whose spots are known, those of `xrddiff twin` or `xrddiff data simulate`,
-    or on what a run with lattice maps draws, and write it as one file, for `peaks=net:FILE`.
+    `--format peaks`, train a peak finder on frames with known spots, those of `xrddiff twin` or `xrddiff data
+    simulate`, or on samples of a run with lattice maps, and write it as one file, for `peaks=net:FILE`.
 
     - `run`: the folder of a finished run; for peaks also frames with known spots.
     - `words`: inference=ddim50, inference.steps=8, …; of frames: wavelength=1.3, ….

@@ -125,7 +125,7 @@ def _free_stem(stem: str) -> str:
 
 # %% ../../../nbs/app/verbs/indexing.ipynb #7cbf53f9
 def _index_files(file: str, png: str | None, stream: str | None, geometry: str | None, **given: Any) -> dict[str, str]:
-    """The files to write, by what they are. Raises `BadInput` for those that cannot be written."""
+    """Return the files to write, by kind. Raises `BadInput` for those that cannot be written."""
     stem = _free_stem(picture_name(file, "indexed")[: -len(".png")])
     picture = png or f"{stem}.png"
     files = {"picture": picture, "table": str(Path(picture).with_suffix(".csv")), "stream": stream or f"{stem}.stream"}

@@ -157,10 +157,10 @@ def resume(
 @verb("cluster status", "the queue, with epoch and loss of each run")
 def status(*jobs: str, last: int = 10, details: bool = False) -> Found:
     """Show your jobs in the queue and those that left it recently, with epoch, step and loss of
-    each run; with --details also what SLURM decided, as `scontrol show job` says it.
+    each run; with --details also the output of `scontrol show job`.
 
     - `jobs`: only these. `last`: number of submissions that have left the queue.
-    - `details`: what `scontrol show job` says of each job, too.
+    - `details`: also the output of `scontrol show job` for each job.
     """
     from xrddiff.run.slurm.job_table import detail_lines, job_rows, status_table
 
@@ -204,9 +204,9 @@ def cancel(*jobs: int | str | os.PathLike) -> list[str]:
 def cut_command(argv: Sequence[str], parser: Parser, names: Collection[str]) -> tuple[list[str], list[str]]:
     """The arguments of `submit` up to the name of another command, and that command with its arguments.
 
-    - `argv`: what follows `submit`. `parser`: that of `submit`. `names`: the commands.
+    - `argv`: the arguments after `submit`. `parser`: that of `submit`. `names`: the commands.
 
-    The second part is empty if there is none, or with `--script`, whose arguments may have any name.
+    The second part is empty if there is none, or with `--script`, because its arguments may have any name.
     """
     words = iter(enumerate(argv))
     for i, word in words:

@@ -28,7 +28,7 @@ from ...core.text import say
 # %% ../../../nbs/app/verbs/lab.ipynb #f0c50ea0
 @dataclass
 class Copied:
-    """What was done with each tutorial, by file name: written, unchanged, or kept because the user
+    """The outcome for each tutorial, by file name: written, unchanged, or kept because the user
     has changed it.
     """
 
@@ -108,7 +108,7 @@ START = "start.md"
 
 
 def _start_page() -> bytes:
-    """The page that JupyterLab opens first: the tutorials by what people want."""
+    """Return the page that JupyterLab opens first: the tutorials by task."""
     lines = ["# Tutorials of xrddiff", "", "By what you want. What a tutorial trains stays in `output`, beside it."]
     for chapter, own in groupby(tutorial_path().items(), key=lambda item: item[1][1]):
         lines += ["", f"## {chapter}", ""]
@@ -161,8 +161,7 @@ def prepare_jupyter(folder: Path, environment: Mapping[str, str] = os.environ) -
     """Write the kernel and the cards for the tutorials in `folder`; returns the environment in
     which Jupyter finds them.
 
-    They are kept with the state of this user, because Jupyter executes what it finds in a settings
-    folder.
+    They are kept with the state of this user, because Jupyter executes files in a settings folder.
     """
     own = state_folder() / "lab" / _digest(os.fsencode(folder))[:16]
     kernel = dict(
@@ -212,7 +211,7 @@ def jupyter_command(folder: Path, *, browser: bool = True, options: tuple[str, .
 
 @verb("lab", "the tutorials, in JupyterLab")
 def lab(*options: str, folder: str = "xrddiff-tutorials", browser: bool = True) -> Code:
-    """Copy the tutorials to your own folder, without touching what you have changed, and open
+    """Copy the tutorials to your own folder, without touching your changes, and open
     JupyterLab there: `xrddiff lab`. Everything after `--` is passed to JupyterLab: `xrddiff lab --
     --port=9000`.
 

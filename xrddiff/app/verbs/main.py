@@ -64,9 +64,9 @@ def words_help(overrides: Sequence[str] = ()) -> str:
 
 # %% ../../../nbs/app/verbs/main.ipynb #4d8cbf03
 def _advice(path: Path, error: BaseException) -> str:
-    """What to do with a run that failed.
+    """Return the remedy for a run that failed.
 
-    A run whose input was refused before it trained anything would be refused again.
+    If the input of a run was refused before it trained anything, it would be refused again.
     """
     trained = any(path.glob("checkpoints/step-*")) or any(path.glob("autoencoder/checkpoints/step-*"))
     if isinstance(error, BadInput) and not trained:

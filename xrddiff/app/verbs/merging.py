@@ -57,7 +57,7 @@ class MergedIntensities:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a reader must know, in sentences."""
+        """Notes for a reader, in sentences."""
         return self.found.notes
 
     def picture(self) -> Picture:
@@ -95,7 +95,7 @@ class MergedIntensities:
 
 # %% ../../../nbs/app/verbs/merging.ipynb #07d14377
 def fitting(shells: pd.DataFrame, width: int) -> pd.DataFrame:
-    """What of a table of shells a terminal of `width` columns has room for: numbers that are cut say nothing. Intervals go first, then
+    """Fit a table of shells to a terminal of `width` columns, because truncated numbers are useless. Intervals go first, then
     columns that others tell about; `shells.csv` has all.
     """
 
@@ -165,7 +165,7 @@ def merge(
     - `source`: frames (any supported file, a folder, a named set), a .stream, an unmerged .mtz, XDS_ASCII.HKL, a .refl of DIALS (with its .expt beside it), or a .csv of observations.
     - `cell`: a,b,c,α,β,γ (Å, degrees) and a centring, or a CIF or PDB file (default: that of the file; else it is searched for).
     - `group`: space group, such as 'P 43 21 2' (that of the file).
-    - `method`: partial: what a still records of a reflection is fitted; mean: averages have it in them; posterior: as partial, with an interval for each intensity, from weak and partial observations too (partial).
+    - `method`: partial: the recorded part of each reflection is fitted; mean: averages have it in them; posterior: as partial, with an interval for each intensity, from weak and partial observations too (partial).
     - `d_min`: smallest d, Å (all that is measured).
     - `shells`: shells of resolution. `draws`: how often crystals are drawn again, for intervals. `seed`: of halves and draws.
     - `limit`: largest number of frames, evenly spaced (all).

@@ -134,7 +134,7 @@ def write_or_print(
 ) -> None:
     """Print `text`, or write it to the file `output` and report the file's name on stderr.
 
-    - `reads`: what is read, never replaced. `overwrite`: replace the file if it exists.
+    - `reads`: the inputs, never replaced. `overwrite`: replace the file if it exists.
     - `what`: names the content in that report.
 
     Raises `BadInput` if the file cannot be written.

@@ -139,14 +139,15 @@ def stream(
     finds them and their latents: `xrddiff stream tcp://detector:9999 --run RUN`. Every frame is
     answered once; a full buffer makes the sender wait, or with --drop gives up the oldest frame. With a cell and a space group
     lattices are integrated and merged, and the page says how many more frames are needed. It ends with the source, after
-    `n` frames or `idle` seconds, or at an interrupt; the same call goes on with what is left.
+    `n` frames or `idle` seconds, or at an interrupt; the same call goes on with the remaining frames.
 
     - `source`: a folder, a file (also a growing HDF5 file), tcp://HOST:PORT of a detector, or listen://HOST:PORT to accept connections.
     - `output`: folder for the answers (output/streams/DATE/TIME); an earlier stream is continued.
     - `run`: a trained run: for anomaly scores and, with an autoencoder, latents.
     - `cell`: a,b,c,α,β,γ (Å, degrees) and a centring, or a CIF or PDB file (that of the frames).
     - `group`: with a cell: integrate and merge in this group, such as 'P 43 21 2' (that of the file given as cell).
-    - `method`: of the merge: partial, mean or posterior. `d_min`: smallest d of the merge, Å (all that is measured). `enough`: what the page says the frames for: cc_half, completeness, i_over_sigma.
+    - `method`: of the merge: partial, mean or posterior. `d_min`: smallest d of the merge, Å (all that is measured). `enough`:
+      targets for the forecast on the page: cc_half, completeness, i_over_sigma.
     - `save`: keep hits (CXI files), stream (of CrystFEL), or hits,stream.
     - `min_peaks`: least number of peaks of a hit. `idle`: stop when no frame has arrived for this many seconds (never).
     - `n`: stop after so many frames. `batch`: most frames that are answered together. `page`: seconds between two updates of the page; 0 = only at the end (10).

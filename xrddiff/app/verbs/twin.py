@@ -33,7 +33,7 @@ def make_twin(
 ) -> Code:
     """Learn a twin of a detector from measured frames: its background, its noise, the shapes and the brightness of its spots.
     One half of the exposures is learnt from; the twin is judged beside the other. Its frames carry every spot, with
-    indices and photons; a report says for what they can be used, and for what not.
+    indices and photons; a report lists the uses they are good for, and those they are not.
 
     - `frames`: measured exposures of one detector position: files or folders; and words such as wavelength=1.3.
     - `cell`: a,b,c,α,β,γ, or a PDB, CIF or MTZ file (default: the cell in the frames).
@@ -84,11 +84,11 @@ def recover_spots(
     env: list[str] | None = None,
     output: str | None = None,
 ) -> Code:
-    """Draw frames of a twin of a detector, whose every spot is known, and say what a program finds of them: recall by brightness, by resolution
+    """Draw frames of a detector's twin, with all spots known, and measure how many of them a program finds: recall by brightness, by resolution
     and by place, false peaks, how far peaks are from their spots, and with how many of their photons. The frames may also
     have their spots already, or be the folder of an earlier recovery.
 
-    - `frames`: measured exposures, frames whose spots are known, or the folder of an earlier recovery; and words such as wavelength=1.3.
+    - `frames`: measured exposures, frames with known spots, or the folder of an earlier recovery; and words such as wavelength=1.3.
     - `program`: classical, peakfinder8, net:FILE; a file of peaks (.csv, .stream, .refl, .cxi); or a command with {frames} and {peaks} (the first two); NAME=PROGRAM labels it; may be given several times.
     - `blank`: draw spots into measured pixels instead of whole frames.
     - `timeout`: time limit per command, in seconds.

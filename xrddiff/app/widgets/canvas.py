@@ -251,8 +251,8 @@ def _packed_preview(values: np.ndarray, p: CanvasImage, n: int) -> dict[str, Any
     """A preview of a picture, halved `n` times, in the form that the browser needs, with some of
     the values for its histogram.
 
-    The means of counts are sent as multiples of a fraction of a photon (`part`), nearly all of
-    which fit into a byte.
+    The means of counts are sent as multiples of a fraction of a photon (`part`), and nearly all of them fit into a
+    byte.
     """
     masked = p.masked
     small = shrink(values, masked, 1 << n, p.signed is not None)
@@ -489,7 +489,7 @@ class FrameView(Shown, anywidget.AnyWidget):
         return png(draw_pictures(self.pictures, hidden=self.hidden_marks, **words), dpi=80, palette=256)
 
     def about(self) -> str:
-        """A description of what is shown, in a sentence."""
+        """Describe the picture, in a sentence."""
         if self.sentence:
             return f"{type(self).__name__}: {self.sentence}"
         names = ", ".join(p.title or "a picture" for p in self.pictures) or "nothing"

@@ -57,7 +57,7 @@ def _range(word: Word) -> str:
 
 
 def group_field(group: str) -> dict[str, Any]:
-    """A group of presets as a field of the form: its presets, and what each is for."""
+    """A group of presets as a field of the form: its presets, and the purpose of each."""
     return dict(name=group, choices=presets(group), about={name: preset_about(group, name) for name in presets(group)})
 
 # %% ../../../nbs/app/widgets/config_builder.ipynb #e258c7f5
@@ -126,7 +126,7 @@ def python_call(overrides: Sequence[str]) -> str:
 
 # %% ../../../nbs/app/widgets/config_builder.ipynb #b54171ea
 class BuilderView(anywidget.AnyWidget):
-    """What the builder shows in the browser."""
+    """The view of the builder in the browser."""
 
     _esm, _css = (
         source("shown.js", "live.js", "config_builder.js"),
@@ -321,7 +321,7 @@ class ConfigBuilder(Refreshed, Panel):
         return self.sentence or self.command
 
     def still(self) -> bytes:
-        """The command and what differs from the presets, as a PNG."""
+        """Return the command and the differences from the presets, as a PNG."""
         changed = [
             f"{row['word']}: {setting_text(row['values'][1])} (presets: {setting_text(row['values'][0])})"
             for row in (self.resolved.changed if self.resolved else [])

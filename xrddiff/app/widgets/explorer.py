@@ -85,9 +85,7 @@ def open_any(what: Any, **words: Any) -> xr.Dataset:
 
 
 def lacking(ds: xr.Dataset) -> str:
-    """What is missing from the frames, and what cannot be shown without it; empty if nothing is
-    missing.
-    """
+    """Missing metadata of the frames, and the views that need it; empty if nothing is missing."""
     missing = missing_geometry(ds)
     if not missing:
         return ""
@@ -141,7 +139,7 @@ def marks_of(table: pd.DataFrame, geometry: Any, name: str, kind: str) -> Marks:
 
 
 def peaks_in(ds: xr.Dataset, i: int, image: np.ndarray, mask: np.ndarray, **options: Any) -> pd.DataFrame:
-    """The peaks of frame `i` of `ds`, whose values and mask have been read. options: those of `PeakFinder`."""
+    """Return the peaks of frame `i` of `ds`, after its values and mask have been read. options: those of `PeakFinder`."""
     dims, one = ds["intensity"].dims, select_frames(ds, [i])
     held = {"intensity": (dims, image[None], ds["intensity"].attrs), "mask": (dims[1:], mask)}
     return find_frame_peaks(one.drop_vars("mask", errors="ignore").assign(held), 0, **options)
@@ -154,9 +152,10 @@ class FrameExplorer(FrameSeries):
     """Frames, one at a time, with their angles, peaks, panels and mask.
 
     Set and read, beyond those of `Measured`: `frame`; `source`: the file or name; `find_peaks`; `peak_options`; `edits` (see
-    `widgets.mask_edits`); `tool`: look, line, box, centre, rectangle or polygon; `mask_file`: the name to save under; `calibrant`: whose rings are drawn.
+    `widgets.mask_edits`); `tool`: look, line, box, centre, rectangle or polygon; `mask_file`: the name to save under; `calibrant`:
+    the source of the rings.
     `save_mask()` saves, `fit_center()` fits `center` to the rings, `mask_beamstop()` masks its shadow.
-    `indexing`: what `xd.index` found in these frames; the spots of its lattices are marked.
+    `indexing`: the result of `xd.index` for these frames; the spots of its lattices are marked.
     """
 
     source = Unicode("").tag(sync=True)
@@ -227,7 +226,7 @@ class FrameExplorer(FrameSeries):
     def _frame(self, i: int) -> tuple[np.ndarray, np.ndarray]:
         """Values of frame `i` and why its pixels are masked, read once while it is shown.
 
-        As long as the mask that all frames share is not made, only what the values of this frame say.
+        Until the mask that all frames share is made, the mask of this frame's values alone.
         """
         if self._read[0] != i:
             image, masking = frame_image(self.frames, i), masking_of(self.frames)
@@ -292,7 +291,7 @@ class FrameExplorer(FrameSeries):
 
     @property
     def edited(self) -> np.ndarray:
-        """What the edits make of each pixel of the picture, see `apply_edits`."""
+        """The effect of the edits on each pixel of the picture, see `apply_edits`."""
         return apply_edits(
             self.edits, lambda i: as_image(frame_values(self.frames, i)[0], self._place), self._codes_before.shape
         )
@@ -387,7 +386,7 @@ class FrameExplorer(FrameSeries):
         return png(draw_pictures([replace(self.pictures[0], marks=self.marks)], **words), dpi=90, palette=256)
 
     def about(self) -> str:
-        """A description of what is shown, in a sentence."""
+        """Describe the picture, in a sentence."""
         if self.sentence or self.frames is None:
             return f"FrameExplorer: {self.sentence or 'nothing'}"
         where = f" of {self.source}" if self.source else ""

@@ -54,7 +54,7 @@ class JobsWatched:
         self._asked, self._mark = float("-inf"), None
 
     def look(self, chosen: str = "", *, now: bool = False) -> JobsSeen | None:
-        """What is new. `chosen`: the job whose log is read. `now`: ask the cluster even if it was
+        """Return all changes. `chosen`: the job with the log to read. `now`: ask the cluster even if it was
         asked just now.
 
         Raises `XrddiffError` while the cluster does not answer.
@@ -105,7 +105,7 @@ def is_queued(row: Mapping[str, Any]) -> bool:
 
 # %% ../../../nbs/app/widgets/job_monitor.ipynb #d397915c
 class JobsView(anywidget.AnyWidget):
-    """What the monitor of jobs shows in the browser."""
+    """The view of the job monitor in the browser."""
 
     _esm, _css = source("shown.js", "live.js", "job_monitor.js"), source("shown.css", "live.css", "job_monitor.css")
     columns, rows, log = (List().tag(sync=True) for _ in range(3))
@@ -113,7 +113,7 @@ class JobsView(anywidget.AnyWidget):
 
 
 class JobMonitor(Refreshed, Panel):
-    """The jobs of this cluster: `chosen` is the one whose log is shown (4711, 4711_3), `rows` are those of `xrddiff cluster status`.
+    """The jobs of this cluster: `chosen` is the one with the visible log (4711, 4711_3), `rows` are those of `xrddiff cluster status`.
 
     `last`: how many jobs that have left the queue. `asking`: the job that is cancelled as soon as `confirm` is called.
     """
@@ -136,7 +136,7 @@ class JobMonitor(Refreshed, Panel):
         return self.jobs.rows
 
     def look(self) -> JobsSeen | None:
-        """What is new on the cluster."""
+        """Changes on the cluster."""
         return self.jobs.look(self.chosen)
 
     def take(self, seen: JobsSeen) -> None:
@@ -243,7 +243,7 @@ class JobMonitor(Refreshed, Panel):
 
 # %% ../../../nbs/app/widgets/job_monitor.ipynb #8ebe78cd
 def _actions_of(row: Mapping[str, Any]) -> dict[str, Any]:
-    """What can be done with a job."""
+    """Actions on a job."""
     queued, run = is_queued(row), bool(row.get("run"))
     return dict(
         id=row["id"], state=row["state"], queued=queued, resume=run and not queued and not row["finished"], watch=run

@@ -67,7 +67,8 @@ def edited_pixels(edit: Mapping[str, Any], image: np.ndarray) -> np.ndarray:
 
 
 def pixel_runs(pixels: np.ndarray) -> list[int]:
-    """The pixels that are True, as first pixel and length of each run of them, row by row: what an edit of the shape `pixels` holds."""
+    """The pixels that are True, as first pixel and length of each run of them, row by row: the content of an edit of
+    the shape `pixels`."""
     steps = np.diff(pixels.ravel().astype(np.int8), prepend=0, append=0)
     first, last = np.flatnonzero(steps == 1), np.flatnonzero(steps == -1)
     return np.stack([first, last - first], 1).ravel().tolist()
@@ -106,7 +107,7 @@ UNTOUCHED, MASKED_BY_HAND, VALID_BY_HAND = 0, 1, 2
 
 
 def apply_edits(edits: Sequence[Mapping[str, Any]], images: Any, shape: tuple[int, int]) -> np.ndarray:
-    """What the edits make of each pixel, uint8 (y, x): 0 nothing, 1 masked, 2 valid.
+    """Return the effect of the edits on each pixel, uint8 (y, x): 0 nothing, 1 masked, 2 valid.
 
     images: called with the number of a frame, its values (y, x), for thresholds.
     """

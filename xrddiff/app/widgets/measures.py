@@ -58,7 +58,7 @@ def box_statistics(
     image: np.ndarray, valid: np.ndarray, x: Sequence[float], y: Sequence[float]
 ) -> dict[str, float | None]:
     """Statistics of a box: `n` valid pixels, their `sum`, `mean`, `sd` (with n - 1), `min` and `max`, and the number
-    of `masked` ones. What is not defined for so few pixels is None.
+    of `masked` ones. Values that are undefined for so few pixels are None.
 
     image, valid: (y, x); valid: bool. x, y: two corners, px.
     """
@@ -142,7 +142,7 @@ class Measured(FrameView):
 
     Set and read: `line`: x0, y0, x1, y1 px, None for no line; `box`: the same for two corners. Read: `profile`: distance in px and value
     along the line; `statistics` of the box, see `box_statistics`. Set: `show_curve`: the radial curve, then in `curve`: (x, mean);
-    `center`: (x, y) px of the beam in the picture, None: what the frames say.
+    `center`: (x, y) px of the beam in the picture, None: that of the frames.
     """
 
     line, box = _corners(), _corners()
@@ -206,12 +206,12 @@ class Measured(FrameView):
             threading.Thread(target=run, name=f"xrddiff {topic}", daemon=True).start()
 
     def _forget(self, topic: str) -> int:
-        """The result of what has been requested of this topic is no longer needed; returns the number of the next request."""
+        """Drop pending requests of this topic; returns the number of the next request."""
         self._requests[topic] = self._requests.get(topic, 0) + 1
         return self._requests[topic]
 
     def close(self) -> None:
-        """Close the widget; what is still being worked on is no longer needed."""
+        """Close the widget and drop pending work."""
         for topic in getattr(self, "_requests", {}):
             self._forget(topic)
         super().close()

@@ -62,7 +62,7 @@ class SamplerPanel(Panel):
     weaker model of autoguidance; `seed`, `count`, `condition`, `lattice`; `beside` (also draw another
     condition from the same noise) and `other` (which); `sample` and `step` that are shown, −1 the
     finished one.
-    `samples`, `samples_beside`: what was drawn, Frames. `line`, `command`: how to draw the same.
+    `samples`, `samples_beside`: the samples, Frames. `line`, `command`: how to draw the same.
     """
 
     folder, sampler, guidance = Unicode(), Unicode(), Unicode()
@@ -305,7 +305,7 @@ class SamplerPanel(Panel):
             self._bar.value, self._said.value = done / max(total, 1), f"step {done} of {total}"
 
     def _end(self, stop: threading.Event, drawn: list[Drawing] | None, error: Exception | None) -> None:
-        """Show what was drawn, or why nothing was."""
+        """Show the samples, or why there are none."""
         if stop is not self._stop:
             return
         self._state(False, "" if drawn or error else "cancelled")
@@ -350,7 +350,7 @@ class SamplerPanel(Panel):
         self._thread.start()
 
     def cancel(self) -> None:
-        """Stop drawing; what was drawn before stays."""
+        """Stop drawing; earlier samples stay."""
         self._stop.set()
 
     def _show(self, _: Any = None) -> None:

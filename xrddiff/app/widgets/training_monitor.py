@@ -90,7 +90,7 @@ class TrainingSeen:
 
     standing: the state of the run. charts: see `training_charts`. epochs: see `drawn_epochs`.
         chart, light, dark: the picture that was drawn. findings:
-    of the health rules. devices: what its machine is doing.
+    of the health rules. devices: the load of its machine.
     """
 
     standing: Standing
@@ -112,7 +112,7 @@ class TrainingFiles:
         self._part: dict[str, Any] = {}
 
     def look(self, chart: str = "") -> TrainingSeen | None:
-        """What is new, with the picture `chart`, or the default one; None if nothing is new. Raises
+        """Changes, with the picture `chart`, or the default one; None if nothing is new. Raises
         `BadInput` if the run is gone.
         """
         run = self.watched.run
@@ -214,7 +214,7 @@ def number_line(s: Standing) -> str:
 
 # %% ../../../nbs/app/widgets/training_monitor.ipynb #af5ba7e0
 class TrainingView(anywidget.AnyWidget):
-    """What the monitor shows in the browser."""
+    """The view of the monitor in the browser."""
 
     _esm, _css = source("shown.js", "live.js", "training_monitor.js"), source("shown.css", "live.css")
     title, state, why, numbers = (Unicode().tag(sync=True) for _ in range(4))
@@ -258,7 +258,7 @@ class TrainingMonitor(Refreshed, Panel):
         return self.files.standing
 
     def look(self) -> TrainingSeen | None:
-        """What is new in the folder of the run."""
+        """Changes in the folder of the run."""
         return self.files.look(self.chart if self._chosen else "")
 
     def take(self, seen: TrainingSeen) -> None:

@@ -50,7 +50,7 @@ class Shown(HasTraits):
     """A mixin for a widget with a still picture and error messages; it comes before the widget's
     own class.
 
-    `sentence`: what is wrong, shown in the widget; empty if nothing is wrong.
+    `sentence`: the problem, shown in the widget; empty if nothing is wrong.
     """
 
     sentence = Unicode("").tag(sync=True)
@@ -67,7 +67,7 @@ class Shown(HasTraits):
         raise NotImplementedError
 
     def get_state(self, *args: Any, **words: Any) -> dict[str, Any]:
-        """The data for the browser: text that can be encoded, whatever the files are called."""
+        """The data for the browser: text that can always be encoded, for any file name."""
         return _encodable(super().get_state(*args, **words))
 
     def about(self) -> str:
@@ -162,7 +162,7 @@ def draw_lines(lines: Sequence[str], title: str = "", *, most: int = 60) -> Pict
 class Refreshed(Shown):
     """A widget that polls something every `every` seconds while it is on screen.
 
-    `look` reads, in a thread; `take` shows what it returned, on the kernel's loop. `lease`: seconds until
+    `look` reads, in a thread; `take` shows the returned value, on the kernel's loop. `lease`: seconds until
     the thread ends unless `here` is called again.
     """
 
@@ -176,11 +176,11 @@ class Refreshed(Shown):
         super().__init__(*args, **words)
 
     def look(self) -> Any:
-        """What is new; None if nothing is."""
+        """Changes; None if nothing is."""
         raise NotImplementedError
 
     def take(self, news: Any) -> None:
-        """Show what is new."""
+        """Show the changes."""
         raise NotImplementedError
 
     @property

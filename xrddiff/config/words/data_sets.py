@@ -15,7 +15,7 @@ from ...core.errors import BadInput, nearest
 # %% ../../../nbs/config/words/data_sets.ipynb #b846eaf2
 @dataclass(frozen=True)
 class DataSet:
-    """One named data set: where it comes from, its licence, and what to expect.
+    """One named data set: its source, its licence, and its content.
 
     name: its name in the catalog.
     title: one line that describes it.
@@ -91,7 +91,7 @@ STAND_INS = {422: "sim-422", 522: "sim-522"}  # experiment -> the simulated set 
 
 
 def data_name(cfg: Config) -> str | None:
-    """The catalog name of the data of a run, or None if `data.data_path` says what to open."""
+    """The catalog name of the data of a run, or None if `data.data_path` names the source."""
     if cfg.data.data_path is not None:
         return None
     return cfg.data.name or STAND_INS[cfg.data.data_id]

@@ -28,8 +28,8 @@ def word(
     """A field of a section: its default, one line of help, and the values that it takes.
 
     `choices`, or the least (`low`, or `above` it) and largest (`high`) value.
-    `follows`: the word whose value is used if this one is null.
-    `options_for`: the kind whose options this word gives, and the word that chooses the name.
+    `follows`: the word that gives the value if this one is null.
+    `options_for`: the kind that this word gives options for, and the word that chooses the name.
     `only`: in which runs the word has an effect, see `xrddiff.config.active_settings`.
     """
     metadata = dict(help=help, choices=choices, low=low, high=high, above=above)

@@ -130,7 +130,7 @@ def vocabulary(section: type = Config, prefix: str = "") -> dict[str, Word]:
 
 # %% ../../../nbs/config/words/vocabulary.ipynb #cf7bc2b0
 def value_problem(word: Word, value: Any) -> str | None:
-    """What is wrong with this value of a word, as a sentence; None if nothing is wrong."""
+    """Return the problem with this value of a word, as a sentence; None if nothing is wrong."""
     limits = {k: word.metadata[k] for k in ("low", "high", "above", "choices")}
     return range_problem(word.name, value, **limits)
 

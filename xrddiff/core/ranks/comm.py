@@ -54,9 +54,7 @@ _SLOW = 1.5
 
 
 def slow_ranks(rows: Sequence[dict[str, Any]], factor: float = _SLOW) -> list[str]:
-    """A sentence for each rank whose work or exchange takes longer than `factor` times the median
-    of all ranks.
-    """
+    """Return a sentence for each rank that works or exchanges longer than `factor` times the median of all ranks."""
     hints = []
     for name, what in (("work_ms", "its own work"), ("exchange_ms", "an exchange with a neighbour")):
         times = {row["rank"]: row[name] for row in rows if row.get(name) is not None}

@@ -35,7 +35,7 @@ def cost_of_pixels(pixels: Sequence[float], seconds: Sequence[float]) -> tuple[f
 # %% ../../../nbs/core/ranks/rates.ipynb #a1000008
 @dataclass(frozen=True)
 class StreamNeeds:
-    """What a stream of frames needs.
+    """Estimate the needs of a stream of frames.
 
     - `rate`: frames of the detector, 1/s. `pixels` of a frame, and its `bytes` as it is sent.
     - `decode`, `peaks`, `index`, `take`: CPU time of a frame, in s; `index` of a hit, `take` of the process that
@@ -112,7 +112,7 @@ class StreamNeeds:
 # %% ../../../nbs/core/ranks/rates.ipynb #a1000014
 def nodes_of(stream: StreamNeeds, cores: int, network: float, memory: float = math.inf) -> int:
     """Nodes of so many cores for workers and takers, with a link of `network` bytes a second and a memory of `memory`
-    bytes: what they have least of decides.
+    bytes: the scarcest resource decides.
     """
     above_zero(cores=cores, network=network, memory=memory if memory < math.inf else 1)
     needs = ((stream.cores + stream.takers) / cores, stream.network / network, stream.memory / memory)
@@ -145,7 +145,7 @@ def serial_share(workers: int, speed_up: float) -> float:
 # %% ../../../nbs/core/ranks/rates.ipynb #a1000011
 @dataclass(frozen=True)
 class TrainingNeeds:
-    """What a training on many large frames needs.
+    """Estimate the needs of a training on many large frames.
 
     - `frames`, `epochs`; `windows` of a frame in an epoch; `batch`: windows of a step on one rank.
     - `bytes` of a frame as stored. `decode`: CPU time of a frame, s.

@@ -124,7 +124,7 @@ class Ring:
 
     ranks: the ranks that take part; None for this process alone. Every method is called by all of them.
     rows: how many this rank owns; rank 0 owns the first ones.
-    block: rows that are passed on at once. name: what the rows are called in errors.
+    block: rows that are passed on at once. name: of the rows in errors.
     `first`, `last`: own rows among all `n`. `waited`: seconds spent on waiting for others.
     Raises `BadInput` on every rank if one of them has no row.
     """
@@ -169,7 +169,7 @@ class Ring:
     def blocks(self, *own: Tensor) -> Iterator[tuple[Tensor, ...]]:
         """The rows of all ranks, as float64 on the device of `own`, part by part in ascending order.
 
-        own: tensors of this rank's rows, each (rows, …). What is yielded must not be changed.
+        own: tensors of this rank's rows, each (rows, …). Do not change the yielded blocks.
         Raises `RankFailed` if a rank is gone.
         """
         if self.size == 1:

@@ -100,9 +100,7 @@ def _steps(folder: Path) -> list[Path]:
 
 # %% ../../../nbs/core/ranks/row_files.ipynb #cf8e190b
 def _content(path: Path) -> dict[str, Any]:
-    """The content of state.json; raises `ValueError`, which says what is wrong with it or with the
-    rows.
-    """
+    """The content of state.json; raises `ValueError`, with the problem in it or in the rows."""
     try:
         content = read_json(path / "state.json", dict[str, Any], 64 << 20)
         digest = content.pop("digest")

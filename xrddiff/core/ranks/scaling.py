@@ -360,7 +360,7 @@ def measure_scaling(runs: Iterable[str | os.PathLike]) -> pd.DataFrame:
 
     Columns: run, nodes, ranks, frames_per_second, speed_up, efficiency, threshold, verdict. The
     speed-up is relative to one rank of the smallest run. Raises `BadInput` for runs without a
-    recorded speed, and for runs whose frames do not cost the same: of another model, on other
+    recorded speed, and for runs with frames of different cost: of another model, on other
     frames, with another batch.
     """
     import pandas as pd

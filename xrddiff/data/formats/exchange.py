@@ -77,7 +77,7 @@ _PEAKS = {"fs": "peakXPosRaw", "ss": "peakYPosRaw", "intensity": "peakTotalInten
 
 
 def lay_out_cxi(file: h5py.File, ds: xr.Dataset) -> None:
-    """Add the groups of CXI to a file whose `intensity` has the frames."""
+    """Add the groups of CXI to a file with the frames in `intensity`."""
     file["cxi_version"] = 160
     detector, data = file.require_group("entry_1/instrument_1/detector_1"), file.require_group("entry_1/data_1")
     for group in (detector, data):
@@ -165,7 +165,7 @@ def _put_modules(detector: h5py.Group, g: PanelGeometry, distance: np.ndarray, i
 
 # %% ../../../nbs/data/formats/exchange.ipynb #98f98316
 def lay_out_nxmx(file: h5py.File, ds: xr.Dataset) -> None:
-    """Add the groups of NXmx to a file whose `intensity` has the frames."""
+    """Add the groups of NXmx to a file with the frames in `intensity`."""
     entry, now = _group(file, "entry", "NXentry"), datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     entry["definition"], entry["start_time"], entry["end_time_estimated"] = "NXmx", now, now
     data = _group(entry, "data", "NXdata")

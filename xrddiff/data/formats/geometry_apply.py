@@ -109,7 +109,7 @@ def _geometry_masks(geometry: DetectorFile, source: Path | None, shape: tuple[in
 
 # %% ../../../nbs/data/formats/geometry_apply.ipynb #f19f37fa
 def _own_values(geometry: DetectorFile, cut: PanelRows, flat: bool, wavelength: float | None) -> dict[str, Any]:
-    """`panel_values` of the panels of a file, whose frames stay images if `flat`."""
+    """`panel_values` of the panels of a file; its frames stay images if `flat`."""
 
     def on_pixels(values: list[float], outside: float) -> np.ndarray:
         """The value of its panel for each pixel."""

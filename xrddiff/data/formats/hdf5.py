@@ -129,7 +129,7 @@ def find_frames(path: Path, dataset: str | None = None, complete: bool = True) -
 
     path: the HDF5 file.
     dataset: name of the data set; None = search.
-    complete: False = leave out numbered data sets (`data_000001`, …) whose file is missing, with a note.
+    complete: False = leave out numbered data sets (`data_000001`, …) with missing files, with a note.
     Raises `BadInput` if nothing, or more than one candidate, is found.
     """
     file = open_hdf5(path)
@@ -331,7 +331,7 @@ def _beam_wavelength(path: Path, beams: Sequence[h5py.Group]) -> tuple[np.ndarra
 def _detector_numbers(
     path: Path, detectors: Sequence[h5py.Group]
 ) -> tuple[dict[str, Any], dict[str, str], dict[str, str], set[str]]:
-    """Distance, pixel size and beam centre, and where they come from.
+    """Distance, pixel size and beam centre, and their source.
 
     Returns (the values, the data sets that hold them, a sentence for each value that is not the
     same for all frames, names of values without a unit).
@@ -448,7 +448,7 @@ def _about(file: h5py.File, name: str) -> dict[str, str]:
 
 # %% ../../../nbs/data/formats/hdf5.ipynb #531f7897
 def instrument(path: Path, name: str, frames: int) -> dict[str, Any]:
-    """What the file says about beam and detector, as keyword arguments of `make_frames`.
+    """Return the file's beam and detector, as keyword arguments of `make_frames`.
 
     path: the HDF5 file.
     name: the data set of the frames.
@@ -702,8 +702,7 @@ def open_hdf5_frames(path: Path, dataset: str | None = None, complete: bool = Tr
 
     path: the HDF5 file.
     dataset: name of the data set with the frames; None = search. complete: as `find_frames` takes it.
-    Returns a lazy `intensity` (frame, …), mask, peaks, labels and what the file says about the
-    instrument; also `saturation_value`, `underload_value`, `layout` and `parts` (one source per
+    Returns a lazy `intensity` (frame, …), mask, peaks, labels and the instrument; also `saturation_value`, `underload_value`, `layout` and `parts` (one source per
     data set), which the caller removes.
     Raises `BadInput` if the frames are not found or cannot be read.
     """

@@ -188,7 +188,7 @@ def _fabio_fields(header: dict[str, Any]) -> tuple[str, dict[str, str]]:
 
 
 def _dectris_words(fields: dict[str, str], notes: list[str]) -> dict[str, Any]:
-    """What the comments of Dectris headers contain besides the geometry; what is odd is added to `notes`.
+    """Return the fields of Dectris comments besides the geometry; oddities are added to `notes`.
 
     These detectors count photons up to a cutoff.
     """
@@ -207,7 +207,7 @@ def _dectris_words(fields: dict[str, str], notes: list[str]) -> dict[str, Any]:
 
 
 def _rotation_words(fields: dict[str, str], notes: list[str]) -> dict[str, Any]:
-    """How far the crystal turns in an exposure, and about what; nothing for stills.
+    """Return the rotation of the crystal in an exposure, and its axis; nothing for stills.
 
     The sense of the axis (`X.CW`) is left out: an exposure and its reverse show the same spots.
     """
@@ -268,7 +268,7 @@ def _headers(path: Path, first: dict[str, Any] | None = None) -> tuple[str, list
 def _series_words(
     files: Sequence[Path], heads: Sequence[tuple[str, list[dict[str, str]], tuple | None]], shape: tuple[int, int]
 ) -> dict[str, Any]:
-    """What the headers of all files contain, and which values differ between them (`mixed`)."""
+    """Return the fields in the headers of all files, and which values differ between them (`mixed`)."""
     found, told = [], False
     for path, (family, images, _) in zip(files, heads, strict=True):
         for i, fields in enumerate(images):
@@ -345,7 +345,7 @@ def _imgcif_places(files: Sequence[Path]) -> list[tuple[Path, ImgCif, int]]:
 
 def open_imgcif(files: Sequence[Path]) -> dict[str, Any]:
     """imgCIF files as keyword arguments of `make_frames`; raises `BadInput` as `read_imgcif` does,
-    and for files whose panels differ in shape or stand elsewhere.
+    and for files with panels of different shapes or positions.
     """
     places = _imgcif_places(files)
     first = places[0][1]
@@ -386,7 +386,7 @@ def open_images(files: Sequence[Path]) -> dict[str, Any]:
     """Image files as keyword arguments of `make_frames`.
 
     files: the files, in order; a single file may hold many frames.
-    Returns a lazy `intensity` and what the headers contain; `mixed` has a sentence for each value
+    Returns a lazy `intensity` and the header fields; `mixed` has a sentence for each value
     that differs between the files.
     Raises `BadInput` for a file that is truncated or has another shape.
     """

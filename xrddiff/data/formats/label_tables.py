@@ -100,7 +100,7 @@ def table_labels(
     """The labels of `count` frames from a table, name -> values (frame,).
 
     table: the table.
-    where: what the table is called in error messages.
+    where: name of the table in error messages.
     count: number of frames.
     files: returns the file of each frame; needed if the table names files.
     Raises `BadInput` if rows and frames do not match, or there are no labels.
@@ -174,7 +174,7 @@ def _by_file(
 
 
 def _numbered(own: Sequence[int], number: Any, column: Any, file: str, where: str) -> int:
-    """The frame with a number in its file, of which `own` are the frames."""
+    """Return the frame with a number in its file; `own` are the frames of the file."""
     value = pd.to_numeric(number, errors="coerce")
     if not (value == value and 0 <= value < len(own) and int(value) == value):
         raise BadInput(

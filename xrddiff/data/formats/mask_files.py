@@ -38,7 +38,7 @@ def stored_mask(
 
     values: the mask as stored.
     true: `good` or `bad`, the meaning of True or a number other than 0; None = by the dtype.
-    where: what the mask is called in error messages.
+    where: name of the mask in error messages.
     bits: those that reject a pixel, instead.
     Raises `BadInput` for another value of `true` or a dtype that cannot be a mask.
     """
@@ -113,7 +113,7 @@ def load_mask(path: str | Path, true: str | None = None, bits: MaskBits | None =
 
     path: an array file, an HDF5 file (`FILE:/path/in/file`) or an image.
     true, bits: see `stored_mask`.
-    Returns (bool, True = valid pixel; what was read, in words).
+    Returns (bool, True = valid pixel; the source, in words).
     Raises `BadInput` if the file cannot be read as a mask.
     """
     file, name = _named(path)
@@ -142,7 +142,7 @@ def read_mask(
     stored: the frames as stored. For a panel stack the mask may also have its panels one below the
         other, (panel · ss, fs), or the layout before a geometry file cut the frames.
     true, bits: see `stored_mask`.
-    Returns (bool, True = valid pixel, with the pixel shape of the frames; what was read, in words).
+    Returns (bool, True = valid pixel, with the pixel shape of the frames; the source, in words).
     Raises `BadInput` if the file cannot be read as a mask or has another shape.
     """
     cut, stored = (stored, stored.stored) if isinstance(stored, PanelRows) else (None, stored)

@@ -44,7 +44,7 @@ def part_rows(n: int, size: int, first: int = 0) -> list[slice]:
 class PartStore:
     """An unfinished store of frames, in a folder.
 
-    The folder contains `frames.zarr`, `plan.json` (what is to be made), and `marks` (one per
+    The folder contains `frames.zarr`, `plan.json` (the plan), and `marks` (one per
     finished part).
 
     path: the folder.
@@ -84,7 +84,7 @@ class PartStore:
         path: the folder.
         template: Frames of the final length; only shape and dtype of the stacks are used.
         size, first: see `part_rows`.
-        about: what is being made, JSON values.
+        about: the plan, JSON values.
         stacks: names of the variables that the parts will write.
         """
         path, n = Path(path), template.sizes["frame"]
@@ -167,7 +167,7 @@ def write_part(store: PartStore, part: int, frames: Mapping[str, Any], **about: 
 
 
 def parts_done(store: PartStore) -> dict[int, dict[str, Any]]:
-    """part -> mark, for all parts whose data in the store match their mark."""
+    """Return part -> mark, for all parts with data in the store that match their mark."""
     group, done = _open_zarr(store, "r"), {}
     for path in sorted((store.path / "marks").glob("[0-9]*.json")):
         try:

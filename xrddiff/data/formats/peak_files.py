@@ -328,7 +328,7 @@ def _read_lines(text: bytes, chunks: _Chunks, name: str, first: int) -> None:
 def _stream_tables(
     chunks: _Chunks, lists: Mapping[str, _Rows], panels: bool, numbers: Mapping[tuple[str, int], int] | None = None
 ) -> dict[str, pd.DataFrame]:
-    """The tables of what was read. numbers: the frame of each (image file, event), where it is known."""
+    """Return the tables of a file. numbers: the frame of each (image file, event), where it is known."""
     keys = list(dict.fromkeys(chunks.keys))
     files = list(dict.fromkeys(file for file, _ in keys))
     if numbers is None:
@@ -440,7 +440,7 @@ def _alone(at: Mapping[tuple[str, int], int]) -> dict[str, int]:
 
 # %% ../../../nbs/data/formats/peak_files.ipynb #30979925
 def _peaks_of_table(table: pd.DataFrame, places: Sequence[FramePlace] | None, name: str) -> pd.DataFrame:
-    """A table of peaks whose `frame` counts the frames; where it has a column `file`, it counts those of each file."""
+    """A table of peaks with a column `frame`, the number of the frame; where it has a column `file`, it counts those of each file."""
     if "file" not in table or "frame" not in table:
         return table
     keys = list(zip(table["file"].astype(str), pd.to_numeric(table["frame"], errors="coerce"), strict=True))
@@ -462,7 +462,8 @@ def _peaks_of_xds(path: str | os.PathLike) -> pd.DataFrame:
 
 
 def _peaks_of_dials(path: str | os.PathLike, places: Sequence[FramePlace] | None = None) -> pd.DataFrame:
-    """The spots of a `.refl`: a spot on several images is on that of its centre. An `.expt` or `.json` of the same name says of which images."""
+    """The spots of a `.refl`: a spot on several images is on that of its centre. An `.expt` or `.json` of the same
+    name lists the images."""
     columns, name = read_refl(path), plain_text(path)
     if missing := [w for w in ("xyzobs.px.value", "panel", "intensity.sum.value") if w not in columns]:
         raise BadInput(f"{name} has no column {missing[0]}; expected spots that DIALS has found")

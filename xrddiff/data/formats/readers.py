@@ -82,7 +82,7 @@ def _is_plugin(reader: str | None) -> bool:
 
 
 def _open_plugin(name: str, path: Path) -> dict[str, Any]:
-    """What the reader of a plug-in returns for a file, with arrays turned into rows."""
+    """Return the output of a plug-in's reader for a file, with arrays turned into rows."""
     out = get("reader", name)(path)
     if not isinstance(out, dict) or out.get("intensity") is None:
         raise BadInput(f"{path}: the reader {name} returned no intensity; expected a dict of arguments of make_frames")
@@ -152,7 +152,7 @@ def _open_one(
 
 
 def _written_of(parts: Sequence[Rows]) -> list[WrittenChunks | None] | None:
-    """What was written of each part; None if all of it was."""
+    """The written rows of each part; None if all of it was."""
     found = [p.written() if isinstance(p, HDF5Rows | ZarrRows) else None for p in parts]
     return found if any(f is not None for f in found) else None
 
@@ -180,7 +180,7 @@ def given_mask(words: dict[str, Any], rows: Rows) -> tuple[np.ndarray | None, di
 
     words: the caller's options; `mask` (an array or a file) and `mask_true` are removed from them.
     rows: the frames.
-    Returns (bool, True = valid pixel, or None; an attribute that records what was read).
+    Returns (bool, True = valid pixel, or None; an attribute that records the source).
     Raises `BadInput` if the mask does not fit the frames.
     """
     own, true, bits = words.pop("mask", None), words.pop("mask_true", None), told_bits(words)
@@ -279,7 +279,7 @@ def _gather(
 
 # %% ../../../nbs/data/formats/readers.ipynb #01430708
 def _own_mask(mask: Any, bits: MaskBits | None, geometry: DetectorFile | None, where: str) -> MaskParts:
-    """What a file itself says of its valid pixels: by the bits of the caller, else by those of its format, unless the geometry file has bits for it."""
+    """Return the valid pixels according to the file itself: by the bits of the caller, else by those of its format, unless the geometry file has bits for it."""
     if not isinstance(mask, StoredMask):
         return MaskParts((f"the file: what {where} leaves out", mask))
     named = {m["data"].strip("/") for m in (geometry.masks if geometry else ()) if "file" not in m}
@@ -287,7 +287,7 @@ def _own_mask(mask: Any, bits: MaskBits | None, geometry: DetectorFile | None, w
 
 
 def _leave_out_unwritten(out: dict[str, Any], where: str) -> None:
-    """Mask what was declared and never written, and count the frames that end the series so, as `unwritten`.
+    """Mask declared pixels that were never written, and count the frames that end the series so, as `unwritten`.
 
     If nothing was written, all frames are masked.
     """
@@ -539,7 +539,7 @@ def open_frames(
     dataset: name of the data set with the frames, for a file that follows no known layout.
     outside: True = follow HDF5 links, virtual sources and external storage out of the folder of the
         file.
-    complete: False = accept frames whose geometry is not known, and a series of which files are missing. Pictures that xrddiff saved need none.
+    complete: False = accept frames of unknown geometry, and a series with missing files. Pictures that xrddiff saved need none.
     labels: a table of labels, CSV or parquet; it takes precedence over labels in the file.
     automask: the rules of automatic masking, [] for none. None = all of them for files from other
         programs; frames saved by xrddiff keep the mask that they were saved with. One image of a

@@ -177,9 +177,9 @@ def folder_key(files: Sequence[Path], words: Mapping[str, Any]) -> str | None:
 
 # %% ../../../nbs/data/formats/scan_cache.ipynb #bedc5327
 def remember(key: str, files: Sequence[Path], parts: Sequence[xr.Dataset], joined: xr.Dataset, **about: Any) -> bool:
-    """Store what was found in a folder; returns whether that was possible.
+    """Store the scan of a folder; returns whether that was possible.
 
-    files: what was opened. parts: the frames of each file. joined: all of them. about: JSON values that `recall` returns.
+    files: the opened files. parts: the frames of each file. joined: all of them. about: JSON values that `recall` returns.
     """
     nodes, variables = Nodes(), {}
     place = cache_dir() / "folders" / key
@@ -259,10 +259,10 @@ ENOUGH = 4  # frames that must have been looked at
 
 
 class _Series(msgspec.Struct):
-    """What is kept of a series beside its masks.
+    """The record of a series beside its masks.
 
     order: digest of the file of each frame. dates: of each file, when it was opened. seen: the file of each frame that was looked at.
-    said: what rules saw and did not mask.
+    said: findings of rules that they did not mask.
     """
 
     order: str
@@ -316,7 +316,7 @@ class MaskShelf:
         return json_digest([package_version(), _CODE, user, sorted(names), frame, rules, about])
 
     def place(self, masking: Automask) -> Path | None:
-        """The record of the series; None if these files are no series, a rule is a plug-in's, or there is no place."""
+        """The record of the series; None if these files are not a series, a rule is a plug-in's, or there is no place."""
         try:
             key = self._key(masking)
             return None if key is None else cache_dir() / "masks" / f"{key}.npz"
@@ -342,7 +342,7 @@ class MaskShelf:
         return said.sentinels, why, len(said.seen)
 
     def keep(self, masking: Automask, why: Mapping[int, np.ndarray]) -> bool:
-        """Keep what was found in a series of `ENOUGH` frames and more; returns whether it was kept."""
+        """Keep the findings in a series of `ENOUGH` frames and more; returns whether it was kept."""
         seen = [_name(self.files[int(i)]) for i in masking.frames]
         if len(seen) < ENOUGH or not self.dates or (place := self.place(masking)) is None:
             return False
@@ -368,7 +368,7 @@ class MaskShelf:
 
 # %% ../../../nbs/data/formats/scan_cache.ipynb #7c1d0e2a
 def _read_series(masking: Automask, place: Path) -> tuple[_Series, dict[int, np.ndarray]]:
-    """(what is kept of a series, the pixels masked for each reason as bits). Raises `BadInput` or `OSError`."""
+    """(the record of a series, the pixels masked for each reason as bits). Raises `BadInput` or `OSError`."""
     shape = (*masking.intensity.shape[1:-1], -(-masking.intensity.shape[-1] // 64))
     bits = {str(bit): bit for bit in (FILE_BIT, *(r.bit for r in masking.rules))}
     arrays = read_arrays(place, LONGEST + len(bits) * (8 * int(np.prod(shape)) + 1000))

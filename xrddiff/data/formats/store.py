@@ -248,7 +248,7 @@ def save_hdf5(
 ) -> None:
     """Save frames as HDF5.
 
-    progress: see `save_frames`. layout: adds what other programs look for. compression: one of `COMPRESSIONS`.
+    progress: see `save_frames`. layout: adds the groups of other programs. compression: one of `COMPRESSIONS`.
     """
     packed = COMPRESSIONS[compression]
     with writing_hdf5(path) as (file, check):
@@ -396,8 +396,7 @@ def save_frames(
     progress: called as `progress(n)` after each n frames.
     compression: of HDF5, `gzip` or `lz4`, if not that of the format.
     Returns the path.
-    Raises `BadInput` for frames that break the schema or contain what the file cannot hold,
-    `CannotSave` if the disk refuses the data.
+    Raises `BadInput` for frames that break the schema or contain values that the file cannot hold, `CannotSave` if the disk refuses the data.
     """
     path = check_target(path)
     validate_frames(ds, "the frames to save", geometry=False)
@@ -463,7 +462,7 @@ def _stored_hdf5(file: h5py.File) -> dict[str, _Stored]:
 def _stored_zarr(path: Path | RemoteFolder, group: Any, listed: Mapping[str, Any] | None = None) -> dict[str, _Stored]:
     """Every variable of an xrddiff zarr store; values only of those that are not stacks.
 
-    `listed`: what the list of variables says about each; None = use the variable's own metadata.
+    `listed`: the entries in the list of variables; None = use the variable's own metadata.
     """
     from xrddiff.data.headers.checked_zarr import checked_array
 

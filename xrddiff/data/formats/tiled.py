@@ -32,7 +32,7 @@ LARGE = 1 << 20  # pixels of a frame that is worth keeping in tiles
 
 
 class TiledRows(Rows):
-    """Frames of which each is kept in tiles when a part of it has been read.
+    """Frames that are each kept in tiles when a part of them has been read.
 
     value: the frames (frame, …, y, x), lazy. folder: where the tiles are kept.
     """
@@ -100,7 +100,7 @@ def _worth_keeping(value: xr.Variable) -> bool:
 
 
 def keep_in_tiles(frames: xr.Dataset, key: Any, *, folder: str | Path | None = None) -> xr.Dataset:
-    """Frames whose intensities and masks are kept in tiles, where that is worth it.
+    """Return frames with intensities and masks kept in tiles, where that is worth it.
 
     key: everything that they depend on, as JSON values. folder: where tiles are kept; None = in the cache.
     """
@@ -117,7 +117,7 @@ def keep_in_tiles(frames: xr.Dataset, key: Any, *, folder: str | Path | None = N
 
 
 def _has_room(place: Path, need: int) -> bool:
-    """Whether so many bytes are at most half of what is free."""
+    """Whether so many bytes are at most half of the free space."""
     there, free = free_space(place)
     if place.exists() or need < free / 2:
         return True

@@ -47,7 +47,7 @@ __all__ = ['values_of', 'is_detector', 'Automask', 'with_automask', 'masking_of'
 
 # %% ../../../nbs/data/frames/automask.ipynb #ab419408
 def values_of(ds: xr.Dataset, few: np.ndarray) -> Values:
-    """What the rules need to know about the values of `ds`; `few`: some of its frames."""
+    """Return the properties of the values of `ds` for the rules; `few`: some of its frames."""
     value = ds["intensity"]
     photons, top = value.attrs.get("units") == "photon", largest(value.dtype)
     sentinels = () if top is None else (top,)
@@ -117,7 +117,7 @@ class Automask:
 
     @property
     def about(self) -> dict[str, Any]:
-        """What the headers say of detector and beam."""
+        """Return the detector and beam of the headers."""
         names = ("detector", "wavelength", "distance", "pixel_size", "beam_center", "saturation", "underload")
         return {k: self._about.attrs[k] for k in names if k in self._about.attrs} | {
             "units": self._about["intensity"].attrs.get("units")
@@ -129,7 +129,7 @@ class Automask:
         return self._static is not None
 
     def values_in(self, x: np.ndarray) -> Values:
-        """What the value rules need to know, from the frame `x` alone."""
+        """Return the properties for the value rules, from the frame `x` alone."""
         return values_of(self._about, x[None])
 
     def mask_of(self, i: int, x: np.ndarray) -> np.ndarray:
@@ -210,7 +210,7 @@ class Automask:
     def _with_kept(
         self, sentinels: Sequence[int], why: dict[int, np.ndarray], n: int
     ) -> tuple[np.ndarray, dict[int, np.ndarray]]:
-        """`_work_out` with what was kept of a series: its sentinels, and the pixels masked for each reason in `n` frames of it. Of a
+        """`_work_out` with the record of a series: its sentinels, and the pixels masked for each reason in `n` frames of it. Of a
         single frame of it the value rules are applied anew.
         """
         shape, series = self.intensity.shape[1:], {r.bit for r in self.rules if r.series}
@@ -337,7 +337,7 @@ def mask_function(ds: xr.Dataset) -> Callable[[int, np.ndarray], np.ndarray] | N
 
 # %% ../../../nbs/data/frames/automask.ipynb #0ce55db2
 def mask_sources(ds: xr.Dataset, frames: Sequence[int]) -> list[str]:
-    """What says that pixels of `ds` are not valid, apart from rules: where it is said, by which bits, and how many pixels it masks in any of `frames`."""
+    """Return the sources of invalid pixels of `ds`, apart from rules: the place, the bits, and how many pixels it masks in any of `frames`."""
     rows = rows_behind(ds["mask"]) if "mask" in ds else None
     if not isinstance(rows, JoinedMask):
         return list(ds.attrs.get("mask_sources", []))

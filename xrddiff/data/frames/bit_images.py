@@ -87,7 +87,7 @@ class FullWindows:
     """`full(h, w)`: the corners of all windows of `h` × `w` pixels that are set in `bits` (panel,
     y, word).
 
-    What was worked out for one width serves the next, if it is up to 64 or the largest so far.
+    The result for one width serves the next, if it is up to 64 or the largest so far.
     """
 
     def __init__(self, bits: np.ndarray):
@@ -129,7 +129,7 @@ def painted(bits: np.ndarray, h: int, w: int) -> np.ndarray:
 
 
 def disc(bits: np.ndarray, r2: int) -> np.ndarray:
-    """The pixels whose squared distance from a set pixel is at most `r2` px²."""
+    """Return the pixels within a squared distance of `r2` px² from a set pixel."""
     r = math.isqrt(r2)
     rows = [bits]
     for k in range(1, r + 1):

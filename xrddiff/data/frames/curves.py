@@ -26,7 +26,7 @@ class IntegerTable:
         """The table for the values of `x`; None for floats, values out of range, or too few pixels
         to pay off.
 
-        key: whatever `compute` depends on.
+        key: everything that `compute` depends on.
         """
         if x.dtype.kind not in "iu" or x.size < 4096:
             return None

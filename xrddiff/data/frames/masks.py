@@ -259,7 +259,7 @@ def quantile_of(value: np.ndarray, count: np.ndarray, q: float) -> float:
 
 
 def plateau_values(x: np.ndarray | FilledFrame, most: int = 3) -> list:
-    """The values that fill most squares of 2 × 2 pixels of `x`: what a gap could hold.
+    """The values that fill most squares of 2 × 2 pixels of `x`: candidates for gaps.
 
     0 is one of them.
     """
@@ -279,7 +279,7 @@ def plateau_values(x: np.ndarray | FilledFrame, most: int = 3) -> list:
 # %% ../../../nbs/data/frames/masks.ipynb #e1f1edd6
 @dataclass
 class SeriesStatistics:
-    """What a few frames of a series have in common, pixel by pixel (panel, y, x)."""
+    """Statistics of a few frames of a series, pixel by pixel (panel, y, x)."""
 
     values: Values
     known: np.ndarray  # valid by every value rule, in every frame, and in the file's own mask
@@ -315,7 +315,7 @@ class SeriesStatistics:
 
     @property
     def known_values(self) -> np.ndarray:
-        """`mean`, of which only `known` pixels have a meaning: not to be changed."""
+        """`mean`; only its `known` pixels have a meaning; not to be changed."""
         return self.only.x if self.total is None else self.mean
 
     def events(self, v: float) -> np.ndarray:

@@ -74,9 +74,7 @@ def background_bins(mask: np.ndarray, radius: np.ndarray | None = None, *, min_p
 # %% ../../../nbs/data/frames/peaks.ipynb #2d2fb6e5
 @lru_cache(maxsize=32)
 def _offsets(radius: float) -> tuple[np.ndarray, np.ndarray]:
-    """Pixel offsets (dx, dy) whose pixels can lie within `radius` of a point of the central
-    pixel.
-    """
+    """Return the offsets (dx, dy) of pixels that can lie within `radius` of a point of the central pixel."""
     reach = int(np.ceil(radius)) + 1
     dy, dx = np.mgrid[-reach : reach + 1, -reach : reach + 1]
     near = np.hypot(np.maximum(np.abs(dx) - 0.5, 0), np.maximum(np.abs(dy) - 0.5, 0)) <= radius
@@ -158,7 +156,7 @@ def connected_groups(near: np.ndarray) -> np.ndarray:
 
 
 def without_single(index: np.ndarray, near: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The pixels `index` that touch another, and what is left of `touching` for them."""
+    """Return the pixels `index` that touch another, and the rest of `touching` for them."""
     keep = (near >= 0).any(0)
     number = np.append(np.cumsum(keep) - 1, -1)
     return index[keep], number[near[:, keep]]
@@ -230,7 +228,7 @@ def _off_the_edge(label: np.ndarray, x: np.ndarray, y: np.ndarray, shape: tuple[
 class _Surroundings(NamedTuple):
     """The pixels of an image around groups, without those of groups.
 
-    pixels, bins: flat. high: the threshold of each bin, and of those that are masked, NaN; what is above belongs to
+    pixels, bins: flat. high: the threshold of each bin, and of those that are masked, NaN; pixels above belong to
     groups. shape: (ss, fs) of a panel.
     The groups have the centroids (cx, cy) on panels that begin at the flat indices `first`.
     """
@@ -293,7 +291,7 @@ class _Surroundings(NamedTuple):
 # %% ../../../nbs/data/frames/peaks.ipynb #4653ea1a
 @dataclass(frozen=True)
 class PeakSettings:
-    """What counts as a peak.
+    """The criteria for a peak.
 
     snr: a peak needs Σ(x − b)/σ ≥ `snr`, with σ per pixel.
     pixel_snr: a pixel belongs to a peak above b + `pixel_snr`·σ (and `threshold` units above b);
@@ -607,7 +605,7 @@ def _from_center(shape: tuple[int, ...], center: tuple[float, float]) -> tuple[n
 
 # %% ../../../nbs/data/frames/peaks.ipynb #abfb3346
 class Finder(Protocol):
-    """What finds peaks in the images of a detector."""
+    """A peak finder for the images of a detector."""
 
     @property
     def together(self) -> int:
@@ -633,7 +631,7 @@ def find_frame_peaks(
     `PeakFinder.__call__` after `frame`.
 
     Radii come from `beam_center` or from the panels; frames without either are searched over tiles.
-    variable: what to search, with the dims of `intensity` (for example `expected`).
+    variable: the variable to search, with the dims of `intensity` (for example `expected`).
     finder: from `make`, perhaps for other frames of the detector; None makes one.
     make: another way to find peaks, such as a network (`learn.models.peak_net`); None is `make_finder`, which takes the
         `settings`.

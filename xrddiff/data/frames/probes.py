@@ -23,7 +23,7 @@ __all__ = ['probe_frames', 'probe_mask_rule']
 def probe_frames(count: int = 4, side: int = 32, seed: int = 0) -> xr.Dataset:
     """Photon counts (count, side, side) of a falling background with a few spots, and a mask with a dead column.
 
-    What is under the mask is 65535.
+    Values under the mask are 65535.
     """
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[:side, :side]

@@ -31,9 +31,7 @@ ALPHA = 1e-6  # chance of any false alarm in a whole image
 
 
 def log_none(n: float, m: float, j: float) -> float:
-    """ln P₀: none of `j` events fell on the first `n` of n + `m` samples, of which each takes one
-    at most.
-    """
+    """ln P₀: none of `j` events fell on the first `n` of n + `m` samples that take at most one each."""
     return (
         scipy.special.gammaln(m + 1.0)
         - scipy.special.gammaln(m - j + 1.0)
@@ -43,7 +41,7 @@ def log_none(n: float, m: float, j: float) -> float:
 
 
 def fewest_events(n: int, m: int, log_p: float) -> int:
-    """The least j whose `log_none(n, m, j)` is below `log_p`; m + 1 where there is none."""
+    """Return the least j with `log_none(n, m, j)` below `log_p`; m + 1 where there is none."""
     low, high = 0, m + 1
     while low < high:
         j = (low + high) // 2
@@ -52,7 +50,7 @@ def fewest_events(n: int, m: int, log_p: float) -> int:
 
 # %% ../../../nbs/data/frames/quiet_areas.ipynb #0e0e191e
 class Sums:
-    """Sums of `events` (panel, y, x), of which a pixel has at most `n_frames`, over any windows.
+    """Sums of `events` (panel, y, x), at most `n_frames` in a pixel, over any windows.
 
     The table of cumulative sums is kept modulo 2¹⁶, in half the memory of a frame. So is a
     difference of its numbers, which is exact for windows with room for fewer events.
@@ -93,9 +91,7 @@ class Sums:
         return out
 
     def most_at(self, dy: int, dx: int, h: int, w: int) -> np.ndarray:
-        """An upper bound of the sums over `h` × `w` pixels whose corner is (dy, dx) from a pixel of
-        each block of 16 × 64 pixels: (panel, block, block).
-        """
+        """Return an upper bound of the sums over `h` × `w` pixels with a corner (dy, dx) from a pixel of each block of 16 × 64 pixels: (panel, block, block)."""
         _, rows, columns = (n - 1 for n in self._coarse.shape)
         top, left = 16 * np.arange(rows)[:, None] + dy, 64 * np.arange(columns) + dx
         bottom, right = top + 15 + h, left + 63 + w

@@ -77,7 +77,7 @@ class LazyRows(BackendArray, ABC):
 # %% ../../../nbs/data/frames/rows.ipynb #d798109e
 @runtime_checkable
 class Stored(Protocol):
-    """What the arrays of h5py and zarr have in common."""
+    """The common interface of h5py and zarr arrays."""
 
     shape: tuple[int, ...]
     dtype: Any
@@ -139,7 +139,7 @@ class Rows(LazyRows):
     """Frames that are read in runs: a subclass sets `shape` and `dtype`, and has `read(a, b,
     rest)`.
 
-    where: what the source is called in error messages; "" if it has no name.
+    where: name of the source in error messages; "" if it has no name.
     """
 
     where: str = ""
@@ -232,7 +232,7 @@ class ArrayRows(Rows):
 class EachRow(Rows):
     """Frames that are read one at a time by `read_one(i) -> array`.
 
-    A frame of which a part was read is kept, since parts of the same frame are often read in turn.
+    A frame is kept after a part of it was read, since parts of the same frame are often read in turn.
     A whole frame is handed out as it was decoded. Who has it may change it, so it is used again
     only as long as its checksum is the same.
     """
@@ -310,14 +310,14 @@ class ChainRows(Rows):
 
 # %% ../../../nbs/data/frames/rows.ipynb #c61beccc
 class RecentRows(Rows):
-    """Remembers what was read last."""
+    """Remembers the last read."""
 
     def __init__(self, stored: Rows):
         self.stored, self.shape, self.dtype = stored, stored.shape, stored.dtype
         self._last: tuple[Any, np.ndarray] | None = None
 
     def peek(self, a: int, b: int, rest: tuple) -> np.ndarray:
-        """What `read` returns, not to be changed."""
+        """The result of `read`, not to be changed."""
         key, last = (a, b, str(rest)), self._last
         if last is None or last[0] != key:
             last = (key, self.stored.read(a, b, rest))
@@ -369,7 +369,7 @@ class JoinedMask(Rows):
 
 
 class MaskParts:
-    """What is said of the valid pixels of frames: `parts`, pairs of a text and a mask, True = valid, over the pixels or a stack for all frames."""
+    """The sources of valid pixels of frames: `parts`, pairs of a text and a mask, True = valid, over the pixels or a stack for all frames."""
 
     def __init__(self, *parts: tuple[str, Any]):
         self.parts = [(said, mask) for said, mask in parts if mask is not None]
@@ -509,7 +509,7 @@ def lazy_frames(
     dtype: Any,
     origin: Callable[[int], str | None] | None = None,
 ) -> indexing.LazilyIndexedArray:
-    """A lazy array of `shape` (frame, …) whose frame i is `make(i)`, of `shape[1:]`.
+    """Return a lazy array of `shape` (frame, …) with frame i = `make(i)`, of `shape[1:]`.
 
     `make` may be called from several threads; `origin(i)` says where frame i comes from.
     """

@@ -65,7 +65,7 @@ def first_free(profile: np.ndarray, error: np.ndarray, ahead: int) -> int:
 
 @dataclass
 class Blocks:
-    """The blocks of a frame, and what they should hold.
+    """Return the blocks of a frame, and their expected values.
 
     full: enough of it is known. base: counts without light. sigma: of the sum of a block, in units
     of its root. level: expected counts per pixel.
@@ -117,7 +117,7 @@ class Blocks:
 
     @property
     def share(self) -> np.ndarray:
-        """What a block has of the light that it should have."""
+        """Return the share of the expected light in a block."""
         return np.where(self.full, (self.rate - self.base) / np.maximum(self.level - self.base, 1e-9), 1.0)
 
 # %% ../../../nbs/data/frames/shadows.ipynb #d88e6148
@@ -239,9 +239,10 @@ def shadow_of(
     x: a frame, or the mean of `n_frames`, (y, x). known: its valid pixels.
     center: (x, y) of the beam, px.
     pedestal: the counts may have an offset, which is then that of the darkest block in the middle.
-    What covers more than a twentieth is no beamstop (it may be a sample's horizon). Nothing is found
+    An area of more than a twentieth is not a beamstop (it may be a sample's horizon). Nothing is found
     in frames of less than a hundred counts in 16 × 16 pixels, of fewer than 192
-    pixels a side, or with the centre outside. What absorbs evenly, and lets more than 40% of the light through, is kept; `said` gets a
+    pixels a side, or with the centre outside. An area that absorbs evenly, and lets more than 40% of the light
+    through, is kept; `said` gets a
     sentence about it.
     """
     out = np.zeros(x.shape, bool)

@@ -52,7 +52,7 @@ def _for_modules(values: np.ndarray, modules: int, frames: int, name: str, path:
 
 # %% ../../../nbs/data/headers/cxi_planes.ipynb #35b83267
 def _straight(origin: np.ndarray, fs: np.ndarray, ss: np.ndarray) -> tuple[float, float] | None:
-    """The beam centre (x, y) px of a plane whose rows and columns are along x and y; None for any
+    """Return the beam centre (x, y) px of a plane with rows and columns along x and y; None for any
     other.
     """
     size = np.linalg.norm(fs)

@@ -43,7 +43,7 @@ _KINDS = (
 
 
 def odd_kind(path: str | os.PathLike) -> str:
-    """What `path` is if it is neither a file nor a folder, such as "a named pipe"; else "".
+    """Return the kind of `path` if it is neither a file nor a folder, such as "a named pipe"; else "".
 
     Raises `OSError` if it does not exist.
     """
@@ -84,7 +84,7 @@ def reason(error: BaseException, most: int = 160) -> str:
 
 @contextmanager
 def as_bad_input(what: str) -> Iterator[None]:
-    """Any error within, of whatever library, as a `BadInput` that begins with `what`."""
+    """Turn any error within, of any library, into a `BadInput` that begins with `what`."""
     try:
         yield
     except XrddiffError:
@@ -515,7 +515,7 @@ def read_whole(data: h5py.Dataset, where: str, text: bool = False) -> Any:
 
 # %% ../../../nbs/data/headers/gate.ipynb #35feba49
 def gzip_frame(data: h5py.Dataset, packing: Packing, i: int) -> np.ndarray | None:
-    """Frame `i` of a data set whose chunks are frames packed with gzip; None if it has to be read by HDF5."""
+    """Return frame `i` of a data set with chunks that are frames packed with gzip; None if it has to be read by HDF5."""
     plain = packing.kind == "gzip" and packing.filters in ((1,), (_SHUFFLE, 1)) and data.chunks == (1, *data.shape[1:])
     if not plain or not data.dtype.isnative or data.dtype.kind not in "biuf":
         return None

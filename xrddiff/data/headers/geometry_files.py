@@ -427,7 +427,7 @@ def _check_dims(dims: dict[int, str], out: DetectorFile, path: Path) -> None:
 def panel_values(
     panels: Sequence[Any], on_pixels: Callable[[list[float], float], Any], wavelength: float | None = None
 ) -> dict[str, Any]:
-    """What is said of the values of panels, as words of `make_frames`: `gain` and `saturation` where all panels say the same; and `flags` (`low`,
+    """Return the calibration of panels, as words of `make_frames`: `gain` and `saturation` where all panels say the same; and `flags` (`low`,
     `high`, `equal`), `gains` and `pedestals`, each a number, or an array that `on_pixels` makes of the value of each panel and that outside of them.
 
     panels: with attributes of `DetectorPanel`. wavelength: Å, for gains per eV.

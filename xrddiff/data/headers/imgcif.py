@@ -31,7 +31,7 @@ MOST_CELLS = 1_000_000  # of one table
 
 
 def is_imgcif(path: str | Path) -> bool:
-    """Whether a file is a CBF whose header has the tables of imgCIF, with axes."""
+    """Whether a file is a CBF with the tables of imgCIF in its header, with axes."""
     with open(path, "rb") as file:
         if file.read(5) != b"###CB":
             return False
@@ -315,7 +315,7 @@ def _panels(handle: Any, path: str | Path, frame: str) -> list[ImgPanel]:
 
 
 def _limits(handle: Any, path: str | Path) -> dict[tuple[str | None, str | None], dict[str, float]]:
-    """(array, binary) -> what a header says of its values, as fields of `ImgPanel`."""
+    """Return (array, binary) -> the header's description of its values, as fields of `ImgPanel`."""
     words = {"gain": "gain", "undefined_value": "equal", "underload": "low", "overload": "saturation"}
     out = {}
     for row in _table(handle, "array_intensities", path):
@@ -352,8 +352,7 @@ class ImgCif:
 def read_imgcif(path: str | Path) -> ImgCif:
     """The header of an imgCIF file; no pixel is read.
 
-    Raises `BadInput` for a file that CBFlib does not read, for one whose panels cannot be placed,
-    and if pycbf is not installed.
+    Raises `BadInput` for a file that CBFlib does not read, for one with panels that cannot be placed, and if pycbf is not installed.
     """
     path = readable(Path(path))
     with _cbf_file(path) as handle:
@@ -418,8 +417,8 @@ def _parameters(handle: Any, real: bool, array: str, binary: int) -> tuple[np.dt
 def read_panels(path: str | Path, found: ImgCif, number: int) -> np.ndarray:
     """The pixels (panel, ss, fs) of a frame of an imgCIF file.
 
-    Raises `BadInput` for a damaged file, also if its checksum is wrong, and for one whose arrays are
-    smaller than its panels.
+    Raises `BadInput` for a damaged file, also if its checksum is wrong, and for one with arrays smaller than its
+    panels.
     """
     panels = found.panels[number]
     check_size((1, *found.shape), found.dtype, str(path))

@@ -97,7 +97,7 @@ def read_axis(item: h5py.Dataset) -> Axis:
 def read_chain(item: h5py.Dataset) -> list[Axis]:
     """An axis and those that carry it, up to the laboratory.
 
-    Raises `BadInput` for an axis that is not there, a circle, and what `read_axis` refuses.
+    Raises `BadInput` for a missing axis, a circle, and everything that `read_axis` refuses.
     """
     chain: list[Axis] = []
     while True:
@@ -117,7 +117,7 @@ def read_rotation(sample: h5py.Group, frames: int) -> dict[str, Any]:
     """How the crystal turns in an exposure: `rotation_width` and `rotation_start` in degrees, `rotation_axis`, and the angle of each frame as
     `variables`; nothing for stills.
 
-    sample: a group NXsample, whose `depends_on` names the axis that carries the crystal. The axis that turns is the first one with a value for
+    sample: a group NXsample; its `depends_on` names the axis that carries the crystal. The axis that turns is the first one with a value for
     each frame, or with an `_increment_set` or `_end` beside it.
     """
     name, seen = sample.get("depends_on"), 0
@@ -214,7 +214,7 @@ def _part(group: h5py.Group, shape: Sequence[int], where: str) -> tuple[dict[int
 def read_module(group: h5py.Group, shape: Sequence[int]) -> DetectorPanel:
     """The module of a group as a panel, in m; `shape`: of a stored frame, (y, x) or (panel, y, x).
 
-    Raises `BadInput` for a module without directions, and what `read_chain` refuses.
+    Raises `BadInput` for a module without directions, and everything that `read_chain` refuses.
     """
     where = f"the module {group.name} of {group.file.filename}"
     names = ("fast_pixel_direction", "slow_pixel_direction")

@@ -108,7 +108,7 @@ def try_file(path: str, outside: bool) -> None:
 
 # %% ../../../nbs/data/headers/open_in_subprocess.ipynb #0da2c9f3
 def serve() -> None:
-    """The loop of the probe process: read paths from stdin and report what is wrong with each file.
+    """The loop of the probe process: read paths from stdin and report the problem of each file.
 
     Both are JSON, one per line. It ends when stdin is closed.
     """
@@ -158,7 +158,7 @@ class _Probe:
         return self.process
 
     def ask(self, path: str, outside: bool) -> str | None:
-        """What is wrong with the file, in one sentence; None if nothing."""
+        """Return the problem of the file, in one sentence; None if nothing."""
         process = self.start()
         try:
             process.stdin.write(json.dumps([path, outside]) + "\n")

@@ -130,7 +130,7 @@ class WrittenChunks(Rows):
 
     @property
     def frames(self) -> tuple[np.ndarray, np.ndarray]:
-        """Of which frames (n,) anything was written, and of which all."""
+        """Return the frames (n,) that were written in part, and those written in full."""
         flat = self.grid.reshape(len(self.grid), -1)[np.arange(self.shape[0]) // self.chunks[0]]
         return flat.any(1), flat.all(1)
 
@@ -140,7 +140,7 @@ def _grid(shape: Sequence[int], chunks: Sequence[int]) -> np.ndarray:
 
 
 def _written(data: h5py.Dataset, path: str) -> WrittenChunks | None:
-    """What was written of a data set of three or four axes; None if all of it was."""
+    """Return the written rows of a data set of three or four axes; None if all of it was."""
     shape = data.shape
     if not data.size:
         return None
@@ -164,7 +164,7 @@ def _written(data: h5py.Dataset, path: str) -> WrittenChunks | None:
 
 
 def _written_virtual(data: h5py.Dataset, path: str) -> WrittenChunks | None:
-    """The same of a virtual data set whose sources are whole frames."""
+    """The same for a virtual data set with whole frames as sources."""
     table = _virtual_table(data, path)
     if table is None:
         return None
@@ -267,7 +267,7 @@ class HDF5Rows(Rows):
         return FramePlace(i, self.path, f"data set '{self.name}' of ")
 
     def written(self) -> WrittenChunks | None:
-        """What was written of the frames; None if all of it was."""
+        """Return the written frames; None if all of it was."""
         if self.single:
             return None
         data = self._opened()
@@ -281,7 +281,7 @@ class HDF5Rows(Rows):
         return self._packing[0]
 
     def _gzip(self, data: h5py.Dataset, a: int, b: int) -> np.ndarray | None:
-        """Frames whose chunks are packed with gzip; None if HDF5 has to read them."""
+        """Frames with chunks packed with gzip; None if HDF5 has to read them."""
         packing = self._how_packed(data)
         if packing is None or packing.kind != "gzip":
             return None
@@ -349,7 +349,7 @@ class ZarrRows(Rows):
         return checked_array(array, self.where)
 
     def _piece(self) -> Piece:
-        """What reads pieces of the files of the array."""
+        """A reader of pieces of the files of the array."""
         if not isinstance(self.path, RemoteFolder):
             return file_pieces(os.path.join(self.path, self.name))
         return lambda name, start, length: self.path.piece(self._file(name), start, length)
@@ -381,7 +381,7 @@ class ZarrRows(Rows):
                 raise BadInput(f"frames {a} to {b - 1} of {self.where} are lost: the file {said} {what}")
 
     def written(self) -> WrittenChunks | None:
-        """What was written of the frames; None if all of it was, or the array is on a server."""
+        """Return the written frames; None if all of it was, or the array is on a server."""
         if isinstance(self.path, RemoteFolder) or self.single:
             return None
         array = self._array[1] if self._array is not None else self._open()
@@ -427,7 +427,7 @@ class ZarrRows(Rows):
             yield from pool.map(direct, range(a, b))
 
     def _values(self, key: tuple, a: int, b: int) -> np.ndarray:
-        """What zarr reads; bytes from a server that cannot be decoded are requested once more."""
+        """Read as zarr does; bytes from a server that cannot be decoded are requested once more."""
         try:
             return np.asarray(self._array[1][key])
         except Exception as error:

@@ -88,7 +88,7 @@ _folder = _Folder()
 
 
 def _opener(file: IO[bytes]) -> IO[bytes]:
-    """What unpacks an open file, by its first bytes."""
+    """Return the decompressor of an open file, by its first bytes."""
     head = file.read(2)
     file.seek(0)
     return gzip.GzipFile(fileobj=file) if head == b"\x1f\x8b" else bz2.BZ2File(file)

@@ -99,7 +99,7 @@ def most_kept(folder: Path, used: int) -> int:
 
 
 def _let_go(path: Path) -> None:
-    """Remove the bytes of a file, and its pieces from the list, whose first line stays."""
+    """Remove the bytes of a file, and its pieces from the list; its first line stays."""
     remove(path)
     try:
         with open(path.with_suffix("").with_suffix(".list"), "r+b") as listed:
@@ -110,8 +110,7 @@ def _let_go(path: Path) -> None:
 
 
 def make_room(folder: Path, most: int | None = None) -> int:
-    """Remove what has not been read for the longest time from `folder`, until the rest takes 9/10
-    of what may be kept.
+    """Remove the files that were not read for the longest time from `folder`, until the rest takes 9/10 of the limit.
 
     folder: the folder of all addresses.
     most: bytes; None = `most_kept`.
@@ -196,7 +195,7 @@ def _write_pieces(path: Path, start: int, data: bytes) -> np.ndarray:
 
 
 def _append(listed: BinaryIO, head: int, pieces: np.ndarray) -> None:
-    """Append pieces to a list, whose first line has `head` bytes; a killed process may have left a part of one."""
+    """Append pieces to a list with a first line of `head` bytes; a killed process may have left a part of one."""
     end = listed.seek(0, os.SEEK_END) - head
     listed.seek(head + end // PIECE.itemsize * PIECE.itemsize)
     listed.write(pieces.tobytes())
@@ -319,7 +318,7 @@ class KeptBytes:
         return None if found is None else found.stamp
 
     def record(self, name: str, stamp: Stamp, anew: bool = False) -> None:
-        """Record the stamp of a file and discard what other stamps have; `anew`: this one too."""
+        """Record the stamp of a file and discard the pieces of other stamps; `anew`: this one too."""
         self._writing(lambda: self._record(name, stamp, anew))
 
     def _record(self, name: str, stamp: Stamp, anew: bool = False) -> None:

@@ -59,7 +59,7 @@ class _Questions:
         return self.server.url(name)
 
     def ask(self, name: str, start: int, length: int | None, **stamps: Stamp | None) -> Answer | str:
-        """What the server says of a part of a file; stamps: see `condition`."""
+        """Return the response of the server for a part of a file; stamps: see `condition`."""
         fields = asked_range(start, length) | condition(**stamps)
 
         async def attempt() -> Answer | str:
@@ -79,7 +79,7 @@ class _Questions:
         return self._patiently(name, attempt)
 
     def names(self, prefix: str) -> list[str]:
-        """What is in the folder `prefix`, as the server lists it."""
+        """Return the contents of the folder `prefix`, as the server lists it."""
         return self._patiently(prefix, lambda: self.server.names(prefix))
 
     def _patiently(self, name: str, attempt: Callable[[], Awaitable[Any]]) -> Any:
@@ -102,7 +102,7 @@ MOST_METADATA = 16 << 20  # bytes of a file that says what is in a store
 class RemoteFolder:
     """The files below an address `https://…` or `s3://…`.
 
-    address: what a browser would take.
+    address: as in a browser.
     cache: the folder of kept bytes; None = `remote` in `cache_dir()`.
     Raises `RemoteError` for an address that cannot be used. Asks the server nothing yet.
     """

@@ -41,7 +41,7 @@ def make_transform(name: str, **parameters: Any) -> Transform:
 
 
 def transform_from_state(state: Mapping[str, Any]) -> Transform:
-    """The transform whose `state()` this is."""
+    """Return the transform with this `state()`."""
     if not isinstance(state, Mapping) or "transform" not in state:
         raise BadInput(f"the transform state is {state!r}; expected a mapping with the word 'transform'")
     transform = make_transform(state["transform"], **state.get("parameters", {}))
@@ -72,7 +72,7 @@ class Pipeline(Transform):
         return found[-1] if found else None
 
     def split(self) -> tuple[Pipeline, Pipeline]:
-        """(what changes the frames, what changes the values); the second part starts at the first
+        """(transforms of the frames, transforms of the values); the second part starts at the first
         value transform.
         """
         at = next((i for i, t in enumerate(self.transforms) if isinstance(t, ValueTransform)), len(self.transforms))
@@ -117,7 +117,7 @@ class Pipeline(Transform):
 
     @property
     def limits(self) -> tuple[float, float] | None:  # type: ignore[override]
-        """Those of the first transform, whose values are intensities."""
+        """Those of the first transform, with intensities as its values."""
         return self.transforms[0].limits if self.transforms else None
 
     def restore(self, y: Array, x: Array, mask: Array | None = None) -> Array:

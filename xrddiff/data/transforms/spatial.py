@@ -93,7 +93,7 @@ def _inside(table: pd.DataFrame, ys: slice, xs: slice) -> pd.DataFrame:
 
 
 def _renumbered(frames: xr.Dataset) -> xr.Dataset:
-    """Frames whose pixels were cut with `isel`, as `Crop` would have cut them: attributes, panels and peaks are moved."""
+    """Return frames cut with `isel`, as `Crop` would have cut them: attributes, panels and peaks are moved."""
     row, column, step = pixel_grid(frames)
     out = frames.copy()
     if "beam_center" in frames.attrs:
@@ -113,7 +113,7 @@ def _renumbered(frames: xr.Dataset) -> xr.Dataset:
 
 
 def uncut(frames: xr.Dataset) -> xr.Dataset:
-    """Frames whose pixels are numbered from their own corner, also if they were cut with `isel`; those without a place as they are."""
+    """Return frames with pixels numbered from their own corner, also if they were cut with `isel`; those without a place as they are."""
     told = {"beam_center", "pixel_size", "panel_origin", "peak_frame"} & {*frames.attrs, *frames.variables}
     return frames if not told or pixel_grid(frames) == (0, 0, 1) else _renumbered(frames)
 
@@ -273,7 +273,7 @@ class Crop(Transform):
 
 # %% ../../../nbs/data/transforms/spatial.ipynb #26de5ef4
 def as_images(frames: xr.Dataset) -> xr.Dataset:
-    """Frames (frame, y, x) whose images are the panels of a stack (frame, panel, ss, fs), frame by
+    """Return frames (frame, y, x) with the panels of a stack (frame, panel, ss, fs) as images, frame by
     frame; images are returned as they are.
     """
     if "panel" not in frames["intensity"].dims:

@@ -40,7 +40,7 @@ LIMITS = "intensity_limits"
 
 
 def held(drawn: np.ndarray, limits: tuple[float, float]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """(`drawn` within `limits`, what was beyond them).
+    """(`drawn` within `limits`, the part beyond them).
 
     drawn: intensities of the valid pixels of frames (frame, pixel).
     limits: lowest and highest intensity.
@@ -54,7 +54,7 @@ def held(drawn: np.ndarray, limits: tuple[float, float]) -> tuple[np.ndarray, di
 
 # %% ../../../nbs/data/transforms/values.ipynb #edd70ace
 def _lowest_share(k: int, n: int, level: float = 0.95) -> float:
-    """The lower end of Wilson's interval of a share, of which k of n were seen."""
+    """Return the lower end of Wilson's interval of a share, with k of n seen."""
     if k == 0:
         return 0.0
     p, z = k / n, scipy.special.ndtri(0.5 + 0.5 * level)
@@ -62,11 +62,11 @@ def _lowest_share(k: int, n: int, level: float = 0.95) -> float:
 
 
 def drawn_range(samples: xr.Dataset) -> dict[str, Any] | None:
-    """What `samples` were drawn beyond the limits of their model; None if they do not record it.
+    """Return the part of `samples` beyond the limits of their model; None if they do not record it.
 
     frames: how many samples. beyond: how many of them have pixels beyond the limits. share_low: the lower end
-    (Wilson, 95 %) of the share of such samples. pixels: the share of all valid pixels. lowest, highest: of
-    what was drawn. lower, upper: the limits.
+    (Wilson, 95 %) of the share of such samples. pixels: the share of all valid pixels. lowest, highest: of the
+    samples. lower, upper: the limits.
     """
     if LIMITS not in samples.attrs or any(name not in samples.variables for name in DRAWN):
         return None
@@ -84,7 +84,7 @@ def drawn_range(samples: xr.Dataset) -> dict[str, Any] | None:
 
 
 def range_words(found: Mapping[str, Any]) -> str:
-    """What `drawn_range` found, as a sentence without its full stop."""
+    """Return the result of `drawn_range`, as a sentence without its full stop."""
     to, limit = found["highest"], found["upper"]
     if to <= limit and found["lowest"] < found["lower"]:
         to, limit = found["lowest"], found["lower"]
@@ -213,7 +213,7 @@ def within(made: Array, limits: tuple[float, float] | None, x: Array | None = No
 
 
 def _training_limits(frames: xr.Dataset, index: Sequence[int] | None) -> tuple[float, float]:
-    """What a drawn intensity can be: the range of the frames `index`, widened, and at most the
+    """Return the limits of a sampled intensity: the range of the frames `index`, widened, and at most the
     saturation that they carry.
 
     Frames in memory are all looked at, of others those that a transform is fitted on.
@@ -327,8 +327,7 @@ class ValueTransform(Transform):
             raise BadInput(f"the transform {self.name} has no statistics; expected fit(frames, training_index) first")
 
     def forward(self, x: Array, mask: Array | None = None, out: np.ndarray | None = None) -> Array:
-        """Network values, float32, of the shape of `x`; 0 where `mask` is False, whatever is
-        there.
+        """Network values, float32, of the shape of `x`; 0 where `mask` is False, for any value there.
 
         out: where to write (NumPy).
         """
@@ -364,7 +363,7 @@ class ValueTransform(Transform):
         np.multiply(u, np.float32(1 / self.std), out=u)
 
     def inverse(self, y: Array) -> Array:
-        """Intensities, float32 whatever the type of `y`, differentiable in PyTorch."""
+        """Intensities, float32 for any type of `y`, differentiable in PyTorch."""
         self._ready()
         y = y.astype(np.float32) if _module(y) is np else y.float()
         return self.uncurve(y * self.std + self.mean) * self.fitted_scale + self.pedestal

@@ -151,7 +151,7 @@ def _same(name: str, found: Tensor, wanted: Tensor) -> None:
 
 @torch.no_grad()
 def compare_unet(net: UNet, peer: Any) -> None:
-    """Refuse a `UNet2DModel` whose output differs from that of `net`."""
+    """Refuse a `UNet2DModel` with another output than `net`."""
     generator, side = torch.Generator().manual_seed(0), 2 * net.downsampling
     x = torch.randn(2, net.in_channels, side, side, generator=generator)
     label, classes = (
@@ -168,7 +168,7 @@ def compare_unet(net: UNet, peer: Any) -> None:
 
 @torch.no_grad()
 def compare_autoencoders(model: AutoencoderKL, peer: Any) -> None:
-    """Refuse an `AutoencoderKL` of diffusers whose output differs from that of `model`."""
+    """Refuse an `AutoencoderKL` of diffusers with another output than `model`."""
     x = torch.randn(2, 1, *[2 * model.downsampling] * 2, generator=torch.Generator().manual_seed(0))
     given = torch.cat([x, torch.ones_like(x)], 1) if model.mask_channel else x
     mean = model.encode(x).mean

@@ -121,7 +121,7 @@ def export_maps(run: str | Path, path: str | Path, samples: int = 64, words: Seq
 
     path: the HDF5 file, with a data set (sample, channel, y, x) float32 of the name of each map.
     words: options of `inference`, such as the seed, on which the maps depend.
-    Raises `BadInput` for a run whose model is told no maps, or a file that exists.
+    Raises `BadInput` for a run with a model without maps, or a file that exists.
     """
     job, path = open_sample_job(run, words), Path(path)
     if not job.generator.maps:

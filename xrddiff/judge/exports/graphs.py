@@ -82,7 +82,7 @@ def _has_codes(autoencoder: nn.Module) -> bool:
 # %% ../../../nbs/judge/exports/graphs.ipynb #d0a9974b
 class ReadTokens(nn.Module):
     """Tokens (B, N, dim) float32, and the other inputs of the transformer, in the order of `names`
-    -> z (B, N, width), what is known about each token.
+    -> z (B, N, width), a summary of the known tokens for each token.
 
     names: `hidden` (B, N) bool, the tokens that are not drawn yet, for random order; `mask` (B, N,
         patch²) bool, the valid pixels; conditions and maps.
@@ -114,7 +114,7 @@ class DenoiseToken(nn.Module):
 class Graph:
     """A function of a model, to be exported.
 
-    name: what it is called in a package.
+    name: in a package.
     module: the function.
     inputs: name -> an example with two frames, or a number; in the order of its arguments.
     outputs: the names of its results.

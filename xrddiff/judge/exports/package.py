@@ -92,7 +92,7 @@ class _Source(msgspec.Struct):
 
 
 class _Manifest(msgspec.Struct):
-    """What a manifest must have; its other entries are those of the model."""
+    """Required entries of a manifest; the others are those of the model."""
 
     format: str
     version: int

@@ -77,7 +77,7 @@ MARGIN = 32 << 20  # bytes for compiled code
 
 
 @register(
-    "exporter", "pt2", help="libraries compiled by AOTInductor, for Python and C++; a program: open only what you trust"
+    "exporter", "pt2", help="libraries compiled by AOTInductor, for Python and C++; a program: open only trusted files"
 )
 class Pt2(GraphExporter):
     """A `.pt2` file of AOTInductor for each graph.
@@ -130,7 +130,7 @@ class Pt2(GraphExporter):
 class Checked:
     """A graph that refuses arguments of other types and shapes.
 
-    name: of the graph. call: the graph. about: what the manifest says of it.
+    name: of the graph. call: the graph. about: its entry in the manifest.
     """
 
     name: str
@@ -191,7 +191,7 @@ class ExportedAutoencoder(nn.Module):
 
 # %% ../../../nbs/judge/exports/runtime.ipynb #09f30e00
 class _Described(nn.Module):
-    """A network of which only the manifest entry is known."""
+    """A network known only by its manifest entry."""
 
     def __init__(self, about: Mapping[str, Any]):
         super().__init__()
@@ -307,7 +307,7 @@ class ExportedHead:
         self.graph, self.scale, self.data_range = graph, float(guidance_scale), data_range
 
     def know(self, z: Tensor) -> None:
-        """Set what is known about the tokens to denoise next."""
+        """Set the summary for the tokens to denoise next."""
         self.z = z.flatten(0, -2)
 
     def __call__(self, x: Tensor, sigma: float | Tensor, cond: Any = None) -> Tensor:
@@ -423,7 +423,7 @@ class ExportedModel:
 def fit_frames(frames: xr.Dataset, own: xr.DataArray, regions: Mapping[str, Any] | None, where: str) -> xr.Dataset:
     """`frames`, pooled and cropped by `regions` (the state of a transform) where this gives the size of `own`.
 
-    own: the intensity of the frames of a run. where: what the run is called in an error.
+    own: the intensity of the frames of a run. where: name of the run in an error.
     Raises `BadInput` for another unit of intensity.
     """
     units = frames["intensity"].attrs.get("units")
@@ -442,8 +442,8 @@ def fit_frames(frames: xr.Dataset, own: xr.DataArray, regions: Mapping[str, Any]
 def load_exported(path: str | Path) -> ExportedModel:
     """Open an exported model: the folder that `xrddiff export` wrote.
 
-    Every byte is compared with its hash first. A package of the format pt2 holds compiled code, which is
-    loaded: open only what you trust. Raises `BadInput` for a package that is damaged, of another version, for
+    Every byte is compared with its hash first. A package of the format pt2 holds compiled code, which is loaded: open
+    only trusted files. Raises `BadInput` for a package that is damaged, of another version, for
     another processor, or in a format that is not for Python.
     """
     path = Path(path).expanduser()

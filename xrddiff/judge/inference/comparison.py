@@ -68,7 +68,7 @@ def open_frames_of(name: str | Path) -> xr.Dataset:
 
 @dataclass(frozen=True)
 class ComparisonPlan:
-    """What to compare; all workers of a comparison open the same.
+    """The sets to compare; all workers of a comparison open the same.
 
     frames, reference: as `open_frames_of` takes them; without a reference, only physics is used.
     cell: as `read_cell` takes it; None takes that of the reference or of the frames, or looks for

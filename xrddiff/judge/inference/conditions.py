@@ -57,7 +57,7 @@ def condition_classes(loader: FrameLoader) -> dict[str, list[str]]:
 
 # %% ../../../nbs/judge/inference/conditions.ipynb #7490f1c1
 def condition_fields(loader: FrameLoader) -> dict[str, Any]:
-    """What a network needs to know about the conditions of `loader`.
+    """Return the description of the conditions of `loader` for a network.
 
     Returns name -> number of classes, or [mean, standard deviation] for a number.
     Raises `BadInput` for a condition that no training frame has.
@@ -85,7 +85,7 @@ class SampleConditions:
     """The conditions of samples.
 
     table: those of the training frames, see `condition_table`.
-    fields: what the network knows about them, see `condition_fields`.
+    fields: their description for the network, see `condition_fields`.
     classes: condition -> class names.
     """
 

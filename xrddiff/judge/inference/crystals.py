@@ -84,7 +84,7 @@ def alike_rows(
     samples: Sequence[int],
     seed: int,
 ) -> list[int]:
-    """For each sample, a row of the training frames whose classes are those of the sample.
+    """For each sample, return a row of the training frames with the same classes.
 
     count: number of rows.
     known: the classes of the rows, see `SampleConditions.class_columns`; columns without `count`
@@ -130,7 +130,7 @@ def maps_of(
 
     frames: samples with conditions and crystals.
     wanted: the maps: names, or name -> options.
-    shape: (H, W) of what is drawn, with padding.
+    shape: (H, W) of a sample, with padding.
     factor: pixels of a frame per drawn pixel, along one side.
     """
     made = ConditionMaps(frames, wanted, tuple(factor * n for n in shape))(range(frames.sizes["frame"]))
@@ -141,7 +141,7 @@ def with_own_crystals(frames: xr.Dataset, generator: Any) -> tuple[xr.Dataset, n
     """(measured frames with `cell` and `orientation`, whether the crystals of each frame are known
     (n,)).
 
-    frames: with a geometry. generator: the model, whose training frames have a cell.
+    frames: with a geometry. generator: the model; its training frames have a cell.
     """
     if says_crystals(frames):
         return frames, np.ones(frames.sizes["frame"], bool)
@@ -160,7 +160,7 @@ def measured_maps(frames: xr.Dataset, generator: Any, *, crystals: bool = True) 
     """(measured frames, with their crystals if the model is conditioned on them, and their
     condition maps).
 
-    Maps of crystals are NaN, which is unknown, in frames whose crystals are not known; there are no
+    Maps of crystals are NaN, which is unknown, in frames with unknown crystals; there are no
     maps without a geometry.
     frames: in the shape that the model draws.
     generator: the model, see `Generator`.

@@ -59,7 +59,7 @@ def with_places(samples: xr.Dataset, seed: int, distances: Sequence[float] = (),
     seed: the seed.
     distances: of the training frames, m; each sample gets one of them; empty = the detector did not
         move.
-    panels: number of panels, one of which each sample is drawn for; 0 = the panel is known, or not
+    panels: number of panels; each sample is drawn for one of them; 0 = the panel is known, or not
         needed.
     """
     numbers, out = [int(i) for i in samples["sample"].values], samples.copy()
@@ -144,7 +144,7 @@ def on_detector(template: xr.Dataset, frames: xr.Dataset) -> xr.Dataset:
 def moved(generator: Any, source: str) -> Any:
     """A `Generator` that draws on the detector `source`, see `detector_frames`.
 
-    Raises `BadInput` if its network cannot, or if the detector lacks what its maps need.
+    Raises `BadInput` if its network cannot, or if the detector lacks metadata for its maps.
     """
     template = on_detector(generator.template, detector_frames(source))
     shape, multiple = template["intensity"].shape[-2:], generator.multiple

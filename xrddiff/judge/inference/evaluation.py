@@ -118,11 +118,11 @@ class _Prepared(NamedTuple):
 class SetLattices:
     """Measurements of the best lattices of some frames of each set, block by block.
 
-    cell: the unit cell of frames that do not say theirs, None if it is not known.
+    cell: the unit cell of frames without one, None if it is not known.
     most: largest number of frames of a set that are indexed.
     seed: the seed.
     frames_of: (name of a set, positions in it) -> these frames, as the detector would count them.
-    given: `cell` is used for all frames, whatever they say.
+    given: `cell` is used for all frames, in place of their own.
     """
 
     cell: Any

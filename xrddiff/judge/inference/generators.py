@@ -62,7 +62,7 @@ def intensity_limits(transform: Transform, data_range: tuple[float, float] | Non
 # %% ../../../nbs/judge/inference/generators.ipynb #f789c2c5
 @dataclass(frozen=True)
 class Readout:
-    """What turns network values into Frames.
+    """The conversion of network values into Frames.
 
     template: an empty frame, see `template_frames`.
     transform: the value transform of the frames.
@@ -78,7 +78,7 @@ class Readout:
     about: Mapping[str, Any] = field(default_factory=dict)
 
     def counted_intensities(self, values: Tensor) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """(intensities of network values, what was drawn beyond `limits`): see `transforms.limits`.
+        """(intensities of network values, the part beyond `limits`): see `transforms.limits`.
 
         values: (B panels, 1, H, W).
         The intensities are (B, [panel,] y, x) float32 within `limits`, 0 where the mask is.
@@ -124,7 +124,7 @@ class Readout:
         )
 
     def with_beyond(self, frames: xr.Dataset, beyond: Mapping[str, np.ndarray]) -> xr.Dataset:
-        """Samples with what was drawn `beyond` the limits, see `counted_intensities`, and the limits."""
+        """Return samples with the part `beyond` the limits, see `counted_intensities`, and the limits."""
         if self.limits is None:
             return frames
         return frames.assign({name: ("frame", column) for name, column in beyond.items()}).assign_attrs(
@@ -144,8 +144,8 @@ class DrawnBatch:
 
     numbers: the sample numbers.
     intensities: (B, [panel,] y, x).
-    beyond: what was drawn beyond the limits, see `Readout.counted_intensities`.
-    latents: what the model drew, (B, panels C, H, W).
+    beyond: the part beyond the limits, see `Readout.counted_intensities`.
+    latents: the output of the model, (B, panels C, H, W).
     conditions: that they were drawn for, name -> (B,).
     """
 
@@ -183,15 +183,14 @@ class DrawnBatch:
 # %% ../../../nbs/judge/inference/generators.ipynb #738468e7
 @dataclass(frozen=True)
 class Scenes:
-    """What each sample is asked to show: its conditions, the place of the detector, its crystals.
+    """Targets of each sample: its conditions, the place of the detector, its crystals.
 
     readout: makes the Frames.
     given: the conditions that samples are given.
     maps: the condition maps that the model takes, name -> options.
     lattices: the crystals of the training frames, see `lattice_table`.
     distances: m, of the detector in the training frames, where it moved.
-    size: (H, W) of what is drawn, with padding.
-    factor: pixels of a frame for one of what is drawn, per side.
+    size: (H, W) of a sample, with padding. factor: pixels of a frame for one of a sample, per side.
     """
 
     readout: Readout
@@ -237,16 +236,14 @@ class Scenes:
     def asked(
         self, samples: Sequence[int], settings: DrawSettings, conditions: Mapping[str, np.ndarray] | None = None
     ) -> xr.Dataset:
-        """Samples without light: what they are made for, see `label`."""
+        """Samples without light: their targets, see `label`."""
         blank = np.broadcast_to(np.float32(0), (len(samples), *self.readout.template["intensity"].shape[1:]))
         return self.label(self.readout.frames(blank, samples), settings, conditions)
 
     def condition_maps(
         self, samples: Sequence[int], settings: DrawSettings, conditions: Mapping[str, np.ndarray] | None = None
     ) -> dict[str, Tensor]:
-        """The condition maps of samples, name -> (B panels, channels, H, W), at the resolution of what
-        is drawn.
-        """
+        """The condition maps of samples, name -> (B panels, channels, H, W), at the resolution of the samples."""
         if not self.maps:
             return {}
         from xrddiff.judge.inference.crystals import maps_of
@@ -268,10 +265,10 @@ class Scenes:
 # %% ../../../nbs/judge/inference/generators.ipynb #fc0d0a70
 @dataclass
 class Generator:
-    """A trained model, with everything that turns what it draws into Frames.
+    """A trained model, with everything that turns its output into Frames.
 
     model: a model that follows the protocol `Generative`.
-    shape: (C, H, W) of what it draws, with padding.
+    shape: (C, H, W) of its output, with padding.
     transform: the value transform of the frames.
     template: an empty frame, see `template_frames`.
     space: the latent space that it draws in, or None.
@@ -282,9 +279,9 @@ class Generator:
     classes: condition -> class names.
     maps: the condition maps that the model takes, name -> options.
     lattices: the crystals of the training frames, see `lattice_table`.
-    window: (H, W) of what the network was trained on, None = that of `shape`.
+    window: (H, W) of the network's training frames, None = that of `shape`.
     distances: m, of the detector in the training frames, where it moved.
-    counts: turns what was decoded into expected counts, None = it is taken as it is.
+    counts: turns decoded frames into expected counts, None = they are taken as they are.
     """
 
     model: nn.Module
@@ -321,7 +318,7 @@ class Generator:
 
     @property
     def readout(self) -> Readout:
-        """What turns network values into Frames."""
+        """The conversion of network values into Frames."""
         return Readout(self.template, self.transform, self.expected, self.limits, self.about)
 
     @property
@@ -331,7 +328,7 @@ class Generator:
 
     @property
     def trained(self) -> tuple[int, int]:
-        """(H, W) of what the network was trained on."""
+        """(H, W) of the network's training frames."""
         return tuple(self.window or self.shape[1:])
 
     @property
@@ -350,7 +347,7 @@ class Generator:
 
     @cached_property
     def scenes(self) -> Scenes:
-        """What samples are asked to show."""
+        """The targets of samples."""
         given = SampleConditions(self.conditions, self.fields, self.classes)
         factor = 1 if self.space is None else self.space.downsampling
         return Scenes(self.readout, given, self.maps, self.lattices, self.distances, self.shape[1:], factor)
@@ -363,7 +360,7 @@ class Generator:
         conditions: Mapping[str, np.ndarray] | None = None,
         callback: Any = None,
     ) -> Tensor:
-        """What the model draws, (B panels, *shape) float32: network values, or normalised latents.
+        """Return the output of the model, (B panels, *shape) float32: network values, or normalised latents.
 
         samples: sample numbers. Each panel of a frame has noise of its own, and the conditions of the frame.
         settings: the sampler, the seed and the conditions.
@@ -382,7 +379,7 @@ class Generator:
 
     @torch.no_grad()
     def decode(self, drawn: Tensor) -> Tensor:
-        """What was drawn as network values (B, 1, H, W); large frames one by one, to save memory."""
+        """Return samples as network values (B, 1, H, W); large frames one by one, to save memory."""
         if self.space is None:
             return drawn
         at_once = max(1, 2**20 // (self.space.downsampling**2 * drawn[0, 0].numel()))
@@ -399,8 +396,8 @@ class Generator:
 
         Frame i is the same in any call with the same batch size, equal to rounding with another.
         samples: sample numbers. settings: the sampler, the seed and the conditions.
-        callback: passed to the sampler; what it raises ends the sampling.
-        Returns (Frames, what the model drew (N, panels C, H, W)).
+        callback: passed to the sampler; its exceptions end the sampling.
+        Returns (Frames, the output of the model (N, panels C, H, W)).
         """
         readout, scenes = self.readout, self.scenes
 
@@ -434,17 +431,16 @@ def generator_state(
     window: Sequence[int] | None = None,
     distances: Sequence[float] = (),
 ) -> dict[str, Any]:
-    """What a checkpoint contains so that `open_generator` can restore the model: JSON values.
+    """Return the record in a checkpoint that lets `open_generator` restore the model: JSON values.
 
     model: the model.
-    shape: (C, H, W) of what it draws.
-    space: the latent space, or None.
+    shape: (C, H, W) of its output. space: the latent space, or None.
     conditions: see `condition_table`.
     data_range: (lowest, highest) training value.
     classes: see `condition_classes`.
     maps: the condition maps, name -> options.
     lattices: see `lattice_table`.
-    window: (H, W) of what the network was trained on, None = that of `shape`.
+    window: (H, W) of the network's training frames, None = that of `shape`.
     distances: see `distance_table`.
     """
     autoregressive = isinstance(model, AutoregressiveDiffusion)

@@ -220,10 +220,10 @@ class ConditionJudges:
         return np.full(n, -1) if self.kept.open(name) is None else self.kept.classify(name, counted)
 
     def answers(self, found: FoundConditions, sets: Mapping[str, SetSummary]) -> dict[str, dict[str, Any]]:
-        """By condition, what was requested and what was found.
+        """By condition, the request and the result.
 
         found: the result of `measure`.
-        sets: what the ruler measured on samples and held-out frames.
+        sets: the measurements on samples and held-out frames.
         """
         out = {}
         for name in self.names:

@@ -54,7 +54,7 @@ def fit_to_model(frames: xr.Dataset, generator: Generator, regions: Transform, w
     frames: the frames.
     generator: the model.
     regions: the region transforms of its run.
-    where: what the frames are called in error messages.
+    where: name of the frames in error messages.
     Raises `BadInput` for another shape or unit.
     """
     want = tuple(generator.template["intensity"].shape[1:])
@@ -82,7 +82,7 @@ def masked(frames: xr.Dataset, mask: np.ndarray | None, where: str) -> xr.Datase
 
     frames: the frames.
     mask: bool, True = valid pixel, (y, x) or one per frame; None = no other mask.
-    where: what the frames are called in error messages.
+    where: name of the frames in error messages.
     Raises `BadInput` if the mask has another shape.
     """
     shape = frames["intensity"].shape
@@ -130,7 +130,7 @@ def to_network(frames: xr.Dataset, generator: Generator, values: Mapping[str, An
     frames: the frames, fitted by `fit_to_model`.
     generator: the model.
     values: given conditions; the others are those of the frames, or unknown.
-    where: what the frames are called in error messages.
+    where: name of the frames in error messages.
     """
     n, (height, width) = frame_count(frames), frames["intensity"].shape[1:]
     side = 1 if generator.space is None else generator.space.downsampling
@@ -405,7 +405,7 @@ def draw_between(
     t: Tensor,
     cond: Mapping[str, Tensor],
 ) -> Tensor:
-    """What a sampler draws on the arc between two noises, (n, C, H, W) float32; each alone, so that none depends on the
+    """Return samples on the arc between two noises, (n, C, H, W) float32; each alone, so that none depends on the
     others.
 
     noise: (2, C, H, W) at the level `sigmas[0]`. t: places on the arc, (n,), from 0 to 1. cond: conditions there, (n, …).

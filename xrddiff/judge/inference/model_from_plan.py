@@ -181,8 +181,7 @@ def build_autoregressive(
 ) -> AutoregressiveDiffusion:
     """The autoregressive model of a run.
 
-    shape: (C, H, W) of what it draws.
-    space: the latent space, or None.
+    shape: (C, H, W) of its output. space: the latent space, or None.
     fields: its conditions, see `condition_fields`.
     values: scale and range of the values, see `measure_values`.
     """
@@ -241,8 +240,7 @@ class Building:
     plan: of the run.
     prepared: the frames.
     accelerator: the Accelerator of the run.
-    generator: the model, with everything that turns what it draws into Frames.
-    objective: its loss.
+    generator: the model, with everything that turns its output into Frames. objective: its loss.
     loaders: (training, held out).
     fields: the conditions of the network, see `condition_fields`.
     sigma_data: scale of the values, their root mean square.
@@ -276,7 +274,7 @@ class Building:
         return ready_sampler(self.generator, self.plan.sampling)
 
     def state(self) -> dict[str, Any]:
-        """What every checkpoint contains besides the weights."""
+        """Return the contents of every checkpoint besides the weights."""
         g = self.generator
         about = dict(space=g.space, conditions=g.conditions, data_range=g.data_range, classes=g.classes)
         about |= dict(maps=g.maps, lattices=g.lattices, window=g.trained, distances=g.distances)

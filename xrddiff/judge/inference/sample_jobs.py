@@ -83,7 +83,7 @@ class SampleJob:
         return [self.plan.sampling.first_sample + r for r in range(*rows.indices(self.count))]
 
     def make(self, rows: slice, callback: Any = None) -> tuple[xr.Dataset, Tensor]:
-        """(these rows as Frames, what the model drew); `callback` is called at each step, see
+        """(these rows as Frames, the output of the model); `callback` is called at each step, see
         `Generator.draw`.
         """
         i, numbers = self.plan.sampling, self.numbers(rows)

@@ -79,7 +79,7 @@ def draw_settings(
 ) -> DrawSettings:
     """How samples are drawn.
 
-    generator: what draws them, for the tiles of large frames; None = whole frames.
+    generator: of the samples, for the tiles of large frames; None = whole frames.
     sampler: the sampler.
     guide: the guide, or None.
     """

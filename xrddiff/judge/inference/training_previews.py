@@ -59,7 +59,7 @@ def cheap_distances(reference: Any, frames: xr.Dataset, ruler: Ruler, draw: int 
 class SamplesDuring(Callback):
     """Draws samples while a model trains.
 
-    `generator`: the model in training, with everything that turns what it draws into Frames.
+    `generator`: the model in training, with everything that turns its output into Frames.
     `settings`: how to draw.
     `every`, `count`: epochs between samples, and how many. `scale`: root mean square of the training
     values. `held_out`: a few frames to compare with (None: no distances). `show`: called with the run

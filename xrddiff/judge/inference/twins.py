@@ -113,7 +113,7 @@ WAYS = {"twin": "the twin", "blanks": "spots in measured blanks"}
 
 @dataclass(frozen=True, eq=False)
 class TwinJudgement:
-    """What was found.
+    """The findings.
 
     - `windows`: for each of `WAYS`, the judgement of windows.
     - `frames`: "learnt", "held out", and each of `WAYS`: `frames_found`.
@@ -129,7 +129,8 @@ class TwinJudgement:
 
     @property
     def best(self) -> str:
-        """The way whose windows are harder to tell; the simple one only if that is beyond doubt, since it copies pixels."""
+        """Return the way with windows that are harder to tell; the simple one only if that is beyond doubt, since it
+        copies pixels."""
         tests = {way: j.two_samples.get("samples") for way, j in self.windows.items()}
         if any(t is None for t in tests.values()):
             return "twin"
@@ -145,7 +146,7 @@ def judge_twin(
     seed: int = 0,
     windows: int = WINDOWS,
 ) -> TwinJudgement:
-    """Judge a twin beside exposures `held` out of what it was learnt from.
+    """Compare a twin with exposures `held` out of its training.
 
     drawn: were the intensities of the reflections drawn? distance_range: as for `learn_twin`. windows: of each set.
     """
@@ -224,7 +225,7 @@ def _kinds_in_words(kinds: Sequence[str]) -> list[str]:
 
 
 def twin_words(judged: TwinJudgement) -> list[str]:
-    """For what the frames can be used, and for what not, in sentences."""
+    """Return good and bad uses of the frames, in sentences."""
     best, out = judged.best, []
     j, test = judged.windows[best], judged.windows[best].two_samples.get("samples")
     if test is not None:

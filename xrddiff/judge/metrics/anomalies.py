@@ -171,7 +171,7 @@ _EXPECTED = 16.0  # photons that an area should have to be judged
 def darkest_area(frames: xr.Dataset) -> np.ndarray:
     """ln (N_A + 1) / (E_A + 1) of the darkest area of each frame, (n,); 0 where none should have 16 photons.
 
-    frames: images, whose attributes say where the beam is (else there is one ring), the gain and the pedestal.
+    frames: images, with attributes for the place of the beam (else there is one ring), the gain and the pedestal.
     """
     n, (height, width), attrs = frame_count(frames), frames["intensity"].shape[1:], frames["intensity"].attrs
     side, radius = max(min(height, width) // 8, 2), radius_map(frames)

@@ -195,7 +195,7 @@ def class_peaks(names: Sequence[str], sets: Mapping[str, tuple[np.ndarray, np.nd
 
 
 def peak_words(name: str, answer: Mapping[str, Any]) -> list[str]:
-    """One sentence for each class whose samples have too many or too few peaks.
+    """Return one sentence for each class of samples with too many or too few peaks.
 
     That is, the median of the samples is outside the 5%–95% range of real frames by more than two
     peaks.

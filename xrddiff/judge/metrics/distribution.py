@@ -142,7 +142,7 @@ def repeats(reference: SetSummary, test: SetSummary) -> float:
 def set_distances(reference: SetSummary, test: SetSummary) -> dict[str, float]:
     """The distances of two sets by name: all that are registered, and those of metrics of single frames.
 
-    NaN if neither set has what it needs (peaks, or two frames to form a pair).
+    NaN if neither set has its inputs (peaks, or two frames to form a pair).
     """
     _same_ruler(reference, test)
     found = {

@@ -83,7 +83,7 @@ def spot_shapes(
 
 
 def strong_peaks(peaks: pd.DataFrame) -> pd.DataFrame:
-    """The peaks whose shape can be measured: those of SNR 15 and more."""
+    """The peaks with a measurable shape: those of SNR 15 and more."""
     return peaks[peaks["snr"] >= 15] if "snr" in peaks else peaks
 
 
@@ -145,7 +145,7 @@ def polar_map(frames: xr.Dataset) -> tuple[np.ndarray, np.ndarray]:
 
 # %% ../../../nbs/judge/metrics/frame_statistics.ipynb #878187b7
 def without_spots(n: np.ndarray, mean: np.ndarray) -> np.ndarray:
-    """Photons with what is brighter than three deviations above the `mean` of their ring cut off."""
+    """Photons, clipped at three deviations above the `mean` of their ring."""
     return np.minimum(n, mean + 3 * np.sqrt(np.maximum(mean, 0) + 1))
 
 
@@ -214,7 +214,7 @@ def spot_statistics(n: np.ndarray, valid: np.ndarray, peaks: pd.DataFrame, unit:
 # %% ../../../nbs/judge/metrics/frame_statistics.ipynb #ac7e4c09
 @dataclass(frozen=True, eq=False)
 class FrameStatistics:
-    """What is measured of each frame of a detector.
+    """The measurements of each frame of a detector.
 
     - `ring`, `third`, `sector`: of each pixel, (pixel,); of `RINGS`, 3 and `SECTORS`.
     - `phi`: azimuth in rad, (pixel,).

@@ -65,7 +65,7 @@ class Judgement:
     - `condition`: the condition requested of all samples, as text.
     - `answers`: requested and found values by condition (`metrics.conditions`).
     - `lattices`: by set, the numbers of the frames that were indexed (`summarise_physics`).
-    - `drawn`: what was drawn beyond the limits of intensities (`drawn_range`), None if unknown.
+    - `drawn`: the part beyond the limits of intensities (`drawn_range`), None if unknown.
     - `two_samples`: how well a classifier tells the samples, the reconstructions ("autoencoder") and
       other real frames ("control") from held-out frames; empty if there are too few.
     """
@@ -240,7 +240,7 @@ def judge_summaries(
 def _two_samples(
     seen: Mapping[str, SetSummary], seed: int, classes: Mapping[str, Sequence[Any]] | None
 ) -> dict[str, TwoSample]:
-    """The two-sample tests of what was `seen` that has enough frames."""
+    """The two-sample tests of all `seen` sets with enough frames."""
     if not {"train", "held out", "samples"} <= set(seen):
         return {}
     train, real = seen["train"], seen["held out"]

@@ -48,8 +48,8 @@ class WilsonFit(NamedTuple):
 
 
 def wilson_fit(d: np.ndarray, intensity: np.ndarray, shells: int = 10) -> WilsonFit:
-    """The line through the Wilson plot of intensities (n,) at `d` (n,) in Å; shells whose mean is not
-    positive are left out, and NaN is given for fewer than 3.
+    """The line through the Wilson plot of intensities (n,) at `d` (n,) in Å; shells with a mean of 0 or less are left
+    out, and NaN is given for fewer than 3.
     """
     table = wilson_table(d, intensity, shells) if len(d) else pd.DataFrame(columns=["inverse_d2", "mean", "count"])
     table = table[table["mean"] > 0]

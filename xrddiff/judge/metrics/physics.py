@@ -100,7 +100,7 @@ def physics_rows(
     spots; `peaks`; and of the best lattice `on_lattice`, `indexed` (1 or 0; NaN with too few peaks),
     `completeness` and `rmsd_px`.
 
-    indexer: from `make_indexer`, or what it found in these frames; None leaves the lattice out.
+    indexer: from `make_indexer`, or its result for these frames; None leaves the lattice out.
     peaks: as `find_frame_peaks` returns them; None finds them. why: receives the reasons for
     missing numbers, by name.
     """
@@ -231,7 +231,7 @@ _SENTENCES = {
 
 
 def physics_words(reference: pd.DataFrame, test: pd.DataFrame) -> list[str]:
-    """A sentence for each number of `test` whose interval does not meet that of `reference` (both from
+    """Return a sentence for each number of `test` with an interval apart from that of `reference` (both from
     `summarise_physics`).
     """
     out = []

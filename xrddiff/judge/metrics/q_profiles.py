@@ -31,7 +31,7 @@ def _at_each_distance(ds: xr.Dataset) -> dict[float | None, int | None]:
 
 
 def _seen_q(ds: xr.Dataset, frame: int | None) -> np.ndarray:
-    """q of the valid pixels of frames whose detector is at the same distance as in `frame`."""
+    """Return q of the valid pixels of frames with the detector at the same distance as in `frame`."""
     q = q_map(geometry_of(ds, frame))
     if "mask" in ds:
         mask = ds["mask"].values

@@ -45,7 +45,7 @@ def in_disc(
 
 # %% ../../../nbs/judge/metrics/recovery.ipynb #f58b0cd8
 class Recovered(NamedTuple):
-    """What a program found of known spots.
+    """The matches of a program with known spots.
 
     spots: the truth but for spots under a brighter one and those without `snr`, with `snr`, `hit`, and of those that were found `off_fs`, `off_ss` (found less true, px) and `ratio`, the
     intensity of the peak over the photons of the spot. false: the peaks that match none. frames: how many there are.

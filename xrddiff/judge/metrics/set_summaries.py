@@ -135,7 +135,7 @@ def frame_features(ds: xr.Dataset, step: float | None = None) -> np.ndarray:
 
 # %% ../../../nbs/judge/metrics/set_summaries.ipynb #636819fc
 def numbers_of(name: str, found: Any, n: int) -> np.ndarray:
-    """What the metric `name` returned of `n` frames, (n,) float64.
+    """The values of the metric `name` for `n` frames, (n,) float64.
 
     Raises `BadInput` if it is not one number for each frame.
     """

@@ -53,7 +53,7 @@ def auc_interval(value: float, n: int, m: int, level: float = 0.95) -> tuple[flo
 
 # %% ../../../nbs/judge/metrics/two_sample.ipynb #5f1e7c2a
 def _logistic(z: np.ndarray, real: int, penalty: float) -> tuple[np.ndarray, float]:
-    """Weights w (k,) and offset b of the logistic regression on rows z (n, k), of which the first `real` are real."""
+    """Weights w (k,) and offset b of the logistic regression on rows z (n, k); the first `real` are real."""
     y = np.repeat([-1.0, 1.0], [real, len(z) - real])
     s = len(z) / 2 / np.where(y < 0, real, len(z) - real)
 
@@ -190,7 +190,7 @@ class TwoSample:
     """How well a classifier tells a set from real frames.
 
     - `table`: a row for each group of statistics, "all" and "pictures": `auc`, `low`, `high`.
-    - `first`: the row whose number speaks for the set.
+    - `first`: the row with the main number of the set.
     - `weights`: statistics by their share in the answer of "all": `group`, `name`, `real`, `made` (means), `share`.
     - `scores`: log odds of the tested frames by the classifier of `first`, "real" and "made", indexed by their positions in the sets.
     - `classes`: the first number for each class that was asked for, as `table`.
@@ -237,14 +237,14 @@ def _row(real: np.ndarray, made: np.ndarray) -> dict[str, float]:
 
 
 def _checked(model: LinearClassifier, real: np.ndarray, made: np.ndarray) -> float:
-    """What a linear classifier reaches on the last fifth of the frames, trained on the others."""
+    """Return the AUC of a linear classifier on the last fifth of the frames, trained on the others."""
     (a, b), (c, d) = (np.split(v, [len(v) - len(v) // 5]) for v in (real, made))
     model.fit(a, c)
     return auc(model.score(b), model.score(d))
 
 
 def _weights(model: LinearClassifier, real: np.ndarray, made: np.ndarray) -> pd.DataFrame:
-    """What each statistic adds to the difference of the mean answers, largest first."""
+    """Return the contribution of each statistic to the difference of the mean answers, largest first."""
     table = pd.DataFrame(FrameStatistics.names, columns=["group", "name"])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # columns of NaN alone
@@ -310,7 +310,7 @@ SETS = {"samples": "samples", "control": "fresh real frames", "autoencoder": "re
 
 
 def two_sample_words(found: Mapping[str, TwoSample]) -> str:
-    """What the test of the samples says, beside that of the other sets (`SETS`)."""
+    """Describe the test of the samples, beside that of the other sets (`SETS`)."""
     told = found["samples"]
     (low, high), others = told.interval, [f"{SETS[k]} {v.value:.0%}" for k, v in found.items() if k != "samples"]
     beside = "; ".join(["50% is chance", *others])

@@ -43,12 +43,12 @@ _OF_GROUP = {"profile": PROFILES, "histogram": COUNTS, "noise": COUNTS, "azimuth
 
 @dataclass(frozen=True)
 class Fault:
-    """What speaks against samples.
+    """Evidence against samples.
 
     - `name`: of the rule that found it.
     - `severity`: "error" or "warning".
     - `words`: a sentence without its full stop.
-    - `spoils`: what samples are then not good for; empty if it is everything.
+    - `spoils`: the uses that samples are then not good for; empty means all.
     """
 
     name: str
@@ -176,13 +176,14 @@ _SPOILT = {"samples_out_of_range": (COUNTS,), "condition_ignored": ("work by con
 
 
 def rule_findings(judgement: Judgement) -> list[Finding]:
-    """What the rules of health find in the numbers of a judgement; health has them too, with these sentences."""
+    """Return the findings of the health rules in the numbers of a judgement; health has them too, with these
+    sentences."""
     found = look(Evidence(facts=judged_facts(judgement)), "result", list(_SPOILT))
     return [f for f in found if f.rule in _SPOILT]
 
 
 def other_faults(judgement: Judgement) -> list[Fault]:
-    """Faults of copies, lattices, conditions, and of what was drawn beyond the limits."""
+    """Faults of copies, lattices, conditions, and of values beyond the limits."""
     out = [Fault(f.rule, f.severity, f.seen, _SPOILT[f.rule]) for f in rule_findings(judgement)]
     copied = judgement.memory.get("copied", np.nan)
     if copied == copied and wilson_interval(copied, len(judgement.summaries["samples"]))[0] > COPIED:
@@ -218,7 +219,7 @@ def _lower(words: str) -> str:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What was found against samples, the gravest first, and the uses against which nothing was found.
+    """Findings against samples, the gravest first, and the uses without a finding.
 
     - `faults`: see `Fault`.
     - `good`: uses that were tested.
@@ -273,7 +274,7 @@ def _tested(judgement: Judgement) -> list[str]:
 
 
 def verdict_of(judgement: Judgement) -> Verdict:
-    """What samples are good for, from everything that was measured of them."""
+    """Return the uses that samples are good for, from all measurements."""
     found = [*other_faults(judgement), *distance_faults(judgement), *classifier_faults(judgement)]
     order = {"error": 0, "warning": 1}
     faults = sorted(found, key=lambda f: (bool(f.spoils), order[f.severity], f.spoils[:1] == (VARIETY,)))

@@ -101,8 +101,8 @@ def radial_background(
     curves: int = 10,
     spots: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Background of a frame, photons per pixel, and its `curves` (…, m): what a unit of each parameter
-    adds to its logarithm, if the parameters have standard normal priors. Both for `ExpectedCounts`.
+    """Background of a frame, photons per pixel, and its `curves` (…, m): the change of its logarithm per unit of each
+    parameter, if the parameters have standard normal priors. Both for `ExpectedCounts`.
 
     - `frame`: in units of the detector. `mask`: True = valid, and reached by no spot.
     - `likelihood`: gain and pedestal. `curves`: splines that are fitted.
@@ -186,7 +186,7 @@ class SpotDensity(Density):
     spots.
 
     - `still`: its `intensity` is the mean that reflections of this resolution have.
-    - `recorded`, `sigma` (N,): what was found at each reflection; NaN where pixels are missing.
+    - `recorded`, `sigma` (N,): the result at each reflection; NaN where pixels are missing.
     - `found` (m,): row numbers of reflections with a spot, at `fs`, `ss` (m,) px, known to `error`
       (m,) px by counting.
     - `jitter`, `displaced`, `warped`: τ, τ_p and τ_f beforehand, px; known to a factor e^`spread`.

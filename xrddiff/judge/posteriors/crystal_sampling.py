@@ -59,7 +59,7 @@ class Fit:
 
 
 def _definite(information: Tensor) -> Tensor:
-    """A curvature whose directions are all at least as narrow as the prior."""
+    """A curvature with all directions at least as narrow as the prior."""
     value, vector = torch.linalg.eigh(0.5 * (information + information.T))
     return (vector * value.clamp_min(1.0)) @ vector.T
 

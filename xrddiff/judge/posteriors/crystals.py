@@ -29,9 +29,9 @@ __all__ = ['CrystalPrior', 'reciprocal_matrices', 'turns', 'Predicted', 'Still',
 # %% ../../../nbs/judge/posteriors/crystals.ipynb #9d6a1d67
 @dataclass(frozen=True)
 class CrystalPrior:
-    """Standard deviations of normal priors about what is known beforehand; 0 keeps a parameter fixed.
+    """Standard deviations of normal priors about prior knowledge; 0 keeps a parameter fixed.
 
-    - `orientation`: degrees, about the indexed one; much wider than what a still leaves open.
+    - `orientation`: degrees, about the indexed one; much wider than the uncertainty after a still.
     - `edges`: relative, of the cell edges. `angles`: degrees, of angles other than 90° and 120°.
     - `distance`: m. `center`: px, of the beam centre.
     - `mosaicity`, `radius`: of the logarithms of mosaicity η and profile radius R.
@@ -127,7 +127,7 @@ class Still:
 
     @cached_property
     def _cell_steps(self) -> np.ndarray:
-        """(m, 6): what one standard deviation of each free direction of the cell adds to it."""
+        """(m, 6): the change of the cell by one standard deviation of each free direction."""
         return free_directions(self.cell.parameters, Restraints(edges=self.prior.edges, angles=self.prior.angles))
 
     @cached_property
@@ -176,14 +176,14 @@ class Still:
 
     @cached_property
     def _fixed(self) -> dict[str, Tensor]:
-        """What the equations need of the crystal and of the panel of each reflection, float64."""
+        """The inputs of the equations from the crystal and the panel of each reflection, float64."""
         g = self.geometry
         rows = dict(hkl=self.hkl, intensity=self.intensity, U=self.U, steps=self._cell_steps)
         rows |= dict(fs=g.fs[self.panel], ss=g.ss[self.panel], origin=g.origin[self.panel])
         return {name: torch.tensor(np.array(v, float)) for name, v in rows.items()}
 
     def _unpack(self, theta: Tensor) -> dict[str, Tensor]:
-        """What the equations need: matrices A* (P, 3, 3), shifts (P, 3) in m, and numbers (P, 1)."""
+        """The inputs of the equations: matrices A* (P, 3, 3), shifts (P, 3) in m, and numbers (P, 1)."""
         theta = theta[:, : len(self.parameters)]
         known = {n: at + sd * x for (n, (at, sd)), x in zip(self.parameters.items(), theta.T, strict=True)}
         first, m = 3, len(self._cell_steps)
@@ -316,7 +316,7 @@ class ExpectedCounts:
     - `background`: photons per pixel, in the shape of the mask.
     - `curves`: c (…, m) in the shape of the mask, with a parameter each that follows those of the
       still; `spread`: standard deviation of its prior. None: the background is exact.
-    - `start`: parameters (d,) whose windows are taken; None = those of the still's start.
+    - `start`: parameters (d,) that define the windows; None = those of the still's start.
     - `width`: standard deviation of the logarithm of `sigma`, a parameter `spot` after those of the still; 0: known.
     """
 

@@ -197,10 +197,10 @@ def plot_peak_scores(
     scores: Mapping[str, Mapping[str, float]], ax: Axes | None = None, *, reference: str | None = None
 ) -> Axes:
     """Precision, recall, F1 and intensity correlation by label, with the centroid error in pixels;
-    `reference` is the label whose F1 is drawn as a line.
+    `reference` is the label with its F1 drawn as a line.
 
     `scores`: `{label: {"precision": …, "recall": …, "f1": …, "intensity_cc": …, "centroid_px":
-    …}}`; what is missing or NaN is left out.
+    …}}`; missing values and NaNs are left out.
     """
     ax = _axes(ax, 5.4, 0.75 + 0.33 * max(len(scores), 1))
     for row, values in enumerate(scores.values()):

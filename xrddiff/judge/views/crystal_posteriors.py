@@ -136,7 +136,7 @@ def _ellipse(ax, center: pd.Series, covariance: pd.DataFrame) -> None:
 
 # %% ../../../nbs/judge/views/crystal_posteriors.ipynb #a459e824
 def posterior_report(one: CrystalStill, drawn: Drawn, plan: CrystalPlan, name: str) -> Report:
-    """The report: what is known of the crystal, spots, parameters, and how it was sampled."""
+    """The report: crystal, spots, parameters, and sampling."""
     table = one.table(drawn)
     how = (
         "pixels near the spots, as their intensities are known"

@@ -92,8 +92,7 @@ def show_posterior(
     summary: dict[str, np.ndarray],
     unit: str = "",
 ) -> Picture:
-    """Show what the pixels of one frame may have been: the measurement, what the method saw, mean,
-    uncertainty, and which hidden pixels are in their intervals.
+    """Show the posterior of the pixels of one frame: the measurement, the input of the method, mean, uncertainty, and which hidden pixels are in their intervals.
 
     - `measured`: the frame (y, x).
     - `valid`: bool (y, x), the measured pixels.

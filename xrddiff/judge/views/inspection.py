@@ -180,7 +180,7 @@ def frame_statistics(ds: xr.Dataset, i: int = 0) -> dict[str, float]:
 
 # %% ../../../nbs/judge/views/inspection.ipynb #62326804
 def describe_frames(ds: xr.Dataset) -> dict[str, Any]:
-    """What the attributes and variables of frames say, without a look at a pixel."""
+    """Return the metadata in attributes and variables of frames, without reading a pixel."""
     value = ds["intensity"]
     out: dict[str, Any] = {"layout": ds.attrs.get("layout", "xrddiff"), "frames": tuple(value.shape)}
     out["dims"], out["dtype"] = ", ".join(map(str, value.dims)), str(value.dtype)

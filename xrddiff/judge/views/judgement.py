@@ -55,7 +55,7 @@ def plot_aucs(found: Mapping[str, TwoSample]) -> Figure:
 
 
 def show_surest(real: SetSummary, made: SetSummary, found: TwoSample, n: int = 4) -> Figure:
-    """The frames of which the classifier is surest: `n` held-out frames that look real, and `n` samples that do not."""
+    """The frames with the surest classification: `n` held-out frames that look real, and `n` samples that do not."""
     chosen = found.surest(n)
     pictures = {"real": real.pictures[chosen["real"]], "made": made.pictures[chosen["made"]]}
     height, width = real.pictures.shape[1:]
@@ -82,7 +82,7 @@ def two_sample_pictures(judgement: Judgement) -> dict[str, Figure]:
 
 
 def add_two_sample(report: Report, judgement: Judgement, pictures: Mapping[str, Figure]) -> None:
-    """Add what the classifier found and what it looks at; nothing where nothing was tested."""
+    """Add the classifier's result and its features; nothing where nothing was tested."""
     found = judgement.two_samples
     if "samples" not in found:
         return
@@ -96,9 +96,7 @@ def add_two_sample(report: Report, judgement: Judgement, pictures: Mapping[str, 
     report.add(
         "Can a classifier tell samples from real frames?", text, table=aucs_by_group(found), figure=pictures.get("aucs")
     )
-    text = (
-        "Means of the statistics that weigh most in the answer by all statistics, and the frames of which it is surest."
-    )
+    text = "Means of the statistics that weigh most in the answer by all statistics, and the frames with the surest classification."
     report.add("What the classifier looks at", text, table=_weights_table(told), figure=pictures.get("surest"))
     if len(told.classes):
         report.add(
@@ -207,7 +205,7 @@ def add_generation(
     - `about`: how the samples were made.
     - `latents`: statistics of the latents, final_latent_stats and pairwise_mse.
     - `why`: the reason why there is no judgement.
-    - `drawn`: where there is none, what was drawn beyond the limits (`drawn_range`).
+    - `drawn`: where there is none, the part beyond the limits (`drawn_range`).
     """
     condition = f" of {judgement.condition}" if judgement is not None and judgement.condition else ""
     if judgement is not None:

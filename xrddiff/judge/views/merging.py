@@ -45,7 +45,7 @@ def show_shells(shells: pd.DataFrame) -> Picture:
 
 # %% ../../../nbs/judge/views/merging.ipynb #c0449526
 def show_forecasts(forecasts: Mapping[str, Forecast], enough: Mapping[str, float]) -> Picture:
-    """The measures that are to be `enough`, over frames: now (point), the forecast with its 90% band, and what is asked for (dashed)."""
+    """The measures in `enough`, over frames: now (point), the forecast with its 90% band, and the target (dashed)."""
     figure = Picture(2.8 * max(len(enough), 1), 2.4)
     for ax, (name, target) in zip(np.atleast_1d(figure.subplots(1, len(enough))), enough.items(), strict=True):
         found = forecasts[name]

@@ -21,7 +21,7 @@ __all__ = ['probe_epochs', 'probe_health_rule', 'probe_chart']
 
 # %% ../../../nbs/judge/views/probes.ipynb #4b5ae17c
 def probe_epochs(count: int = 5) -> list[dict[str, float]]:
-    """Rows of the table of epochs of a training whose loss falls."""
+    """Rows of the table of epochs of a training with a falling loss."""
     return [
         dict(
             epoch=i, step=10 * i, loss_mean=1 / i, loss_std=0.1 / i, loss_median=1 / i, loss_min=0.8 / i,

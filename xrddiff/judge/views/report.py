@@ -59,13 +59,13 @@ PARTS = ("verdict", "pictures", "health", "training", "physics", "limits", "comm
 
 @dataclass
 class Section:
-    """One part of a report: a heading, and whatever of the following it has.
+    """One part of a report: a heading, and any of the following.
 
     - `text`: a paragraph; `lines`: (mark, sentence), the mark being "", "note", "warning" or
       "error".
     - `table`, `figure`; `gallery`: more pictures, folded; `folded`: further tables by heading.
     - `commands`: purpose → command to type.
-    - `part`: one of `PARTS`, whose order is that of the page.
+    - `part`: one of `PARTS`, in the order of the page.
     - `remade`: it is made again from the files in the folder whenever a report is written.
     """
 

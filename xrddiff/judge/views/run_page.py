@@ -40,7 +40,7 @@ __all__ = ['epoch_values', 'best_epoch', 'loss_linear', 'loss_log', 'loss_distri
 def epoch_values(history: pd.DataFrame, *names: str) -> np.ndarray:
     """The first of these columns that has a number, as float64 with NaN where there is none.
 
-    Raises `BadInput`, with what is missing, if none of them has.
+    Raises `BadInput`, with the missing columns, if none of them has them.
     """
     for name in names:
         if name in history and np.isfinite(found := history[name].to_numpy(np.float64, na_value=np.nan)).any():
@@ -259,14 +259,14 @@ def _sentence(text: str) -> str:
 
 
 def health_lines(findings: Sequence[Finding]) -> list[tuple[str, str]]:
-    """Each finding with its severity, when and what was seen, the cause and the remedy."""
+    """Each finding with its severity, time and observation, the cause and the remedy."""
     when = lambda f: f"epoch {f.epoch}" + (f" to {f.until}" if f.until > f.epoch else "")  # noqa: E731
     told = [[_sentence(f"{when(f)}: {f.seen}"), _sentence(f.cause), _sentence(f.remedy)] for f in findings]
     return [(f.severity, " ".join(filter(None, t))) for f, t in zip(findings, told, strict=True)]
 
 # %% ../../../nbs/judge/views/run_page.ipynb #e5051ddc
 def said_before(report: Report, finding: Finding) -> bool:
-    """Whether a judgement in the report says what this finding says."""
+    """Whether a judgement in the report repeats this finding."""
     judged = [s for s in report.sections if s.title in ("In short", FINDINGS)]
     if of_samples(finding.rule):
         return any(s.title == FINDINGS for s in judged)
@@ -336,8 +336,8 @@ def _title(name: str) -> str:
 
 # %% ../../../nbs/judge/views/run_page.ipynb #0da6fd12
 def add_samples_over_epochs(report: Report, run: Path, most: int = 20) -> None:
-    """Add the samples that were drawn during the training, from the same noise each time, and
-    what was measured of them, at up to `most` epochs.
+    """Add the samples that were drawn during the training, from the same noise each time, and their measurements, at
+    up to `most` epochs.
     """
     picture = read_picture(run, "plots/samples_over_epochs.png", "Samples during the training")
     if picture is None:
@@ -465,7 +465,7 @@ def has_history(run: Path) -> bool:
 
 
 def finish_report(report: Report, run: Path, plan: RunPlan, *, ended: bool = True) -> Report:
-    """Add what every report of a run has.
+    """Add the common parts of every report of a run.
 
     `run`: the folder of the run, or of a part of it such as its autoencoder; the latter has
     neither limits nor commands of its own. `ended`: False for a run that was stopped.
@@ -482,7 +482,7 @@ def finish_report(report: Report, run: Path, plan: RunPlan, *, ended: bool = Tru
 
 
 def _began_with(run: Path, plan: RunPlan) -> dict[str, str]:
-    """What the run took over from another one, as a row of the settings."""
+    """Return the parts that the run took over from another one, as a row of the settings."""
     if plan.training.init is None:
         return {}
     from xrddiff.learn.recipes.warm_start import init_row  # imports PyTorch

@@ -71,7 +71,7 @@ def codec_verdict(rows: Mapping[str, Mapping[str, float]], what: str = "Held-out
     """The scores in words: the model, the first of `rows`, compared with principal components and a
     second measurement of the same scene. Anything that was not measured is left out.
 
-    what: the frames that were scored.
+    what: the scored frames.
     """
     model, others = next(iter(rows.values())), list(rows.items())[1:]
     score = lambda row, name: v if (v := row.get(name)) is not None and math.isfinite(v) else None  # noqa: E731
@@ -108,7 +108,7 @@ def codec_table(rows: Mapping[str, Mapping[str, float]]) -> pd.DataFrame:
 
 
 def split_end(prepared: Prepared) -> str:
-    """What stands between `Prepared.sizes` and what follows it."""
+    """Return the separator after `Prepared.sizes`."""
     return ". Below, these are called held-out. " if prepared.none_held_out else ", "
 
 
@@ -172,7 +172,7 @@ def add_guide(report: Report, label: str, accuracy: Mapping[str, float | None] |
 
 
 def add_counts(report: Report, loss: Mapping[str, float] | None) -> None:
-    """Add what the network of expected counts is worth, where there is one."""
+    """Add the gain of the network of expected counts, where there is one."""
     if loss:
         text = (
             "How well held-out frames are expected by the decoder, and by the network of expected counts, which sees the "
@@ -328,7 +328,7 @@ def card_metadata(plan: RunPlan, summary: Mapping[str, Any], frames: str = "held
     """The metadata of the card.
 
     `summary`: the rows of `metrics/summary.json`; the first column is that of the model. Numbers
-    that are not finite are left out, as the Hub refuses them. `frames`: what they were measured on.
+    that are not finite are left out, as the Hub refuses them. `frames`: the frames they were measured on.
     """
     parts, name = plan.model, plain_text(plan.data.source.name or "own frames")
     task = "unconditional-image-generation" if parts.denoiser else "image-to-image"
@@ -381,7 +381,7 @@ def model_card(report: Report, plan: RunPlan, summary: Mapping[str, Any]) -> str
 
 # %% ../../../nbs/judge/views/run_reports.ipynb #15f518f5
 def write_run_report(report: Report, run: Path, plan: RunPlan, *, name: str = "report", ended: bool = True) -> Path:
-    """Add what every report of a run has, and write it and the card of the model; returns the
+    """Add the common parts of every report of a run, and write it and the card of the model; returns the
     path of the page.
 
     `run`: the folder of the run, or of a part of it, which has no card of its own. `name`: of the
@@ -397,7 +397,7 @@ SO_FAR = "report-so-far"
 
 
 def report_so_far(run: Path, plan: RunPlan, stands: str = "") -> Report:
-    """A report of the contents of a run's folder, without what only its notebook knew. `stands`: how the run stands;
+    """A report of the contents of a run's folder, without the measurements of its notebook. `stands`: how the run stands;
     "" if it is finished.
     """
     import pandas as pd
@@ -454,7 +454,7 @@ def rewrite_verdict(run: Path, plan: RunPlan, verdict: Section, page: str) -> Pa
     """Put a newer verdict on the samples of a finished run into its report and its card; returns the page,
     or None if the run has no saved report.
 
-    `verdict`: takes the place of what the report says of its samples first. `page`: where the rest of that judgement is, from the folder of the run.
+    `verdict`: replaces the first sentence of the report on its samples. `page`: where the rest of that judgement is, from the folder of the run.
     """
     try:
         report = read_report(run)

@@ -58,7 +58,7 @@ class Teacher(nn.Module):
 
     @torch.no_grad()
     def guidance(self, x: Tensor, sigma: Tensor, cond: Mapping[str, Tensor], scale: float) -> Tensor:
-        """g (B, …) of frames `x` at `sigma` (B,): what guidance of this `scale` adds to the denoised frames."""
+        """g (B, …) of frames `x` at `sigma` (B,): the change of the denoised frames by guidance of this `scale`."""
         unknown = drop_conditions(cond, torch.zeros(len(x), dtype=torch.bool))
         both = {name: torch.cat([value, unknown[name]]) for name, value in cond.items()}
         known, free = self.denoiser(torch.cat([x, x]), torch.cat([sigma, sigma]), both).float().chunk(2)

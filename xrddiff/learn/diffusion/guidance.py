@@ -83,8 +83,8 @@ def autoguidance(
 
 # %% ../../../nbs/learn/diffusion/guidance.ipynb #1d93bbc9
 def log_likelihood_gradient(log_likelihood: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """∇ₓ of the per-frame `log_likelihood(x)` (B,), in the shape of `x`; gradients are enabled
-    inside, whatever the caller's mode.
+    """∇ₓ of the per-frame `log_likelihood(x)` (B,), in the shape of `x`; gradients are enabled inside, in any mode of
+    the caller.
     """
     with torch.inference_mode(False), torch.enable_grad():
         x = x.detach().clone().requires_grad_()

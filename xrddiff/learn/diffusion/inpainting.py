@@ -68,7 +68,7 @@ def _ratio(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _pushed(decode: Decode | None, z: Tensor, seen: Tensor, move: Tensor) -> Tensor:
-    """What the pixels `seen` = decode(z) change by when z makes the step `move`, to first order."""
+    """The change of the pixels `seen` = decode(z) when z makes the step `move`, to first order."""
     if decode is None:
         return move
     short = 0.01 / _dot(move, move).div(move[0].numel()).sqrt().clamp_min(1e-30)  # latents have unit variance
@@ -88,7 +88,7 @@ def guided(
     rounds: int = 1,
     decode: Decode | None = None,
 ) -> Denoise:
-    """`denoise` conditioned on what was measured where `mask` (B, 1, H, W) is True, by equation (3).
+    """`denoise` conditioned on the measurement where `mask` (B, 1, H, W) is True, by equation (3).
 
     measured: of the network values (B, 1, H, W) that are expected, the values that were measured and the
         variance of their noise, each in that shape; both may depend on what is expected.
@@ -130,7 +130,7 @@ def _regressed(
     decode: Decode | None,
     keep: bool,
 ) -> Tensor:
-    """Equation (3) with the denoiser's answer `prior` to `x` and what it looks like, `seen`."""
+    """Equation (3) with the denoiser's answer `prior` to `x` and its decoded pixels, `seen`."""
     known, noise = measured
     scale = torch.where(noise > 0, noise.clamp_min(1e-30).rsqrt(), 1)  # noisy pixels weigh less, and all converge alike
     answer = prior.detach().clone()
@@ -181,7 +181,7 @@ def posterior(
         return led
 
     def exact(x: Tensor, sigma: float | Tensor, cond: Cond | None = None) -> Tensor:
-        """The noiseless pixels are what was measured, to the last bit."""
+        """The noiseless pixels equal the measurement, to the last bit."""
         return torch.where(mask, known.to(x.dtype), led(x, sigma, cond))
 
     return exact

@@ -36,7 +36,7 @@ def training_pair(denoiser: Denoiser, x0: Tensor, noise: Tensor, sigma: Tensor) 
 # %% ../../../nbs/learn/diffusion/objectives.ipynb #cf1fa142
 @register("weighting", "simple", of="network")
 def simple_weight(sigma: Tensor, sigma_data: float, gamma: float) -> Tensor:
-    """Every noise level alike, in what the network predicts."""
+    """Every noise level alike, in the network's own prediction."""
     return torch.ones_like(sigma)
 
 
@@ -90,8 +90,7 @@ def loss_weight(denoiser: Denoiser, sigma: Tensor, weighting: str = "simple", mi
 # %% ../../../nbs/learn/diffusion/objectives.ipynb #3746b0e2
 def drop_conditions(cond: Mapping[str, Tensor] | None, keep: Tensor) -> dict[str, Tensor]:
     """`cond` with every label of the frames where `keep` (B,) bool is False unknown: −1 for
-    integers, NaN for floats; "mask" stays as it is, and so does what was done to a frame
-    (augmentations): a network that did not know it would draw changed frames.
+    integers, NaN for floats; "mask" stays as it is, and so does the record of augmentations: a network that did not know it would draw changed frames.
     """
     out = {}
     for name, values in (cond or {}).items():
@@ -126,7 +125,7 @@ class DenoisingObjective(nn.Module):
         of (B,) labels.
     noise: a `TrainingNoise`, or a name for `make_noise`.
     weighting: one of `xrddiff config list weighting`.
-    condition_dropout: the share of training frames whose conditions are withheld, and of those that
+    condition_dropout: the share of training frames with withheld conditions, and of those that
         lack one of several maps.
     seed: of all draws.
     `of_tokens` is the objective of the same name for autoregressive models, where it is registered with `tokens=True`.
@@ -156,7 +155,7 @@ class DenoisingObjective(nn.Module):
 
     @property
     def model(self) -> nn.Module:
-        """What is trained: the network inside the denoiser."""
+        """The trained module: the network inside the denoiser."""
         return self.denoiser.net
 
     def conditions(self, batch: Mapping[str, Any], step: int) -> dict[str, Tensor]:
@@ -203,7 +202,7 @@ class AutoregressiveObjective(DenoisingObjective):
 
     @property
     def model(self) -> nn.Module:
-        """What is trained: transformer and head."""
+        """The trained modules: transformer and head."""
         return self.whole
 
     def contexts(self, batch: Mapping[str, Any], key: int) -> tuple[Tensor, Tensor, Tensor]:

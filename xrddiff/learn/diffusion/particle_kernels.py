@@ -66,8 +66,8 @@ class Kernel:
     """A kernel of particles.
 
     profile: how it falls with distance.
-    sites: what it sees; None for one site of all coordinates.
-    directions: random orthonormal directions at each step, whose coordinates are the sites: how
+    sites: its inputs; None for one site of all coordinates.
+    directions: random orthonormal directions at each step, with their coordinates as sites: how
         many; 0 for as many as there are coordinates; None for the coordinates as they are.
     """
 
@@ -78,7 +78,7 @@ class Kernel:
     def fit(
         self, sample: Tensor, n: int, bandwidth: float | str = "median", key: Sequence[int | str] = ()
     ) -> FittedKernel:
-        """The kernel for particles like `sample` (m, d), float64, of which there are n.
+        """Return the kernel for n particles like `sample` (m, d), float64.
 
         bandwidth: "median", or h > 0 in squared units of the particles.
         key: of the random directions, see `seeds`.
@@ -136,7 +136,7 @@ _PAIRS = 2**20  # of particles, for as many sites at once as they allow
 
 
 def tiles(n: int, size: int) -> Iterator[slice]:
-    """0 … n in slices of `size`, the last of which may be smaller."""
+    """Yield 0 … n in slices of `size`; the last may be smaller."""
     return (slice(first, min(first + size, n)) for first in range(0, n, size))
 
 # %% ../../../nbs/learn/diffusion/particle_kernels.ipynb #44f2e4d0
@@ -160,7 +160,7 @@ def windows(
 ) -> Kernel:
     """Message passing between the pixels of windows.
 
-    shape: of a particle, (…, H, W): what comes before H and W moves, and is seen, together.
+    shape: of a particle, (…, H, W): the axes before H and W move, and are seen, together.
     """
     if len(shape) < 2 or size % 2 == 0:
         raise BadInput(

@@ -45,9 +45,7 @@ def cosine_alphas_bar(T: int = 1000, s: float = 0.008, floor: float = 1e-8) -> T
 
 
 def squaredcos_betas(T: int = 1000, max_beta: float = 0.999) -> Tensor:
-    """β₁ … β_T of the cosine schedule, at most `max_beta`, (T,) float64: what diffusers calls
-    squaredcos_cap_v2.
-    """
+    """Return β₁ … β_T of the cosine schedule, at most `max_beta`, (T,) float64: squaredcos_cap_v2 in diffusers."""
     abar = torch.cat([torch.ones(1, dtype=torch.float64), cosine_alphas_bar(T, floor=0.0)])
     return (1 - abar[1:] / abar[:-1]).clamp_max(max_beta)
 

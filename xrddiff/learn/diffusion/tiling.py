@@ -43,7 +43,7 @@ class Tiling(NamedTuple):
 
 @lru_cache(maxsize=32)
 def tiling(length: int, size: int, overlap: int, align: int = 1) -> Tiling:
-    """Tiles of `length` px along one axis, see `corners`, with weights whose sum is 1 at each pixel."""
+    """Tiles of `length` px along one axis, see `corners`, with weights that add up to 1 at each pixel."""
     starts, size = corners(length, size, overlap, align), min(size, length)
     margin, at = overlap // 4, torch.arange(size, dtype=torch.float64) + 0.5
     u = ((at - margin) / max(overlap - 2 * margin, 1)).clamp(0, 1)

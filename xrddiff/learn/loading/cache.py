@@ -129,7 +129,7 @@ def check_seed(seed: Any) -> None:
 def check_disk(experiment: Any, n: int, folder: str | Path) -> None:
     """Refuse shots that would not fit on the disk, assuming one byte per pixel after compression.
 
-    experiment: the experiment whose shots are to be kept.
+    experiment: the experiment of the shots.
     n: number of shots.
     folder: where they are to be kept; it may not exist yet. Shots cached there already count as
         free.
@@ -179,7 +179,7 @@ def simulated_frames(
 
 
 def simulation_folder(experiment: Any, seed: int = 0, cache: str | Path | None = None) -> Path:
-    """The folder of an experiment's cached shots; `key.json` in it lists what they depend on.
+    """The folder of an experiment's cached shots; `key.json` in it lists their dependencies.
 
     experiment: the experiment or its name.
     seed: seed of the shots.

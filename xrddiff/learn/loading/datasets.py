@@ -81,10 +81,10 @@ def open_data(
     dataset: where the frames are in an HDF5 or zarr file that follows no known layout.
     geometry: a PONI, CrystFEL `.geom` or DIALS `.expt` file.
     labels: a table of labels, see `own_labels`.
-    condition: labels whose classes are numbered now, over the whole set and not just `limit`.
+    condition: labels with classes to be numbered now, over the whole set and not just `limit`.
     classes: label -> names of its classes, in order; without it they are taken from the data.
     merge: classes to merge, see `merge_classes`.
-    words: what the file does not contain: `wavelength` Å, `distance` m, `pixel_size` m,
+    words: metadata missing in the file: `wavelength` Å, `distance` m, `pixel_size` m,
         `beam_center` (x, y) px (None = as in the file), and `mask`, `mask_true`, `automask` as in
         `open_frames`. A named set keeps its own mask; automask rules apply to it only if `automask`
         is given.
@@ -171,7 +171,7 @@ class Split:
     """Which frames are trained on, and which ones results are compared with.
 
     train, held_out: frame numbers, int64.
-    apart: what no training frame shares with a held-out one, "shot groups", "crystals" or "scans". With
+    apart: the unit that training and held-out frames do not share, "shot groups", "crystals" or "scans". With
         "scan" and "series" they are of the same one, in blocks of neighbours; with "exposure", they
         are different parts of the same one; with "nothing", held-out frames are trained on as well.
     copies: how many frames are copies of another one; None: they were not looked for.
@@ -330,7 +330,8 @@ class Prepared:
         return self.apart == "nothing"
 
     def sizes(self, shown: int | None = None) -> str:
-        """How many frames are trained on and held out, and what they share, as the first words of a report.
+        """Return the numbers of training and held-out frames, and their common origin, as the first words of a
+        report.
 
         shown: so many of the held-out frames are used; None = all.
         """

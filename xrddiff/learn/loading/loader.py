@@ -95,7 +95,7 @@ def _bits(number: int, most: int) -> np.ndarray:
 
 
 def _subset(sizes: np.ndarray, target: int) -> list[int]:
-    """Indices of `sizes` whose sum is nearest to `target`: at least one index, and not all.
+    """Return indices of `sizes` with a sum nearest to `target`: at least one index, and not all.
 
     If several choices are equally near, the first one found is returned.
     """
@@ -164,7 +164,7 @@ def _condition_maps(
 
 # %% ../../../nbs/learn/loading/loader.ipynb #bb3374f8
 def read_ahead(make: Callable[[Any], Any], plan: Iterable[Any], ahead: int, threads: int) -> Iterator[Any]:
-    """What `make` returns for each entry of `plan`, in order.
+    """Yield the results of `make` for each entry of `plan`, in order.
 
     ahead: number of entries that are made before they are asked for; 0 = none, without threads.
     threads: number of threads that make them.
@@ -336,7 +336,7 @@ class FrameLoader:
     cond: names of the per-frame variables to include; None = all numbers. They are kept in
         `conditions`, name -> values for all frames.
     maps: the condition maps to include, as pictures (B, 1, H, W): names, or name -> options.
-    augmentations: what `batches` does to the frames, with their masks and maps; labels in `cond` say
+    augmentations: changes that `batches` makes to the frames, with their masks and maps; labels in `cond` say
         what was done, where `Augmentations.told` has added them.
     A frame with NaN or Inf at valid pixels, without any valid pixel, or that cannot be read raises
     `BadInput` when its turn comes.

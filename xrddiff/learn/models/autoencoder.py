@@ -232,7 +232,7 @@ class Reconstruction(NamedTuple):
 
 @register("autoencoder", "vae_kl", help="variational autoencoder with a Gaussian latent; Kingma & Welling")
 class AutoencoderKL(Autoencoder):
-    """An `Autoencoder` whose encoder gives mean and log-variance.
+    """An `Autoencoder` with mean and log-variance from its encoder.
 
     With mask_channel=False and patch=1 the parameters are those of diffusers' AutoencoderKL by name
     and shape.

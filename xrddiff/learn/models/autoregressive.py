@@ -528,7 +528,7 @@ def generate(
 
     cond: fields of these samples, row by row.
     mask: (B or 1, 1, H, W) bool (also as cond["mask"]): False = pixels that stay 0, as in training.
-    known: (B or 1, C, H, W), frames whose patches `known_patches` are kept as they are.
+    known: (B or 1, C, H, W), frames with patches `known_patches` to keep as they are.
     known_patches: (h, w) bool; in raster order a patch depends only on those before it.
     guidance_scale: 1: the conditional model.
     sampler: of a token, default: `model.sampler("dpmpp_2m", 8)` of an `AutoregressiveDiffusion`.

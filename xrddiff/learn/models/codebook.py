@@ -296,8 +296,8 @@ class VectorQuantizer(Quantizer):
 
 # %% ../../../nbs/learn/models/codebook.ipynb #62baadf7
 def fsq_levels(channels: int, codes: int = 1024) -> tuple[int, ...]:
-    """Levels of `channels` channels, powers of two as equal as can be and at least 4, whose product
-    is `codes` if 4**channels is not more.
+    """Levels of `channels` channels, powers of two as equal as can be and at least 4, with the product `codes` if
+    4**channels is not more.
     """
     bits = max(codes.bit_length() - 1, 2 * channels)
     if 1 << (codes.bit_length() - 1) != codes:

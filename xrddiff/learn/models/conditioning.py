@@ -131,7 +131,7 @@ class Conditions(nn.ModuleDict):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def forward(self, cond: Mapping[str, Tensor] | None, like: Tensor) -> Tensor:
-        """(B, width) for the `cond` of B frames; `like` (B, width): what it will be added to."""
+        """(B, width) for the `cond` of B frames; `like` (B, width): the tensor it will be added to."""
         total = torch.zeros_like(like)
         for name, embed in self.items():
             value = None if cond is None else cond.get(name)

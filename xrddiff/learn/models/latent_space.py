@@ -76,7 +76,7 @@ class LatentStatistics:
     """Per channel: `mean` m, `std` s of the latents (noise included), `noise` (root mean square of
     σ), `low` and `high` (the range); of `frames` frames with latents of `shape` (C, h, w).
 
-    sha256: hash of the weights whose latents were measured; None: unknown.
+    sha256: hash of the autoencoder's weights; None: unknown.
     """
 
     mean: tuple[float, ...]
@@ -167,8 +167,7 @@ def measure_latents(
     device: torch.device | str = "cpu",
     sha256: str | None = None,
 ) -> LatentStatistics:
-    """Statistics of the latents of all frames of `loader`, whose `batches(0)` gives this rank's
-    share; the same on every rank.
+    """Statistics of the latents of all frames of `loader`; its `batches(0)` gives this rank's share; the same on every rank.
 
     encode: `encode(x, mask)` of an autoencoder, on `device`.
     sha256: hash of its weights, kept with the result.

@@ -248,20 +248,20 @@ def full_precision(x: Tensor) -> Tensor:
 
 
 def full_conv(conv: nn.Conv2d, x: Tensor) -> Tensor:
-    """conv(x) in float32, whatever the autocast or the type of the parameters."""
+    """conv(x) in float32, for any autocast or type of the parameters."""
     with torch.autocast(x.device.type, enabled=False):
         return F.conv2d(full_precision(x), full_precision(conv.weight), full_precision(conv.bias), padding=conv.padding)
 
 
 def full_norm(norm: nn.GroupNorm, x: Tensor) -> Tensor:
-    """norm(x) in float32, whatever the autocast or the type of the parameters."""
+    """norm(x) in float32, for any autocast or type of the parameters."""
     with torch.autocast(x.device.type, enabled=False):
         weight, bias = full_precision(norm.weight), full_precision(norm.bias)
         return F.group_norm(full_precision(x), norm.num_groups, weight, bias, norm.eps)
 
 
 def full_head(norm: nn.GroupNorm, conv: nn.Conv2d, x: Tensor) -> Tensor:
-    """conv(silu(norm(x))) in float32, whatever the autocast or the type of the parameters."""
+    """conv(silu(norm(x))) in float32, for any autocast or type of the parameters."""
     with torch.autocast(x.device.type, enabled=False):
         if not torch.is_grad_enabled() and x.numel() >= ResnetBlock.strips_from and x.dtype == conv.weight.dtype:
             return conv_in_strips(norm, conv, x)

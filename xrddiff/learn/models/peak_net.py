@@ -48,7 +48,7 @@ def standard_scores(image: np.ndarray, finder: PeakFinder, least: float = 0.0) -
 
 # %% ../../../nbs/learn/models/peak_net.ipynb #60724d66
 def ground_finder(bins: np.ndarray, mask: np.ndarray) -> PeakFinder:
-    """What finds the background that a `PeakNet` sees pixels above."""
+    """A finder of the background for a `PeakNet`."""
     return PeakFinder(bins, mask, pixel_snr=4.0, poisson_floor=False)
 
 
@@ -129,7 +129,7 @@ def peak_targets(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Target and weight (y, x), float32, of one image with `peaks`.
 
-    unsure: uncertain peaks, whose surroundings are ignored; both tables have `fs` and `ss`.
+    unsure: uncertain peaks; their surroundings are ignored; both tables have `fs` and `ss`.
     spread: s, in px. reach: px around unsure peaks.
     """
     target, weight = np.zeros(shape, np.float32), np.ones(shape, np.float32)
@@ -207,7 +207,7 @@ class NetworkFinder:
     """Finds peaks in images of one shape with a network; their columns are those of a `PeakFinder`, and `probability` and
     `logit`, which ranks them.
 
-    net: a `PeakNet`. measure: measures what was found; bins and mask are its own. least: smallest σ of the input.
+    net: a `PeakNet`. measure: measures the found peaks; bins and mask are its own. least: smallest σ of the input.
     threshold: least probability. batch: panels at a time.
     """
 

@@ -77,7 +77,7 @@ def probe_quantizer(thing: Any, entry: Entry) -> Iterator[str]:
 # %% ../../../nbs/learn/models/probes.ipynb #1598f17c
 @register("probe", "loss")
 def probe_loss(thing: Any, entry: Entry) -> Iterator[str]:
-    """three frames, with a mask and without: (B,) float32, a gradient; what is under the mask does not matter"""
+    """three frames, with a mask and without: (B,) float32, a gradient; values under the mask do not matter"""
     generator = torch.Generator().manual_seed(0)
     prediction, target = (1 + 4 * torch.rand(3, 1, 8, 8, generator=generator) for _ in range(2))
     target, mask = target.round(), torch.ones(3, 1, 8, 8, dtype=torch.bool)

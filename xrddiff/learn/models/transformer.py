@@ -19,7 +19,7 @@ __all__ = ['VIT_SIZES', 'KeyValues', 'Attention', 'Block', 'Transformer', 'NextT
 # %% ../../../nbs/learn/models/transformer.ipynb #3757fb6c
 class KeyValues:
     """Keys and values of the tokens that a causal `Transformer` has read: `store` (depth, 2, B,
-    heads, capacity, dim_head), of which the first `length` positions are filled.
+    heads, capacity, dim_head), with the first `length` positions filled.
     """
 
     def __init__(self, store: Tensor):

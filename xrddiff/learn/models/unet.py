@@ -62,8 +62,8 @@ class _Level(nn.Module):
 
 
 class DownLevel(_Level):
-    """(B, C, H, W) and the stack of kept maps -> (B, C', H/2, W/2); what each block and the step
-    down gave is put on the stack.
+    """(B, C, H, W) and the stack of kept maps -> (B, C', H/2, W/2); the outputs of each block and of the step down
+    are put on the stack.
     """
 
     def forward(self, x: Tensor, time: Tensor, kept: list[Tensor]) -> Tensor:
@@ -110,8 +110,8 @@ class UNet(nn.Module):
     norm_groups: groups of the norms.
     scale_shift: noise level and conditions scale and shift the norms instead of being added.
     dropout: share of values dropped in training.
-    label_scale: what the noise label is multiplied by before it becomes waves.
-    mask_channel, maps: what is appended to `x` as channels, see `Pictures`.
+    label_scale: factor of the noise label before it becomes waves. mask_channel, maps: pictures appended to `x` as
+    channels, see `Pictures`.
     patch: side of the block of pixels that is folded into channels.
     conditions: see `Conditions`.
     Without mask and patch the parameters are those of diffusers' UNet2DModel by name and shape.

@@ -51,7 +51,7 @@ def drawn_again(
     noise: SampleNoise,
     cond: Mapping[str, Tensor] | None = None,
 ) -> Tensor | None:
-    """Latents z (B, C, h, w) with noise of at most the level `start`, and what the sampler makes of them; None if
+    """Latents z (B, C, h, w) with noise of at most the level `start`, and the sampler's result; None if
     it has no level of that kind but its first.
 
     noise: of these frames. cond: their conditions.
@@ -70,7 +70,7 @@ _AT_ONCE = 2**18  # pixels of the frames of one step
 
 @dataclass(frozen=True)
 class DecodedFrames:
-    """Frames and what a latent model makes of them.
+    """Frames and a latent model's output for them.
 
     counts: measured photons (n, 1, H, W). mask: valid pixels, (n, 1, H, W) bool.
     views: expected photons by the decoder, each (n, 1, H, W): reconstructed, then drawn again.
@@ -83,7 +83,7 @@ class DecodedFrames:
     maps: dict[str, Tensor]
 
     def loss(self, net: CountsNet | None = None, batch: int = 16) -> float:
-        """Mean `counts_loss` over all views; None: λ = what was decoded."""
+        """Mean `counts_loss` over all views; None: λ = the decoded value."""
         total, device = [], "cpu" if net is None else net.first.weight.device
         for view in self.views:
             for at in torch.arange(len(view)).split(batch):
@@ -124,8 +124,8 @@ class PhotonScale:
 def counts_loss(expected: Tensor, counts: Tensor, mask: Tensor) -> Tensor:
     """Mean of λ − n ln λ over the valid pixels of each frame, (B,); all (B, 1, H, W), photons.
 
-    This is −ln p(n | λ) of the Poisson distribution without what does not depend on λ. Its minimum is at the mean of n
-    whatever the noise, so that n may be measured with noise of the readout, and be negative.
+    This is −ln p(n | λ) of the Poisson distribution without terms that do not depend on λ. Its minimum is at the mean
+    of n for any noise, so that n may be measured with noise of the readout, and be negative.
     """
     rate = expected.clamp_min(1e-3)
     return pixel_mean(torch.where(mask, rate - counts * rate.log(), 0.0), mask)
@@ -145,7 +145,7 @@ def decoded_frames(
 ) -> DecodedFrames:
     """Frames of `loader`, reconstructed and drawn again.
 
-    loader: of frames whose photons are known, with the conditions and the maps of the denoiser, and the map "q" if it is in `maps`.
+    loader: of frames with known photons, with the conditions and the maps of the denoiser, and the map "q" if it is in `maps`.
     maps: those that the network of counts reads.
     again: the denoiser and the sampler that draw frames again; None = they are only reconstructed.
     known: names of the conditions and maps that the denoiser takes.

@@ -101,7 +101,7 @@ def asked_peaks(samples: xr.Dataset, width: float = 1.0, radius: float = 2.0) ->
 
 # %% ../../../nbs/learn/recipes/peak_nets.ipynb #bb2f48ef
 def measured_anew(mu: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, dict[str, float]]:
-    """Another measurement of expected counts (y, x), and what was changed, for `KnownPeaks.peaks`."""
+    """Another measurement of expected counts (y, x), and the changes, for `KnownPeaks.peaks`."""
     exposure, (down, across) = float(np.exp(rng.uniform(-1, 3))), rng.uniform(0, 2.5, 2)
     noise = float(rng.uniform(0, 1) * np.sqrt(exposure * np.median(mu)))
     wide, noisy = rng.random(2) < 0.6
@@ -117,7 +117,7 @@ Pair = tuple[np.ndarray, np.ndarray, np.ndarray]  # input (2, y, x), target and 
 
 
 class Labelled(Protocol):
-    """Images whose peaks are known."""
+    """Images with known peaks."""
 
     def pair(self, rng: np.random.Generator, window: int) -> Pair:
         """A window to learn from, at most `window` px wide, drawn with `rng`."""
@@ -202,7 +202,7 @@ class Window(NamedTuple):
 
 
 class LabelledWindows:
-    """Windows of frames whose spots are known.
+    """Windows of frames with known spots.
 
     windows: see `Window`. least: smallest σ, photons. poisson: are these photons, whole ones?
     """

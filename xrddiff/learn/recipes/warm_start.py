@@ -50,7 +50,7 @@ FREE = ("mask_channel", "maps", "conditions", "dropout", "size", "diffusion", "q
 
 
 def check_alike(ours: Mapping[str, Any], theirs: Mapping[str, Any], where: str) -> None:
-    """Raise `BadInput` unless two configurations of a model differ in what `FREE` allows only.
+    """Raise `BadInput` unless two configurations of a model differ only in settings that `FREE` allows.
 
     where: a name for `theirs`, for the message.
     """

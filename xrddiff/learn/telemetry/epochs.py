@@ -168,7 +168,7 @@ def epoch_row(
     device: torch.device | str = "cpu",
     averages: Iterable[tuple[Tensor, Tensor]] = (),
 ) -> dict[str, Any]:
-    """The row of the epoch that `meter` has seen; the same on every rank, all of which have to call it.
+    """The row of the epoch that `meter` has seen; the same on every rank; all have to call it.
 
     `place`: epoch, step, frames and lr. `forward`: the network as it is called, with or without DDP.
     `averages`: (weight, its exponential average) of each parameter.

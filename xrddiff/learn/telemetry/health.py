@@ -74,8 +74,8 @@ def first_fault(
     """The first step of `records` that is not finite, as a dict for `describe_fault`, or None.
 
     `model`: if only the gradient is at fault, it names the weights, provided that its gradients are
-    still those of that step. `norms`: whether to check gradient norms; not with fp16, where a step
-    with an infinite gradient is skipped and is no fault.
+    still those of that step. `norms`: whether to check gradient norms; not with fp16, where a step with an infinite
+    gradient is skipped and is not a fault.
     """
     last_norm = None
     for r in records:

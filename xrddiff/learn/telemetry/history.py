@@ -131,7 +131,8 @@ class History:
 
 # %% ../../../nbs/learn/telemetry/history.ipynb #22438ddb
 def _kept_rows(path: Path, name: str) -> tuple[list[dict[str, Any]], bool]:
-    """The rows in the JSON file of a table, whose checksum is right, and whether it holds other values beside them."""
+    """Return the rows in the JSON file of a table with a correct checksum, and whether it holds other values beside
+    them."""
     found = read_json(path, most=MOST_ROWS)
     about = isinstance(found, dict)
     return checked(found.get(name) if about else found, list[dict[str, Any]], path.name), about

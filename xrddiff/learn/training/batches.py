@@ -48,9 +48,7 @@ def frames_per_epoch(loader: Any) -> int:
 
 
 def stream(loader: Loader, epoch: int, start: int = 0) -> Iterator[dict[str, Any]]:
-    """The batches of `loader` as a generator, so that they can be closed, whatever iterator it
-    returns.
-    """
+    """The batches of `loader` as a generator, so that they can be closed, for any iterator."""
     yield from loader.batches(epoch, start=start)
 
 # %% ../../../nbs/learn/training/batches.ipynb #a8c783de

@@ -37,7 +37,7 @@ _STEP = re.compile(r"step-(\d{8,})")
 class CheckpointError(XrddiffError):
     """A checkpoint that cannot be written or used.
 
-    The message says which checkpoint, what is wrong, and which one is intact.
+    The message names the checkpoint, the problem, and an intact one.
     """
 
 
@@ -122,7 +122,7 @@ MOST_STATE = 16 << 20  # bytes of the state of a checkpoint
 
 
 def _read_json(path: Path) -> Any:
-    """The content of a JSON file; raises `ValueError` if it cannot be read, whatever the reason."""
+    """The content of a JSON file; raises `ValueError` if it cannot be read, for any reason."""
     try:
         return read_json(path, most=MOST_STATE)
     except (OSError, BadInput) as e:
@@ -130,7 +130,7 @@ def _read_json(path: Path) -> Any:
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
-    """The manifest of the checkpoint folder `path`; raises `ValueError`, which says what is wrong."""
+    """The manifest of the checkpoint folder `path`; raises `ValueError` with the problem."""
     if not (path / "manifest.json").is_file():
         raise ValueError("manifest.json is missing")
     try:
@@ -206,7 +206,7 @@ def save_checkpoint(
 
 # %% ../../../nbs/learn/training/checkpoints.ipynb #267b6cd7
 def find_fault(path: str | Path, *, hashes: bool = True) -> str | None:
-    """What is wrong with the checkpoint folder `path`, or None if it is intact.
+    """Return the problem of the checkpoint folder `path`, or None if it is intact.
 
     `hashes`: if false, tensor files are compared by size only.
     """
@@ -235,7 +235,7 @@ def find_fault(path: str | Path, *, hashes: bool = True) -> str | None:
 def latest_checkpoint(folder: str | Path, *, hashes: bool = True) -> Path | None:
     """The newest intact checkpoint in `folder`, or None.
 
-    A damaged one is skipped with a warning that says what is wrong. One that a running training
+    A damaged one is skipped with a warning that names the problem. One that a running training
     removes while it is read is not damaged: the folder is listed again. `hashes`: if false, tensor
     files are compared by size only.
     """
@@ -417,7 +417,7 @@ def pack_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module) -> tuple[
 def unpack_optimizer(
     optimizer: torch.optim.Optimizer, model: nn.Module, tensors: Mapping[str, Tensor], state: Mapping[str, Any]
 ) -> None:
-    """Restore exactly what `pack_optimizer` returned as `tensors` and `state`.
+    """Restore exactly the `tensors` and `state` of `pack_optimizer`.
 
     Raises `BadInput` if the optimiser is of another kind or over other parameters.
     """
@@ -448,7 +448,7 @@ def pack_rng(device: torch.device | str = "cpu") -> dict[str, Tensor]:
 
 
 def unpack_rng(tensors: Mapping[str, Tensor], device: torch.device | str = "cpu") -> None:
-    """Restore what `pack_rng` returned; a GPU state is ignored if there is no GPU."""
+    """Restore the state of `pack_rng`; a GPU state is ignored if there is no GPU."""
     torch.set_rng_state(tensors["cpu"])
     if "cuda" in tensors and torch.device(device).type == "cuda":
         torch.cuda.set_rng_state(tensors["cuda"], device)

@@ -42,7 +42,7 @@ def kept_bytes(objective: nn.Module, batch: Any, step: int = 0) -> int:
 
 # %% ../../../nbs/learn/training/memory.ipynb #3e310009
 def free_bytes(device: torch.device | str = "cpu") -> int:
-    """The memory that is free on a device; on a CPU, at most what the control group of this process may take."""
+    """The memory that is free on a device; on a CPU, at most the limit of the control group of this process."""
     if torch.device(device).type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     free = psutil.virtual_memory().available

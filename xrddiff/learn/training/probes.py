@@ -28,7 +28,7 @@ __all__ = ['probe_callback']
 
 # %% ../../../nbs/learn/training/probes.ipynb #81e5d2fb
 class _Steps:
-    """Steps of a small network whose hooks are those of `callback` alone."""
+    """Steps of a small network with the hooks of `callback` alone."""
 
     def __init__(self, callback: Callback, folder: Path):
         torch.manual_seed(0)
@@ -91,7 +91,7 @@ def _altered(thing: Any, folder: Path) -> Iterator[str]:
 # %% ../../../nbs/learn/training/probes.ipynb #7caf41fb
 @register("probe", "callback")
 def probe_callback(thing: Any, entry: Entry) -> Iterator[str]:
-    """made with its defaults: a Callback, whose hooks take their arguments; altered steps are the
+    """made with its defaults: a Callback with hooks that take their arguments; altered steps are the
     same for any division of frames, when repeated, and when resumed
     """
     made = thing()

@@ -139,7 +139,7 @@ class Parts:
 class Saver:
     """The checkpoints in `folder/checkpoints`: when one is due, and which is the newest.
 
-    `folder`: of the run. `parts`: what is saved. `extra`: JSON values that go into each checkpoint.
+    `folder`: of the run. `parts`: the saved objects. `extra`: JSON values that go into each checkpoint.
     `watch`: checks the numbers first. Raises `BadInput` if `extra` uses a name in `KEPT`.
     """
 

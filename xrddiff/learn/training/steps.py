@@ -114,7 +114,7 @@ class Means:
         }
 
     def load(self, state: Mapping[str, Any], rank: int) -> None:
-        """Continue from what `read` returned; rank 0 takes the sums, which are those of all
+        """Continue from the result of `read`; rank 0 takes the sums, which are those of all
         ranks.
         """
         self.names = list(state["sums"])

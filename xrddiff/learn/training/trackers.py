@@ -39,7 +39,7 @@ __all__ = ['Tracked', 'JsonLines', 'jsonl', 'tensorboard', 'wandb', 'Appended', 
 class Tracked:
     """The description of a training for a tracker.
 
-    folder: the folder of the training. project, name, tags: what it is filed under. config: word -> value.
+    folder: the folder of the training. project, name, tags: labels of the run there. config: word -> value.
     id: the same whenever the training is resumed. step: of the first row that is sent now; later
         rows are sent again. theirs: the tracker's earlier name for the run, "" at first.
     """
@@ -138,7 +138,7 @@ def wandb(
 
 # %% ../../../nbs/learn/training/trackers.ipynb #c0abfda3
 class Appended(GeneralTracker):
-    """A tracker whose store can only append; each number of a step is sent once.
+    """A tracker with a store that can only append; each number of a step is sent once.
 
     Who derives from it sets `told`, the (name, step) that the store has, in `start`, and sends in `send`.
     """
@@ -337,7 +337,7 @@ def numbers(row: Mapping[str, Any], prefix: str, without: Sequence[str] = ()) ->
 class Trackers(Callback):
     """Sends the rows of a training to trackers.
 
-    `make`: see `chosen_trackers`. `config`: of the run. `name`, `project`, `tags`: what it is filed under.
+    `make`: see `chosen_trackers`. `config`: of the run. `name`, `project`, `tags`: labels of the run there.
     """
 
     def __init__(

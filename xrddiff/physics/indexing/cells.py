@@ -86,7 +86,7 @@ class Cell:
 
 # %% ../../../nbs/physics/indexing/cells.ipynb #5aad9da5
 def centring_as_told(cell: Iterable[float], told: Cell | None) -> str:
-    """The centring of a cell, of which numbers say nothing: that of the one that was `told` if they are alike, or P."""
+    """Return the centring of a cell given as numbers: that of the `told` cell if they are alike, or P."""
     return told.centring if told and told.like(cell) else "P"
 
 

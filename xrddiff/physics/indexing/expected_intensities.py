@@ -129,7 +129,7 @@ def merged_intensities(ds: xr.Dataset, frames: Iterable[int] | None = None, limi
 
 
 class _Alike(NamedTuple):
-    """The frames whose first crystals are of one form, their space group, and these crystals: cell and orientation (3, 3)."""
+    """The frames with first crystals of one form, their space group, and these crystals: cell and orientation (3, 3)."""
 
     cell: Cell
     group: str
@@ -167,7 +167,7 @@ MERGED = "merged_intensities.json"
 
 
 class _Merged(msgspec.Struct):
-    """What the frames with a digest merged to: `hkl` (3N), `intensity` (N) before it is divided by its mean, R₀ and R₁."""
+    """The merged values of the frames with a digest: `hkl` (3N), `intensity` (N) before it is divided by its mean, R₀ and R₁."""
 
     made_from: str
     hkl: list[int]
@@ -266,9 +266,9 @@ def save_intensities(known: CrystalIntensities, path: str | Path) -> Path:
 
 # %% ../../../nbs/physics/indexing/expected_intensities.ipynb #71e90afa
 def wilson_intensities(cell: Cell, like: CrystalIntensities, d_min: float, seed: int = 0) -> CrystalIntensities:
-    """Intensities drawn for a crystal whose structure is unknown, with Friedel's symmetry only.
+    """Draw intensities for a crystal of unknown structure, with Friedel's symmetry only.
 
-    like: the crystal whose falloff with resolution is taken. d_min: of the reflections, Å.
+    like: the crystal that provides the falloff with resolution. d_min: of the reflections, Å.
     seed: of the draw, which also depends on the cell.
     """
     every = miller_sphere(cell, d_min)

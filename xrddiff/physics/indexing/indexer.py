@@ -84,7 +84,7 @@ def mark_found(spots: pd.DataFrame, hkl: np.ndarray) -> pd.DataFrame:
 
 
 def in_order(lattice: Lattice, place: np.ndarray) -> Lattice:
-    """The rows of the peaks (N,) in another order: row i is what was row `place[i]`."""
+    """Return the rows of the peaks (N,) in another order: row i is the former row `place[i]`."""
     rank = (np.cumsum(lattice.indexed) - 1)[place][lattice.indexed[place]]
     return replace(
         lattice, hkl=lattice.hkl[place], indexed=lattice.indexed[place], error=lattice.error[rank],
@@ -120,7 +120,7 @@ GetPixels = Callable[[], FramePixels]
 
 
 def pixels_if_asked(ds: xr.Dataset, frame: int) -> GetPixels:
-    """What gives the pixels of a frame, which are read when they are first asked for."""
+    """A reader of the pixels of a frame, on their first use."""
     return cache(partial(frame_pixels, ds, frame))
 
 # %% ../../../nbs/physics/indexing/indexer.ipynb #37e38c80
@@ -152,7 +152,7 @@ def is_one_of(lattice: Lattice, found: list[Lattice], cell: Cell) -> bool:
 def settled_lattices(
     found: list[Lattice], cell: Cell, peaks: pd.DataFrame, geometry: PanelGeometry, restraints: Restraints
 ) -> list[Lattice]:
-    """Each peak with the lattice that it is nearest to, and the lattices refined to what is theirs."""
+    """Return each peak with its nearest lattice, and the lattices refined to their own peaks."""
     nearest, out = np.argmin([distances(x) for x in found], axis=0), []
     for i, x in enumerate(found):
         own = x.indexed & (nearest == i)
@@ -216,7 +216,7 @@ class Indexer:
 
     def learn_chance(self, vectors: Iterable[np.ndarray], controls: int = 200, seed: int = 0) -> Chance:
         """Fit `chance` to `controls` shuffled copies of the frames' scattering vectors, taken in
-        turn. Every other one is thinned, as what is left for a second crystal is.
+        turn. Every other one is thinned, like the remaining peaks for a second crystal.
         """
         usable = [s for s in vectors if len(s) >= FEWEST_PEAKS]
         rows = []
@@ -329,7 +329,7 @@ class Indexer:
 # %% ../../../nbs/physics/indexing/indexer.ipynb #f82c3fed
 @dataclass(frozen=True, eq=False)
 class Indexing:
-    """What indexing a set of frames found.
+    """The result of indexing a set of frames.
 
     cell: that was given or found. chance: of these frames. peaks: of all frames.
     table: a row for each frame: `peaks`, `indexed` (peaks on a lattice), `share`, `lattices` (with
@@ -398,9 +398,7 @@ _DETECTOR = Restraints(edges=0, angles=0, center=3.0, distance=0.02)  # the cell
 def _find_shift(
     cell: Cell, tables: dict[int, pd.DataFrame], geometries: dict[int, PanelGeometry], frames: list[int], reach: float
 ) -> np.ndarray:
-    """The shift of the detector (3,), m, with the distance within 1 ± `reach` of what the file says:
-    the median over `frames`, refined with the cell held fixed.
-    """
+    """The shift of the detector (3,), m, with the distance within 1 ± `reach` of the file's: the median over `frames`, refined with the cell held fixed."""
     factors = 1 + np.linspace(-reach, reach, 2 * int(np.ceil(reach / 0.005)) + 1)
     factors = factors[np.argsort(np.abs(factors - 1), kind="stable")]  # of equal ones the nearest to the file's wins
     shifts = []
@@ -469,7 +467,7 @@ def make_indexer(
     restraints: Restraints | None = None,
     seed: int = 0,
 ) -> Indexer:
-    """What all frames of an experiment share: cell, chance level, and where the detector is.
+    """The constants of an experiment: cell, chance level, and the place of the detector.
 
     cell: as `read_cell` takes it; None takes that of the frames, and looks for it if they have none; "unknown" looks for it in any case.
     frames: numbers; None = all. peaks: a table with the column `frame`, or a way to find them; None takes the classical one.

@@ -117,7 +117,7 @@ class LatticeMap:
     def __call__(self, cells: Any, orientations: Any, wavelength: float | None = None) -> Tensor:
         """The map (y, x), float32, of crystals in one frame; zeros without crystals.
 
-        cells: (C, 6), Å and degrees. orientations: U (C, 3, 3). NaN rows are no crystals.
+        cells: (C, 6), Å and degrees. orientations: U (C, 3, 3). NaN rows are not crystals.
         """
         bases = [Cell(tuple(c)).A @ np.asarray(U).T for c, U in crystals_of(cells, orientations)]
         return self.of_bases(torch.tensor(np.array(bases).reshape(-1, 3, 3)), wavelength)

@@ -226,7 +226,8 @@ def best_orientations(
 
 
 def distinct_orientations(cell: Cell, U: np.ndarray, most: int, apart: float = 1.0) -> np.ndarray:
-    """The first `most` of U (n, 3, 3), each at least `apart` degrees from those before, whatever the symmetry of the lattice."""
+    """The first `most` of U (n, 3, 3), each at least `apart` degrees from those before, for any symmetry of the
+    lattice."""
     free, chosen = np.ones(len(U), bool), []
     while free.any() and len(chosen) < most:
         chosen.append(int(free.argmax()))

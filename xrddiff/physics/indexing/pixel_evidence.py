@@ -121,7 +121,7 @@ def pixel_chance(
     """Probability that the pixels say by chance as much for a lattice as they do; 1 if there are too few spots.
 
     hkl: reflections (N, 3) that may be seen. A: direct basis (3, 3; rows a, b, c, Å).
-    width: w, 1/Å. taken: places (`fs`, `ss`, and `panel`) whose spots say nothing new.
+    width: w, 1/Å. taken: places (`fs`, `ss`, and `panel`) of spots without new information.
     """
     ratio = _ratios(frame, hkl, A, geometry, width, taken, np.concatenate([[0], TURNS]))
     used = np.isfinite(ratio[0]) & (2 * np.isfinite(ratio[1:]).sum(0) > len(TURNS))

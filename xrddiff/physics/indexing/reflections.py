@@ -103,8 +103,8 @@ def stream_reflections(path: str | os.PathLike, group: str, like: Cell | None = 
     """The reflections of a CrystFEL stream as a table like that of `reflection_table`, and the median of the crystals' cells.
 
     group: space group, which a stream does not say. like: the cell in the axes of the group, as `fit_cell` takes it.
-    Intensities are taken as they are. Raises `BadInput` for a stream without crystals, or
-    whose cell does not fit the group.
+    Intensities are taken as they are. Raises `BadInput` for a stream without crystals, or with a cell that does not
+    fit the group.
     """
     tables = read_stream(path)
     if "integrated" not in tables:

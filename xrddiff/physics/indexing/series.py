@@ -176,7 +176,7 @@ def index_series(
     """`index_frames`, and then the frames refined together.
 
     peaks: a table, or a way to find them; None takes the classical one.
-    restraints: what is known of detector and cell; None takes a third of `distance_range` (if it is not 0)
+    restraints: prior knowledge of detector and cell; None takes a third of `distance_range` (if it is not 0)
     as the standard deviation of the distance, and `SeriesRestraints` for the rest.
     Other words are those of `make_indexer`. Raises `BadInput` as `index_frames` does.
     """

@@ -35,7 +35,7 @@ def _crossing(v: np.ndarray) -> np.ndarray:
 
 
 class Ray(NamedTuple):
-    """What `diffracted` says of reflections: u (N, 3) in 1/Å, ε (N,) in 1/Å, D (N,), and e, n, a and
+    """The result of `diffracted` for reflections: u (N, 3) in 1/Å, ε (N,) in 1/Å, D (N,), and e, n, a and
     Σa (N, 3).
     """
 
@@ -119,14 +119,13 @@ def correlated_shifts(geometry: PanelGeometry, panels: float) -> np.ndarray:
 
 @dataclass(frozen=True)
 class SeriesRestraints(Restraints):
-    """What is known before a series is refined, as in `Restraints`; besides them
+    """Prior knowledge of a series, as in `Restraints`; besides them
 
     tilt: degrees, of the detector about x and y. panels: px, of each panel of a stack.
     spread: Å, of the elements of L. variation: of a frame's own cell about the common one, as a share
     of `edges` and `angles`. offset: px, of a
     frame's spots along x and y: its crystal is not where the others were.
-    The defaults are those of a header whose detector was calibrated some time ago, and of a cell from
-    a database.
+    The defaults are those of a detector that was calibrated some time ago, and of a cell from a database.
     """
 
     edges: float = 0.005
@@ -141,7 +140,7 @@ class SeriesRestraints(Restraints):
 
 # %% ../../../nbs/physics/indexing/series_refinement.ipynb #5e71000d
 class _Shared(NamedTuple):
-    """What all frames share: cell parameters (6,), detector, T and its changes (2, 3, 3)."""
+    """The common parameters of all frames: cell parameters (6,), detector, T and its changes (2, 3, 3)."""
 
     cell: np.ndarray
     detector: Adjustment
@@ -174,7 +173,7 @@ def _frame_of(hkl: np.ndarray, peaks: pd.DataFrame, geometry: PanelGeometry, sca
 
 
 class _Misses(NamedTuple):
-    """Predicted less found fs and ss (n, 2), and what their derivatives need."""
+    """Predicted less found fs and ss (n, 2), and the inputs of their derivatives."""
 
     px: np.ndarray
     g: np.ndarray
@@ -198,7 +197,7 @@ def _misses(frame: _Frame, UB: np.ndarray, L: np.ndarray, shared: _Shared) -> _M
 class _Series:
     """The residuals of the indexed peaks of a series.
 
-    While `rigid`, the panels stay. Shared parameters y, in standard deviations of what is known before: free directions of the cell, shift
+    While `rigid`, the panels stay. Shared parameters y, in standard deviations of the prior: free directions of the cell, shift
     (x, y, z), tilt (x, y), panels. Each frame has U (3, 3) and q (own − 3,): L, its own changes of the cell and its offset
     (x, y), in such units.
     """
@@ -223,7 +222,7 @@ class _Series:
         return parameters, Adjustment(shift * self.shift, tilt * self.tilt, self.pivot, panels)
 
     def at(self, y: np.ndarray) -> _Shared:
-        """What the frames share."""
+        """The common parameters of the frames."""
         parameters, detector = self.parts(y)
         Rx, Ry = (
             scipy.spatial.transform.Rotation.from_euler(axis, a).as_matrix()
@@ -300,7 +299,7 @@ class _Fit(NamedTuple):
 
 
 def _loss(problem: _Series, frames: list[_Frame], at: _Fit) -> float:
-    """Σ 2 (√(1 + r²) − 1) of the peaks, and the squares of what was known before."""
+    """Σ 2 (√(1 + r²) − 1) of the peaks, and the squares of the prior."""
     shared, out = problem.at(at.y), float(at.y @ at.y + (at.q**2).sum())
     for frame, U, q in zip(frames, at.U, at.q, strict=True):
         out += 2 * (np.sqrt(1 + problem.residuals(frame, U, q, shared) ** 2) - 1).sum()
@@ -426,7 +425,7 @@ class RefinedSeries:
     cell, detector: of all frames. frames: by number, those that took part.
     cell_sigma: standard deviations of the cell (6,), Å and degrees.
     sigma: those of the detector.
-    geometry: of a frame, refined. restraints: what was known before.
+    geometry: of a frame, refined. restraints: the prior.
     """
 
     cell: Cell
@@ -478,7 +477,7 @@ def _assign_all(
 
 
 def _learn_sigmas(problem: _Series, now: _Round, at: _Fit) -> None:
-    """Set the standard deviations of the problem to what the fit leaves."""
+    """Set the standard deviations of the problem to the residuals of the fit."""
     shared = problem.at(at.y)
     misses = [problem.misses(*x, shared) for x in zip(now.frames, at.U, at.q, strict=True)]
     count = 3 * sum(len(frame.hkl) for frame in now.frames)
@@ -488,7 +487,7 @@ def _learn_sigmas(problem: _Series, now: _Round, at: _Fit) -> None:
 
 
 def _learn_variation(problem: _Series, at: _Fit) -> _Fit:
-    """Set how much the frames vary to what they do; q in the new units."""
+    """Set the spread of the frames to the observed one; q in the new units."""
     if len(at.q) < 5:
         return at
     factor = np.ones(at.q.shape[1])
@@ -502,7 +501,7 @@ def _learn_variation(problem: _Series, at: _Fit) -> _Fit:
 
 # %% ../../../nbs/physics/indexing/series_refinement.ipynb #5e710018
 class Start(NamedTuple):
-    """Where the refinement of a frame starts: what indexing it alone found. U (3, 3), cell, shift (3,) m."""
+    """Return the start of the refinement of a frame: the result of indexing it alone. U (3, 3), cell, shift (3,) m."""
 
     U: np.ndarray
     cell: Cell
@@ -593,7 +592,7 @@ def _grouped_covariance(problem: _Series, frames: list[_Frame], at: _Fit) -> np.
 def _result(
     problem: _Series, now: _Round, at: _Fit, panels: Mapping[int, PanelGeometry], restraints: SeriesRestraints
 ) -> RefinedSeries:
-    """What the fit found, with standard deviations."""
+    """The result of the fit, with standard deviations."""
     shared, frames = problem.at(at.y), {}
     for i, (hkl, indexed, scale), frame, U, q in zip(*now, at.U, at.q, strict=True):
         L, cell, seen = problem.crystal(q, shared)

@@ -57,7 +57,7 @@ def _matrices(crystal: np.ndarray, value: np.ndarray, ways: list[AsuIndices]) ->
 
 
 def _scores(a: sparse.csr_matrix, b: sparse.csr_matrix) -> tuple[np.ndarray, np.ndarray]:
-    """n·r, and n, of the rows of a (A, m) with those of b (B, m), over what both have; 0 for fewer than `FEWEST_SHARED`."""
+    """n·r, and n, of the rows of a (A, m) with those of b (B, m), over their common reflections; 0 for fewer than `FEWEST_SHARED`."""
     one_a, one_b = (x.copy() for x in (a, b))
     one_a.data, one_b.data = np.ones_like(a.data), np.ones_like(b.data)
     n, ab = (one_a @ one_b.T).toarray(), (a @ b.T).toarray()
@@ -202,7 +202,7 @@ def made_up_stills(
 
 
 def same_way(way: np.ndarray, truth: np.ndarray, count: int) -> float:
-    """Share of crystals whose way is undone, up to one that is common to all. count: number of ways."""
+    """Return the share of crystals with the right way, up to one that is common to all. count: number of ways."""
     return max(float(np.mean(way == np.take(order, truth))) for order in _relabelled(count))
 
 

@@ -31,7 +31,7 @@ class Drift:
     surprise: float
 
     def sentence(self, frame: str) -> str:
-        """What is said of it; `frame`: since which one."""
+        """Its sentence; `frame`: since which one."""
         verb = "grew" if self.after > self.before else "fell"
         if self.what == "hit rate":
             return f"The hit rate {verb} from {self.before:.0%} to {self.after:.0%}, near frame {frame}."

@@ -198,7 +198,7 @@ class Unmerged(NamedTuple):
 
 
 def read_unmerged_mtz(path: str | os.PathLike) -> Unmerged:
-    """The observations of an unmerged MTZ file, of which columns are known by name. `frame` is the batch.
+    """Return the observations of an unmerged MTZ file, with columns found by name. `frame` is the batch.
 
     Raises `BadInput` for a file that cannot be read, is merged, or has no intensities.
     """
@@ -234,7 +234,7 @@ _PHI = 36  # words of a batch header, of real numbers: φ at the begin and the e
 
 
 def _batches(mtz: gemmi.Mtz, frames: np.ndarray, name: str) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """What the batch headers say: the number of the `sweep` of each observation, from 0, and the `wavelength`; and notes.
+    """The contents of the batch headers: the number of the `sweep` of each observation, from 0, and the `wavelength`; and notes.
 
     Batches of a sweep are of one data set and crystal, and their numbers follow one another.
     """

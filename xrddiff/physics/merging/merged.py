@@ -76,7 +76,7 @@ class _Evidence:
         return _Evidence(*columns, (np.cumsum(chosen) - 1)[self.which[at]], self.mean[chosen], self.centric[chosen])
 
     def parts(self) -> Iterator[tuple[np.ndarray, _Evidence]]:
-        """Neighbouring reflections, as many as fit in memory, and what there is of them."""
+        """Neighbouring reflections, as many as fit in memory, and their observations."""
         part = np.cumsum(np.bincount(self.which, minlength=len(self.mean))) // TOGETHER
         for number in np.unique(part):
             yield part == number, self.only(part == number)
@@ -138,7 +138,7 @@ def _summary(A: np.ndarray, log_p: np.ndarray, mean: np.ndarray, level: float) -
 class SharedIntensities:
     """Posteriors of intensities that all crystals share.
 
-    table: a row for each reflection of which there is an observation: `h`, `k`, `l`, `d`, `observations`; `f2`, `sigma_f2`, the mean and the spread;
+    table: a row for each observed reflection: `h`, `k`, `l`, `d`, `observations`; `f2`, `sigma_f2`, the mean and the spread;
     `low`, `high`, an interval of probability `level`; `amplitude`, `sigma_amplitude`. noise: how observations scatter.
     """
 
@@ -178,7 +178,7 @@ def _fit_noise(data: _Evidence, noise: SharedNoise, rng: np.random.Generator, fi
 
 # %% ../../../nbs/physics/merging/merged.ipynb #2dc6fd4f
 def _evidence_of(seen: Observations, scaling: Scaling, group: gemmi.SpaceGroup | None):
-    """What is known of reflections, which these are (m,), and their ε (m,)."""
+    """Priors of reflections, their numbers (m,), and their ε (m,)."""
     strength = scaling.strength(seen)
     ok = (scaling.part(seen) >= LEAST_SEEN) & (strength >= LEAST_STRENGTH * np.median(strength))
     at = np.flatnonzero(ok)[np.argsort(seen.which[ok], kind="stable")]
@@ -226,7 +226,7 @@ class ErrorModel:
     c: float = 0.0
 
     def variance(self, sigma: np.ndarray, expected: np.ndarray) -> np.ndarray:
-        """σ'² (n,) of observations with `sigma` of which `expected` (n,) is expected."""
+        """σ'² (n,) of observations with `sigma` and expectation `expected` (n,)."""
         m = np.maximum(expected, 0)
         return self.a**2 * (sigma**2 + self.b * m + (self.c * m) ** 2)
 
@@ -239,7 +239,8 @@ def equal_bins(order: np.ndarray, bins: int) -> list[np.ndarray]:
 def fit_errors(
     sigma: np.ndarray, expected: np.ndarray, residual: np.ndarray, share: np.ndarray, bins: int = 10
 ) -> ErrorModel:
-    """The error model of observations (n,): their `sigma`, what is `expected`, the `residual` to it, and the `share` η that each has in its mean.
+    """The error model of observations (n,): their `sigma`, the `expected` value, the `residual` to it, and the
+    `share` η that each has in its mean.
 
     The residuals are expected to have variance σ'² (1 - η). Fewer than ten observations for each bin leave the sigmas as they are.
     """
@@ -265,7 +266,7 @@ def fit_errors(
 def chi_squared(
     variance: np.ndarray, expected: np.ndarray, residual: np.ndarray, share: np.ndarray, bins: int = 5
 ) -> np.ndarray:
-    """χ² of observations in `bins` of what is expected, the weakest first; NaN where there is none."""
+    """χ² of observations in `bins` of the expectation, the weakest first; NaN where there is none."""
     ok = share < 0.9
     z2 = residual[ok] ** 2 / (variance[ok] * (1 - share[ok]))
     return np.array([z2[at].mean() if len(at) else np.nan for at in equal_bins(expected[ok], bins)])
@@ -298,7 +299,7 @@ class Merged:
     table: a row for each unique reflection: `h`, `k`, `l`, `d`, `intensity`, `sigma`, `count`, `recorded` (the sum of p²);
     `half_1`, `half_2`, the means of two random halves of the crystals; and `plus`, `sigma_plus`, `count_plus`, `minus`, … of
     I(+) and I(-). NaN where there is no observation.
-    seen, scaling, errors: what was merged, and how. factor, weight: G and 1/σ'² of each observation (n,); weight 0: left out.
+    seen, scaling, errors: the input of the merge, and its models. factor, weight: G and 1/σ'² of each observation (n,); weight 0: left out.
     half: 0 or 1, of each crystal (F,). outliers: number of observations left out as outliers. posterior: of the method "posterior".
     """
 
@@ -337,7 +338,7 @@ class Merged:
         return self.seen.table(intensity=intensity, sigma=sigma, count=count, **halves)
 
     def chi_squared(self, bins: int = 5) -> np.ndarray:
-        """χ² of the merged observations in bins of what is expected, the weakest first."""
+        """Return χ² of the merged observations in bins of the expectation, the weakest first."""
         kept = self.weight > 0
         expected, share = _expected(self)
         residual = self.seen.value - expected
@@ -345,7 +346,7 @@ class Merged:
 
 
 def _expected(merged: Merged) -> tuple[np.ndarray, np.ndarray]:
-    """What is expected of each observation (n,), and the share (n,) that it has in its mean."""
+    """Return the expectation of each observation (n,), and the share (n,) that it has in its mean."""
     intensity, total = merged.mean()
     at = merged.seen.which
     own = merged.weight * merged.factor**2
@@ -360,7 +361,7 @@ def merge_reflections(
     seed: int = 0,
     group: gemmi.SpaceGroup | None = None,
 ) -> Merged:
-    """Scale the crystals of a table of observations to each other, and average what is equivalent.
+    """Scale the crystals of a table of observations to each other, and average equivalent observations.
 
     reflections: as `group_reflections` takes them. method: "mean", "partial" or "posterior". rounds: of the scaling. seed: of the halves.
     group: says to the posterior which reflections are centric. Raises `BadInput` for an unknown method, and as `group_reflections` and `fit_scaling` do.

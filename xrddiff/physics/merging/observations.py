@@ -27,7 +27,8 @@ SATURATED, OVERLAPPED = 1, 2
 def expected_variance(
     variance: np.ndarray, gain: np.ndarray | float, value: np.ndarray, expected: np.ndarray
 ) -> np.ndarray:
-    """The variance of intensities if they were those `expected`: what is too bright by chance is not less sure for it.
+    """The variance of intensities if they were those `expected`: an intensity too bright by chance is not less
+    certain for it.
 
     variance: with the counts of the intensities, `value`, as they were. gain: by how much it grows with them.
     """
@@ -124,7 +125,7 @@ def are_measured(table: pd.DataFrame) -> np.ndarray:
 def group_reflections(reflections: pd.DataFrame) -> Observations:
     """Group the rows of a table of observations, but for those with full pixels.
 
-    Raises `BadInput` for a table without rows, without what it needs, or with indices that are no whole numbers.
+    Raises `BadInput` for a table without rows, without required columns, or with indices that are not whole numbers.
     """
     if missing := [name for name in NEEDED if name not in reflections]:
         raise BadInput(f"the reflections have no column {missing[0]}; expected {', '.join(NEEDED)}")

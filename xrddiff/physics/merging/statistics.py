@@ -62,7 +62,7 @@ def _row(table: pd.DataFrame, possible: int) -> dict[str, float]:
 
 
 def _interval(name: str, value: float, drawn: np.ndarray) -> tuple[float, float]:
-    """The 90% interval of a measure, from what it is in draws."""
+    """Return the 90% interval of a measure, from its values in draws."""
     drawn = drawn[np.isfinite(drawn)]
     if not np.isfinite(value) or len(drawn) < 2:
         return np.nan, np.nan

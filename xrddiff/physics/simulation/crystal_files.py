@@ -104,7 +104,7 @@ def _check_grid(cell: gemmi.UnitCell, spacing: float) -> None:
 class FileFactors:
     """Structure factors of a file: base of `AtomFactors` and `MeasuredFactors`.
 
-    - `name`: of the file. `digest`: SHA-256 of what it says.
+    - `name`: of the file. `digest`: SHA-256 of its content.
     """
 
     def __init__(self, name: str, digest: str):
@@ -182,7 +182,7 @@ def crystal_of_file(path: str | Path, *, solvent: bool = True) -> Crystal:
       (those that were measured), also packed (`.gz`, `.bz2`).
     - `solvent`: with the water between the molecules of a PDB or mmCIF file.
 
-    Raises `BadInput` for a file that is no crystal, or has no cell, space group, atoms or amplitudes.
+    Raises `BadInput` for a file without a crystal, or without cell, space group, atoms or amplitudes.
     """
     path = need_path(path, EXPECTED)
     with open_file(path) as file:
@@ -243,7 +243,8 @@ def _from_structure(path: Path, structure: gemmi.Structure, solvent: bool, diges
 
 # %% ../../../nbs/physics/simulation/crystal_files.ipynb #bfca9e48
 def group_of_cell_file(path: str | Path | None) -> str | None:
-    """The space group of the file that says the cell; None if it is no file, or CrystFEL's `.cell`, which has none. Raises as `crystal_of_file` does."""
+    """The space group of the file that says the cell; None if it is not a file, or CrystFEL's `.cell`, which has
+    none. Raises as `crystal_of_file` does."""
     if path is None or not os.path.isfile(path) or str(path).lower().endswith(".cell"):
         return None
     return crystal_of_file(str(path)).space_group

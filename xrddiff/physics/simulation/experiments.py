@@ -132,7 +132,7 @@ class Beam:
 
     @property
     def line(self) -> float:
-        """σ_k/k of what has no bins of its own: the whole width of a mono beam, nothing of others."""
+        """σ_k/k of spectra without bins of their own: the whole width of a mono beam, nothing of others."""
         return self.bandwidth if self.spectrum == "mono" else 0.0
 
     @property
@@ -262,7 +262,7 @@ class Experiment:
     - `rotation`: degrees by which the crystal turns in an exposure, about `rotation_axis`; 0: stills.
     - `absolute`: photons on the absolute scale, independent of the profile radius; see
       [simulate](simulate.ipynb).
-    - `artefacts`: what the frames do not tell of.
+    - `artefacts`: those outside the metadata.
     """
 
     name: str

@@ -61,7 +61,7 @@ class FoundDetector(NamedTuple):
 def detector_of_file(source: str | Path, /, **words: Any) -> FoundDetector:
     """The detector of a file.
 
-    - `source`: anything that `open_frames` reads, of which the first frame counts; a `.geom`, `.poni` or
+    - `source`: anything that `open_frames` reads (its first frame counts); a `.geom`, `.poni` or
       `.expt` file; or the name of an experiment.
     - `words`: `psf` (px), `read_noise`, `pedestal` (ADU), `efficiency`, `saturation`, and options of
       `open_frames`: `geometry=`, `wavelength=` (Å), `gain=`, `mask=`, `automask=`, ….
@@ -199,8 +199,8 @@ def own_experiment(
     - `fluence`: photons/µm² of an exposure. `background`: photons per pixel of water, at its ring.
     - `solvent`: with the water in the crystal of a PDB or mmCIF file.
 
-    Warns if the crystal's file lacks reflections within the detector's reach. Raises `BadInput` for files
-    that are not what they should be, and for values that cannot be.
+    Warns if the crystal's file lacks reflections within the detector's reach. Raises `BadInput` for files of another
+    kind, and for impossible values.
     """
     _check_widths(mosaicity=mosaicity, rotation=rotation, bandwidth=bandwidth or 0, background=background)
     edges = tuple(float(v) for v in np.atleast_1d(size))

@@ -209,7 +209,7 @@ def _recorded(
     s: np.ndarray,
     sigma: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Partiality (n,), what replaces it in Darwin's formula (n,), the mean recorded ray (n, 3), and σ of its
+    """Partiality (n,), its replacement in Darwin's formula (n,), the mean recorded ray (n, 3), and σ of its
     wave number (n,).
 
     - `frame`: shot of each reflection. `ray`, `k`, `s`, `sigma`: in the middle of the exposure.
@@ -267,7 +267,7 @@ def _streak(experiment: Experiment, ray: np.ndarray, spread: np.ndarray, panel: 
 
 # %% ../../../nbs/physics/simulation/simulate.ipynb #b86ec621
 def find_spots(experiment: Experiment, drawn: Shots) -> Spots:
-    """The reflections excited in `drawn` shots whose spots reach the detector."""
+    """The reflections excited in `drawn` shots, with spots that reach the detector."""
     setting, sample, beam, det = _setting(experiment), experiment.sample, experiment.beam, experiment.detector
     frame, crystal = np.nonzero(np.arange(drawn.volume.shape[1]) < drawn.crystals[:, None])
     # cell edges longer by a factor c make g shorter by c; here the sphere is scaled instead
@@ -489,7 +489,7 @@ def _crystals(experiment: Experiment, drawn: Shots) -> dict[str, tuple[tuple[str
 
 # %% ../../../nbs/physics/simulation/simulate.ipynb #064958e4
 def _attributes(experiment: Experiment) -> dict[str, Any]:
-    """What all frames of an experiment have in common: detector, geometry, crystal, and where they come from."""
+    """Return the common properties of all frames of an experiment: detector, geometry, crystal, and their source."""
     det, crystal, geometry = experiment.detector, experiment.sample.crystal, experiment.geometry
     if isinstance(geometry, PanelGeometry):
         told = {n: getattr(geometry, n) for n in ("wavelength", "distance", "polarization")}

@@ -104,7 +104,7 @@ def missed_spots(exposure: Exposure, n: int) -> np.ndarray:
 
 
 def of_blocks(blocks: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """What blocks (…) have, for each pixel (…, y, x)."""
+    """Expand values of blocks (…) to each pixel (…, y, x)."""
     return blocks.repeat(BLOCK, -2).repeat(BLOCK, -1)[..., : shape[-2], : shape[-1]]
 
 # %% ../../../nbs/physics/twins/changing_pixels.ipynb #71018b1c

@@ -24,7 +24,7 @@ class CountNoise(NamedTuple):
 
 
 def taken(distance: float, blur: float) -> float:
-    """2 K_σ(d) − K_√2σ(d): what a mean that is blurred by σ = `blur` px takes from the variance; 0 without a blur."""
+    """2 K_σ(d) − K_√2σ(d): the variance taken by a mean that is blurred by σ = `blur` px; 0 without a blur."""
     narrow, wide = (
         (np.exp(-(distance**2) / (2 * v)) / (2 * np.pi * v) for v in (blur**2, 2 * blur**2)) if blur else (0, 0)
     )

@@ -155,7 +155,7 @@ ODD = 5.0  # standard deviations from its neighbours of a shape that is two spot
 
 
 def without_odd(shapes: pd.DataFrame) -> pd.DataFrame:
-    """Shapes without those that are far from what is typical for their radius: two spots in one, or a streak."""
+    """Shapes without those that are atypical for their radius: two spots in one, or a streak."""
     own = shapes.sort_values("radius", kind="stable")[["along", "across", "off_along", "off_across"]]
     off = (own - own.rolling(2 * NEIGHBOURS, min_periods=1, center=True).median()).abs()
     odd = (off > ODD * 1.4826 * off.median().clip(lower=1e-6)).any(axis=1)
@@ -163,7 +163,7 @@ def without_odd(shapes: pd.DataFrame) -> pd.DataFrame:
 
 
 def without_noise(shapes: pd.DataFrame, again: pd.DataFrame) -> pd.DataFrame:
-    """Shapes that scatter less by what the noise of their measurement adds. again: measured again, of the same index."""
+    """Shapes without the scatter from the noise of their measurement. again: measured again, of the same index."""
     own = shapes.sort_values("radius", kind="stable")
     mean = own.rolling(NEIGHBOURS, min_periods=1, center=True).mean()
     noise = ((again - shapes.loc[again.index]) ** 2).mean()
@@ -197,7 +197,7 @@ def measure_shapes(
     `off_along`, `off_across`, how far they are from where they were predicted, px.
 
     image: photons (y, x) or (panel, ss, fs). spots: predicted, with `intensity` (photons) and `background` (per pixel).
-    apart: see `alone`. What the noise of the photons adds to their scatter is taken out (`without_noise`).
+    apart: see `alone`. The part of their scatter from photon noise is removed (`without_noise`).
     """
     own = spots[alone(spots, apart)].reset_index(drop=True)
     if not len(own):
@@ -220,7 +220,7 @@ def measure_shapes(
 
 # %% ../../../nbs/physics/twins/spot_shapes.ipynb #f84fa289
 def share_in_disc(variance: np.ndarray, radius: float, ring: tuple[float, float]) -> np.ndarray:
-    """c (n,) of spots whose covariance has the square root of the determinant `variance` (n,), px². radius, ring: px."""
+    """c (n,) of spots; `variance` (n,) is the square root of the determinant of their covariance, px². radius, ring: px."""
     disc, low, high = (1 - np.exp(-(r**2) / (2 * np.asarray(variance, float))) for r in (radius, *ring))
     return disc - radius**2 / (ring[1] ** 2 - ring[0] ** 2) * (high - low)
 

@@ -104,7 +104,7 @@ def check_runs(plans: Iterable["RunPlan"], *, packages: bool = True, ranks: int 
     packages: whether those packages must be here; not if another Python executes the runs.
     ranks: number of processes of each.
 
-    Plans that do not differ in what it checks are checked once.
+    Plans that do not differ in the checked settings are checked once.
     """
     seen = []
     for plan in plans:

@@ -163,7 +163,7 @@ def write_merge(found: MergeResult, path: Path) -> None:
 
 
 def execute_merge(plan: MergePlan, folder: str | os.PathLike, frames: xr.Dataset | None = None) -> MergeResult:
-    """Merge what a plan asks for, and save it in a new folder. frames: those of the source, if they are open."""
+    """Merge the data of a plan, and save the result in a new folder. frames: those of the source, if they are open."""
     from xrddiff.judge.inference.merges import merge_data
 
     with new_output(folder, kind="folder", reads=plan, command="xrddiff merge") as path:

@@ -170,8 +170,8 @@ def execute_on_frames(
     terminal: bool = True,
     **given: Any,
 ) -> Path:
-    """With a finished run, fill holes in frames, interpolate between two frames, or draw what their
-    pixels may have been.
+    """With a finished run, fill holes in frames, interpolate between two frames, or draw from the posterior of their
+    pixels.
 
     run: the run folder.
     kind: "inpaint", "interpolate" or "posterior".

@@ -36,7 +36,7 @@ class Row:
 
 @dataclass
 class Screen:
-    """What is visible after text with cursor movements was printed.
+    """Return the visible text after text with cursor movements was printed.
 
     rows: the lines.
     row, column: position of the cursor, from 0.
@@ -261,7 +261,7 @@ class LiveOutput:
             self.pass_on("stdout", text + "\n", show=False)
 
     def clear_output(self, wait: bool = False) -> None:
-        """Remove what the cell has shown so far: now, or (`wait`) when it shows something new."""
+        """Remove the output of the cell so far: now, or (`wait`) when it shows something new."""
         with self.lock:
             if wait:
                 self.clear_next = True

@@ -90,7 +90,7 @@ def check_parameters(notebook: nbformat.NotebookNode, parameters: dict[str, Any]
 
     notebook: the notebook.
     parameters: name -> value.
-    where: what the notebook is called in error messages.
+    where: name of the notebook in error messages.
     Raises `BadInput` for a parameter that the notebook does not have, or a value of another type
     than the default.
     """
@@ -138,7 +138,7 @@ def _bundle(output_type: str, data: dict, metadata: dict, **more: Any) -> dict:
 
 # %% ../../../nbs/run/execution/notebooks.ipynb #c7926d41
 class LiveShell(InteractiveShell):
-    """IPython in this process. What cells print, display and raise goes to a `LiveOutput`."""
+    """IPython in this process. Output, displays and errors of cells go to a `LiveOutput`."""
 
     displayhook_class = _LiveDisplayHook
 
@@ -342,7 +342,7 @@ papermill_engines.register("inprocess", InProcessEngine)
 def _merge_stream(streams: list[tuple[Any, Screen]], outs: list[Any], out: Any) -> None:
     """Append `out`, the last of the outputs `outs`, to the stream of its name since the last figure.
 
-    streams: outputs of this cell, with what they show; a new one is added.
+    streams: outputs of this cell, with their text; a new one is added.
     """
     if not (outs and outs[-1] is out):
         return
@@ -372,7 +372,7 @@ def _is_expected(ename: str) -> bool:
 
 # %% ../../../nbs/run/execution/notebooks.ipynb #18901f14
 class _KernelClient(PapermillNotebookClient):
-    """nbclient with a kernel over IPC, whose output is passed on as it arrives."""
+    """nbclient with a kernel over IPC; its output is passed on as it arrives."""
 
     def __init__(self, nb_man, job: _Job, **kwargs):
         super().__init__(nb_man, **kwargs)

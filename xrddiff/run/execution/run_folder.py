@@ -199,7 +199,7 @@ def given_run(run_dir: str | os.PathLike | None, what: str = "trained run") -> P
     """The run folder passed to a notebook.
 
     run_dir: the folder, or None if none was given.
-    what: what is expected, for the error message.
+    what: the expected kind of folder, for the error message.
     Raises `BadInput` if it is None.
     """
     if run_dir is None:
@@ -270,7 +270,7 @@ class Run:
         return Run(path, self.plan, folder)
 
     def enter(self, phase: str) -> None:
-        """Report what is done with the run now, one of `status.PHASES`."""
+        """Report the present phase of the run, one of `status.PHASES`."""
         report_progress(phase=phase)
 
     @property
@@ -450,7 +450,7 @@ def reopen_run(plan: RunPlan) -> Path:
 def hold_run(path: str | os.PathLike, phase: str | None = None, record: str = TRAINING) -> Iterator[None]:
     """Lock the run folder while its notebook is executed.
 
-    phase: what is done with the run, one of `status.PHASES`; the status is kept in the file `record` of the
+    phase: of the run, one of `status.PHASES`; the status is kept in the file `record` of the
         folder. None = the folder is only kept from others.
     Raises `BadInput` if another process holds it.
     """

@@ -70,7 +70,7 @@ def few_samples(plan: RunPlan) -> list[str]:
 
 
 def forget_parts(folder: str | os.PathLike) -> None:
-    """Once samples and report are finished, remove what was kept only for resuming."""
+    """Once samples and report are finished, remove files that were kept only for resuming."""
     remove(Path(folder) / PARTS)
 
 # %% ../../../nbs/run/execution/sharing.ipynb #39908e09
@@ -245,7 +245,7 @@ def check_samples(run: str | os.PathLike, words: Sequence[str], *, keep: bool = 
 
     run: the run folder.
     words: options of `inference`.
-    keep: True = keep what was opened for `make_samples`.
+    keep: True = keep the objects opened for `make_samples`.
     Raises `BadInput` if it cannot.
     """
     _sample_job.cache_clear()  # the run may have been trained further
@@ -336,7 +336,7 @@ def check_evaluation(
     """Check that there is something to evaluate, before anything is created.
 
     run, words, samples: see `evaluate_run`.
-    keep: True = keep what was opened for `evaluate_run`.
+    keep: True = keep the objects opened for `evaluate_run`.
     shared: True = workers measure it; they have the metrics of the package and of plug-ins.
     Raises `BadInput` if there is nothing, or a metric that workers do not have.
     """

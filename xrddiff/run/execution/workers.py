@@ -160,7 +160,7 @@ async def _close_later(scheduler: Any) -> None:
 
 @contextmanager
 def _forked() -> Iterator[dict[str, Any]]:
-    """Within this context, dask forks its workers from one process that has imported what they need.
+    """Within this context, dask forks its workers from one process that has imported their modules.
 
     Otherwise each would import it again, for seconds, into memory of its own. Yields the words for
     `LocalCluster`. Only on Linux: elsewhere, libraries do not allow forks.
@@ -247,7 +247,7 @@ def run_tasks(
     tasks: the arguments of each call.
     pool: the workers; None = this process.
     done: called as `done(result)` when a task ends, in any order.
-    Raises what a task raises.
+    Raises the error of a task.
     """
     if pool is None:
         for task in tasks:
@@ -322,7 +322,7 @@ def run_in_order(
     most: largest number of unfinished tasks at once.
     lost: returns the result for a task that was given up because workers died with it, given its
         mark and the error.
-    Raises what a task raises.
+    Raises the error of a task.
     """
     going: deque[tuple[Any, Any]] = deque()
 

@@ -31,7 +31,7 @@ _AWAY = re.compile(
 
 
 def ask_slurm(*words: str, text: str | None = None, timeout: float = 60.0) -> str:
-    """Run a SLURM command and return what it prints on standard output.
+    """Run a SLURM command and return its standard output.
 
     - `words`: the command and its arguments.
     - `text`: passed to its standard input.
@@ -209,7 +209,7 @@ _BEFORE_THE_NAME = ("JobId", "ArrayJobId", "ArrayTaskId")
 
 
 def job_details(job: int | str) -> list[dict[str, str]]:
-    """What `scontrol show job` says of a job (4711, 4711_3), by SLURM's own names: a dict for each task.
+    """Return the output of `scontrol show job` for a job (4711, 4711_3), by SLURM's own names: a dict for each task.
 
     Empty for a job that SLURM does not know, or has forgotten.
     """

@@ -37,7 +37,7 @@ KINDS = ("run", "script", "command")
 
 @dataclass(frozen=True)
 class Job:
-    """What a job executes.
+    """The work of a job.
 
     - `kind`: "run" trains a model; "script" executes the user's `script` with `argv` on every rank;
       "command" executes the command of `xrddiff` in `argv`, its name first, on every rank.
@@ -72,7 +72,7 @@ class Job:
         return Path(self.run_dirs[task])
 
     def to_json(self) -> str:
-        """One line of ASCII JSON, safe in a here-document whatever the overrides contain."""
+        """One line of ASCII JSON, safe in a here-document for any overrides."""
         return json.dumps(asdict(self), ensure_ascii=True)
 
     @classmethod
@@ -142,7 +142,7 @@ def _commands() -> Collection[str]:
 # %% ../../../nbs/run/slurm/job.ipynb #0441536a
 @dataclass(frozen=True)
 class RankCommand:
-    """A command of `xrddiff` that all ranks of a job execute together; what is registered as `command` returns it.
+    """A command of `xrddiff` that all ranks of a job execute together; functions registered as `command` return it.
 
     - `execute`: runs the command on this rank; returns the exit code, 75 if it was stopped cleanly
       and can be resumed.
@@ -151,8 +151,7 @@ class RankCommand:
     - `folder`: the folder that the words name, if they do.
     - `option`: the option that names the folder; None for a command that saves nothing.
     - `name`: of the job.
-    - `check`: raises `BadInput` for what cannot work, such as a file that is not there, before the
-      job is queued.
+    - `check`: raises `BadInput` for bad arguments, such as a missing file, before the job is queued.
     """
 
     execute: Callable[[], int]
@@ -189,7 +188,7 @@ def read_job(env: Mapping[str, str] | None = None) -> tuple[Job, int]:
 
 # %% ../../../nbs/run/slurm/job.ipynb #c47a5341
 def run_words(job: Job, task: int) -> list[str]:
-    """The overrides of a task whose run folder exists, with `resume=` pointing to the folder.
+    """Return the overrides of a task with an existing run folder, with `resume=` pointing to the folder.
 
     The folder's `config.yaml` takes precedence; overrides that contradict it are refused.
     """
@@ -226,9 +225,7 @@ def prepare(job: Job, task: int = 0) -> Path:
 
 
 def _command_folder(path: Path) -> Path:
-    """The folder for the results of a command. It contains nothing except what an earlier attempt
-    left.
-    """
+    """The folder for the results of a command. It contains nothing except files of an earlier attempt."""
     with errors_said(f"write to the folder {path}"):
         path.mkdir(parents=True, exist_ok=True)
         clear_marks(path)

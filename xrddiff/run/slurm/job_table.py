@@ -68,7 +68,7 @@ def _present_run(s: Submission, task: int | None) -> str | None:
 
 # %% ../../../nbs/run/slurm/job_table.ipynb #e5b10005
 class Jobs:
-    """What SLURM says of the jobs of runs.
+    """SLURM's states of the jobs of runs.
 
     - `queued`: the queue, if SLURM was asked already.
     - `known`: the submissions, oldest first; None = those of the ledger.
@@ -105,7 +105,7 @@ class Jobs:
         return str(Path(run).absolute()) in self._of_runs
 
     def of(self, run: str | os.PathLike, about: RunSummary | None = None) -> JobState | None:
-        """What SLURM says of the job of a run; None if it has none, does not need it, or SLURM is away. `about`: of the
+        """Return SLURM's state of the job of a run; None if it has none, does not need it, or SLURM is away. `about`: of the
         run, if it has been read.
         """
         run = Path(run).absolute()
@@ -140,9 +140,9 @@ class Jobs:
 
 
 def current_state(run: str | os.PathLike, jobs: Jobs | None = None, about: RunSummary | None = None) -> RunState:
-    """How a run stands, from its folder and from what SLURM says of its job.
+    """Return the state of a run, from its folder and from SLURM's state of its job.
 
-    jobs: if several runs are looked at. about: what the run is, if that has been read.
+    jobs: if several runs are looked at. about: the description of the run, if that has been read.
     """
     return run_state(run, (jobs or Jobs()).of(run, about), about=about)
 
@@ -272,7 +272,7 @@ _SAYS_NOTHING = ("", "(null)", "N/A", "None", "Unknown")
 
 
 def detail_lines(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """What SLURM says of each of these jobs beyond the table: a heading, and a line for each of `DETAILS`."""
+    """Return SLURM's fields of each of these jobs beyond the table: a heading, and a line for each of `DETAILS`."""
     lines = []
     for row in (r for r in rows if r.get("details")):
         told = {k: v for k in DETAILS if (v := row["details"].get(k, "")) not in _SAYS_NOTHING}

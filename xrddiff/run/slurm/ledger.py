@@ -29,7 +29,7 @@ class Submission:
     """A job that SLURM accepted.
 
     - `id`: the job number.
-    - `job`: what it runs: the fields of `xrddiff.run.slurm.job.Job`.
+    - `job`: its work: the fields of `xrddiff.run.slurm.job.Job`.
     - `profile`: the fields of the profile it was submitted with.
     - `log`: path of its log, a pattern with `%j`, or `%A` and `%a`.
     - `folder`: the working folder of the submission.

@@ -93,9 +93,9 @@ def tail(path: Path, lines: int) -> tuple[str, int]:
 
 # %% ../../../nbs/run/slurm/logs.ipynb #c1c92a9d
 def attempts_in(text: str, run: str | os.PathLike | None = None) -> list[str]:
-    """What each attempt at a run has written, the oldest first, without colours.
+    """Return the log of each attempt at a run, the oldest first, without colours.
 
-    text: of a log, whose beginning may be missing. run: the folder; None = that of the last attempt.
+    text: of a log; its beginning may be missing. run: the folder; None = that of the last attempt.
     """
     first, *parts = re.split(r"(?m)^run: ", for_log(text, False))
     known = [part.partition("\n") for part in parts]
@@ -125,7 +125,7 @@ _SLURM = [
 
 
 def slurm_cause(attempt: str) -> str:
-    """Why an attempt ended, by what SLURM wrote into its log; "" if that does not say it."""
+    """Return why an attempt ended, from SLURM's lines in its log; "" if that does not say it."""
     for pattern, sentence in _SLURM:
         if found := re.search(pattern, attempt):
             return sentence.format(*found.groups())
@@ -165,7 +165,8 @@ def _rank_numbers(text: str) -> set[int]:
 
 
 def first_to_end(text: str, noted: Collection[int] = ()) -> str:
-    """What SLURM says of the last attempt in the text of a log, or the rank that ended first, according to srun.
+    """Return SLURM's reason for the last attempt in the text of a log, or the rank that ended first, according to
+    srun.
 
     Ranks in `noted` have left their own mark and are skipped. Returns "" if srun reports none, and
     for a job that was cancelled.
@@ -183,8 +184,7 @@ def first_to_end(text: str, noted: Collection[int] = ()) -> str:
 def failure_text(run: str | os.PathLike, log: Path | None = None, *, colour: bool = False) -> str:
     """How the last attempt at a run failed, and why those before ended; "" if there is nothing to say.
 
-    The first line is the cause. What SLURM says in the `log` stands above what ranks say: they raise
-    errors about lost connections when a node fails. Then the rank that failed first is shown with its
+    The first line is the cause. SLURM's lines in the `log` stand above those of ranks: they raise errors about lost connections when a node fails. Then the rank that failed first is shown with its
     traceback, the others with one line each. With `colour` the traceback keeps its terminal colours.
     """
     text = tail(log, _MOST)[0] if log else ""
@@ -233,7 +233,7 @@ MOST_AT_ONCE = 8 << 20  # bytes of a log that are printed in one go
 def follow_log(
     file: Path, position: int, name: str | None = None, *, pause: float = 0.5, ask_every: float = 5.0
 ) -> None:
-    """Print what is appended to a file until its job has ended.
+    """Print new lines of a file until its job has ended.
 
     - `position`: the byte offset to start from.
     - `name`: the job (4711, 4711_3); without one the file is followed until interrupted.
@@ -267,7 +267,7 @@ def show_logs(target: Target, lines: int = 50, *, follow: bool = False) -> None:
     """Print how the runs of a target failed, if they did, and the end of their logs.
 
     - `lines`: how many lines of each log (0: all).
-    - `follow`: keep printing what is appended until the job has ended.
+    - `follow`: keep printing new lines until the job has ended.
 
     Raises `BadInput` for a job that is not in the ledger, and for several tasks with `follow`.
     """

@@ -22,7 +22,7 @@ from ...core.gate import missing, read_text
 # %% ../../../nbs/run/slurm/profiles.ipynb #310954d6
 @dataclass(frozen=True)
 class FieldType:
-    """What a field may contain.
+    """The allowed content of a field.
 
     - `read`: converts text, or a value that is already valid; raises `ValueError` for anything
       else.
@@ -155,13 +155,13 @@ class Profile:
     - `modules_to_load`, `env_vars`: loaded and set before the job.
     - `conda`: name or folder of a conda environment, activated after the modules; its Python runs
       the job.
-    - `network`: what connects the nodes, see `NETWORKS`; `env_vars` may add to its settings or
+    - `network`: between the nodes, see `NETWORKS`; `env_vars` may add to its settings or
       replace them.
     - `setup`, `cleanup`: commands, each a list of words, that run before the job, and after it,
       unless SLURM has taken its nodes away. `{job_id}`, `{nodes}`, `{user}` and `{home}` are replaced by the job id, the
       number of nodes, the user name and the home folder.
 
-    Raises `BadInput`, naming the field, what was found and what is expected.
+    Raises `BadInput`, naming the field, its value and the allowed ones.
     """
 
     name: str = _field(MISSING, _matching(_NAME, "a word of letters, digits, - and _"))
@@ -284,7 +284,7 @@ def load_profile(name_or_path: str | Path) -> Profile:
     """The profile with this name, or from this YAML file.
 
     Text with a / or ending in .yaml or .yml is a path; anything else is the name of a profile that
-    comes with the package. Raises `BadInput` naming file, field, what was found and expected.
+    comes with the package. Raises `BadInput` naming file, field, its value and the allowed ones.
     """
     text = str(name_or_path)
     if "/" in text or text.endswith((".yaml", ".yml")):

@@ -152,7 +152,7 @@ trap 'trap - EXIT; exit 143' TERM
 
 
 def _conda_lines(name: str) -> list[str]:
-    """Activate an environment, whose Python takes the place of the one that wrote the script."""
+    """Activate an environment; its Python replaces the one that wrote the script."""
     quoted = shlex.quote(name) if not name.startswith("~/") else "~/" + shlex.quote(name[2:])
     return [
         'eval "$(conda shell.bash hook)" || exit',

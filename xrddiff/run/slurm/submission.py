@@ -239,7 +239,7 @@ def plan_script(file: str, argv: Sequence[str], name: str | None = None, *, rese
 def plan_command(
     words: Sequence[str], ranks: int, name: str | None = None, *, reserve: bool = False
 ) -> tuple[Job, Path]:
-    """Plan a job whose ranks execute a command of `xrddiff` together; returns the job and its log folder.
+    """Plan a job with ranks that execute a command of `xrddiff` together; returns the job and its log folder.
 
     - `words`: the command, one of `xrddiff config list command`, and its arguments.
     - `ranks`: number of processes.
@@ -279,7 +279,7 @@ class JobPlan:
     """A job before it is submitted.
 
     - `profile`: the requested resources.
-    - `job`: what is executed.
+    - `job`: the work.
     - `logs`: the folder for logs.
     - `array`: the tasks of an array (`0-3`, `1,4`); None for a plain job.
     - `resumes`: number of the job that this one continues.
@@ -299,7 +299,7 @@ class JobPlan:
 
     @property
     def local_threads(self) -> int:
-        """Threads per rank on this machine, whose CPUs are shared by all ranks."""
+        """Threads per rank on this machine; all ranks share its CPUs."""
         return max(1, min(self.profile.cpus_per_task, cpu_count() // self.profile.ranks))
 
     def cluster_script(self) -> str:
@@ -323,14 +323,14 @@ def plan_submission(
     shown: bool = False,
     reserve: bool = True,
 ) -> JobPlan:
-    """Plan what `xrddiff cluster submit` submits.
+    """Plan a submission of `xrddiff cluster submit`.
 
     - `words`: of a run, or the arguments of `script`, a .py or .ipynb file.
     - `command`: of `xrddiff`, executed by all ranks together, instead.
     - `array`, `multirun`: one task for each combination of words with several values, or all in one job.
     - `name`: of the job. `shown`: the script is only shown, so no folder of logs is expected. `reserve`: see `plan_runs`.
 
-    Raises `BadInput` for what cannot run, and for what does not go together.
+    Raises `BadInput` for runs that cannot start, and for options that exclude each other.
     """
     several = "--array" if array else "--multirun"
     if (script or command) and (array or multirun):
@@ -373,7 +373,7 @@ def submit_plan(plan: JobPlan) -> Submission:
 
 
 def _remove_empty(folder: Path, above: Path) -> None:
-    """Remove a reserved folder and those that were made for it below `above`; what is not empty stays."""
+    """Remove a reserved folder and those that were made for it below `above`; non-empty folders stay."""
     for place in (folder, *folder.parents):
         if not place.is_relative_to(above) or place == above:
             return

@@ -72,7 +72,7 @@ def reference_scores(run: str | Path, count: int = REFERENCE) -> pd.DataFrame:
 # %% ../../../nbs/run/streaming/answering.ipynb #00488dc8
 @dataclass(frozen=True)
 class Question:
-    """What is asked about every frame.
+    """The question about every frame.
 
     run: the folder of a trained run; None = no scores and latents.
     cell: as `read_cell` takes it; None = that of the frames.
@@ -176,8 +176,7 @@ def answer(
 ) -> Answered:
     """The answer for frames of one layout.
 
-    names: of the frames. key: of their layout. question: what is asked.
-    indexer: from `learn_indexer`. peaks: of these frames, if they are known. device: where networks run.
+    names: of the frames. key: of their layout. question: about each frame. indexer: from `learn_indexer`. peaks: of these frames, if they are known. device: where networks run.
     """
     peaks = find_peaks_of(frames, key, question.peaks) if peaks is None else peaks
     n = frame_count(frames)
@@ -213,7 +212,7 @@ def _totals(frames: xr.Dataset) -> np.ndarray:
 def _add_lattices(
     table: pd.DataFrame, frames: xr.Dataset, peaks: pd.DataFrame, question: Question, indexer: Indexer | None
 ) -> Indexing | None:
-    """Fill in the columns of the best lattice of each hit; returns what was found, None if nothing was looked for."""
+    """Fill in the columns of the best lattice of each hit; returns the lattices, None if nothing was looked for."""
     if not can_index(frames, question):
         return None
     table["lattices"] = np.int32(0)
@@ -285,7 +284,7 @@ def together(parts: Sequence[Answered]) -> Answered:
     firsts = np.cumsum([0, *(len(part.table) for part in parts[:-1])])
 
     def joined(tables: list[pd.DataFrame | None]) -> pd.DataFrame | None:
-        """The tables of the parts, whose `row` then counts from the first row of all; None if all are."""
+        """The tables of the parts, with `row` counted from the first row of all; None if all are."""
         own = [t.assign(row=t["row"] + first) for t, first in zip(tables, firsts, strict=True) if t is not None]
         return pd.concat([t for t in own if len(t)] or own[:1], ignore_index=True) if own else None
 

@@ -45,7 +45,7 @@ _CHUNK_BYTES = 1 << 20
 
 
 class _SealedStore(LocalStore):
-    """A folder whose JSON files have a checksum, among the attributes, where other readers of zarr take it for one."""
+    """A folder of JSON files with a checksum among the attributes, where other readers of zarr take it for one."""
 
     async def get(self, key: str, *args: Any, **words: Any) -> Any:
         found = await super().get(key, *args, **words)
@@ -259,7 +259,7 @@ KINDS = ("hits", "stream")
 
 
 def read_kinds(text: str | None) -> tuple[str, ...]:
-    """What is saved: hits, stream, or both with a comma. Raises `BadInput` for anything else."""
+    """The files to save: hits, stream, or both with a comma. Raises `BadInput` for anything else."""
     kinds = tuple(part.strip() for part in text.split(",")) if text else ()
     if set(kinds) - set(KINDS):
         raise BadInput(f"save is {plain_text(text, 60)!r}; expected hits, stream, or hits,stream")
@@ -301,7 +301,7 @@ class HitSaver:
                     remove(path)
 
     def save(self, first: int, batch: list[Arrived], said: Answered) -> None:
-        """Save the hits of a batch, whose first frame has the row `first`."""
+        """Save the hits of a batch; its first frame has the row `first`."""
         hits = np.flatnonzero(said.table["hit"]).tolist()
         if not self.kinds or not hits:
             return
@@ -318,7 +318,7 @@ class HitSaver:
                 part.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
     def _chunk(self, frames: xr.Dataset, k: int, name: str, i: int, row: int, said: Answered) -> Iterator[str]:
-        """The chunk of a hit: frame `k` of `frames`, row `i` of what was said."""
+        """The chunk of a hit: frame `k` of `frames`, row `i` of the answers."""
         geometry = as_panels(frame_geometry(frames, k))
         if not self.head.exists():
             with writing(self.head) as part:

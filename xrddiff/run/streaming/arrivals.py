@@ -41,9 +41,9 @@ __all__ = ['OWN', 'TICK', 'SETTLED', 'SETS', 'Layout', 'own_values', 'layout_of'
 # %% ../../../nbs/run/streaming/arrivals.ipynb #f936b303
 @dataclass(frozen=True, eq=False)
 class Layout:
-    """What the frames of a file or series have in common.
+    """Common properties of the frames of a file or series.
 
-    frames: a set of one frame, whose pixels do not matter; without variables that differ between frames.
+    frames: a set of one frame; its pixels do not matter; without variables that differ between frames.
     """
 
     frames: xr.Dataset
@@ -107,7 +107,7 @@ class Arrived:
     """A frame that has arrived.
 
     name: of the frame, the same whenever the same frame arrives again.
-    layout: what it has in common with others; None if it could not be read.
+    layout: the properties it has in common with others; None if it could not be read.
     image: its pixels, of the shape of its layout.
     at: when it arrived, s since 1970.
     why: the reason why it could not be read, in a sentence.
@@ -367,7 +367,7 @@ def _follow(path: Path, told: Listening, once: bool = False) -> Iterator[Arrived
 
 # %% ../../../nbs/run/streaming/arrivals.ipynb #f9de0cc3
 def _read_left(path: Path, told: Listening) -> Iterator[Arrived]:
-    """The frames of a file whose writer seems to have died, and a row that says so."""
+    """Return the frames of a file of a writer that seems dead, with a marked row."""
     try:
         yield from (arrived for arrived in _follow(path, told, once=True) if arrived is not None)
     except Exception as error:

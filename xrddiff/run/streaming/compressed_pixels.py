@@ -102,7 +102,7 @@ def _unpack(blob: bytes, size: int) -> np.ndarray:
 
 
 def _check_blocks(blob: bytes, size: int, itemsize: int) -> None:
-    """Refuse a bitshuffle chunk whose blocks do not add up: the filter trusts the lengths in it."""
+    """Refuse a bitshuffle chunk with blocks that do not add up: the filter trusts the lengths in it."""
     if len(blob) < 12 or struct.unpack(">Q", blob[:8])[0] != size:
         raise BadInput(f"the compressed pixels do not unpack to {size} bytes, which the message announces")
     count, block = size // itemsize, struct.unpack(">I", blob[8:12])[0] // itemsize

@@ -42,7 +42,7 @@ __all__ = ['PARTS', 'MOST_JSON', 'SERIES', 'ENCODINGS', 'HELD', 'MOST_SERIES', '
 # %% ../../../nbs/run/streaming/detector_messages.ipynb #b9d803c8
 @dataclass
 class Series:
-    """What is known about a series of frames.
+    """The metadata of a series of frames.
 
     number: of the series. name: of the series, as part of the names of its frames. config: numbers
         from its header.
@@ -113,7 +113,7 @@ def _whole(head: Mapping[str, Any], name: str, missing: int | None = None) -> in
 
 
 def _blob(parts: Sequence[bytes], at: int, what: str, most: int) -> np.ndarray:
-    """The array whose description is part `at`, and whose bytes follow it."""
+    """Return the array with its description in part `at`, followed by its bytes."""
     about = _json(parts[at])
     shape = tuple(about["shape"][::-1]) if isinstance(about.get("shape"), list) else ()
     if not all(type(s) is int for s in shape):
@@ -255,7 +255,7 @@ ODD = 10_000  # messages that are not frames and get a row
 
 
 def open_pull(address: str, most: int = MOST_BYTES) -> PullSocket:
-    """A socket that receives what is pushed: by a detector, or by anyone who connects (`listen://`,
+    """A socket that receives pushed messages: of a detector, or by anyone who connects (`listen://`,
     or a `*`).
 
     most: bytes of a frame, and so of a message.
@@ -285,7 +285,7 @@ class Senders:
             self._forget()
 
     def _take_up(self, own: dict[int, Series], head: bytes) -> None:
-        """Continue a series whose sender has reconnected."""
+        """Continue a series after its sender has reconnected."""
         try:
             number = _json(head).get("series")
         except BadInput:
@@ -300,7 +300,7 @@ class Senders:
                 _keep(self._lost, one)
 
     def _forget(self) -> None:
-        """Drop series: first those without a frame, whose senders have been silent longest."""
+        """Drop series: first those without a frame, from senders that have been silent longest."""
         while sum(map(len, self._of.values())) > MOST_SERIES:
             kept = [
                 (one.frames > 0, i, sender, one.number)
@@ -316,7 +316,7 @@ class Senders:
 @register(
     "stream_source",
     "zmq",
-    help="what a detector pushes, as tcp://HOST:PORT (DECTRIS stream, version 1 or 2), or listen://HOST:PORT",
+    help="messages of a detector, as tcp://HOST:PORT (DECTRIS stream, version 1 or 2), or listen://HOST:PORT",
 )
 def socket_source(source: str, told: Listening) -> Iterator[Arrived | None]:
     """The frames of a socket; it never ends by itself."""
@@ -365,7 +365,7 @@ def _accepted(monitor: zmq.Socket) -> Iterator[int]:
 
 
 def _until_read(connections: Iterable[int], seconds: float) -> None:
-    """Wait until the other side has read what is in these connections, and close them."""
+    """Wait until the other side has read all data in these connections, and close them."""
     from fcntl import ioctl
     from termios import TIOCOUTQ
 

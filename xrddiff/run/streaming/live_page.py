@@ -88,7 +88,7 @@ class StreamStanding:
         return float((last > last[-1] - over).sum() / over)
 
     def lines(self, scored: bool, going: bool = True) -> list[str]:
-        """What is known so far, in sentences; `going`: whether more may come."""
+        """Return the results so far, in sentences; `going`: whether more may come."""
         out = [f"{self.frames} frames answered, {self.hits} of them hits ({self.hits / max(self.frames, 1):.0%})."]
         if self.indexed:
             out.append(f"{self.indexed} frames have a lattice that chance does not explain.")
@@ -170,7 +170,7 @@ def write_page(
     running: RunningMerge | None = None,
 ) -> Path:
     """Write the page `live.html` into a folder; while the stream is `going`, a browser reloads it
-    automatically. running: the merge, of which the page says whether it is enough.
+    automatically. running: the merge, for the forecast on the page.
     """
     state = "goes on" if going else "has ended"
     report = Report(f"Frames from {plain_text(source)}", f"The stream {state}; {time.strftime('%Y-%m-%d %H:%M:%S')}.")

@@ -23,7 +23,7 @@ EXPECTED = "expected a port from 1 to 65535, as in tcp://detector:9999 or listen
 def place_of(address: str) -> tuple[bool, str, int | None]:
     """(whether to listen, host or path, port) of an address; port 0 = any, None = a socket of this machine.
 
-    Raises `BadInput` for anything that is no address.
+    Raises `BadInput` for anything but an address.
     """
     scheme, _, rest = address.partition("://")
     if scheme == "ipc" and rest and "*" not in rest:
@@ -40,7 +40,7 @@ def place_of(address: str) -> tuple[bool, str, int | None]:
 # %% ../../../nbs/run/streaming/pull_socket.ipynb #c6be33c7
 @dataclass(frozen=True)
 class Limits:
-    """What a socket allows: bytes and parts of a message, messages that wait for each connection, s for a greeting."""
+    """Limits of a socket: bytes and parts of a message, messages that wait for each connection, s for a greeting."""
 
     message: int = 128 << 20
     parts: int = 64
@@ -49,7 +49,7 @@ class Limits:
 
 
 class PullSocket:
-    """Takes what is pushed. Use `receive`, then `close`.
+    """Receives pushed messages. Use `receive`, then `close`.
 
     address: see `place_of`. limits: see `Limits`. Raises `BadInput` for an address that cannot be used.
     """

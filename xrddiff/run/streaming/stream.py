@@ -134,7 +134,7 @@ def _together(a: Arrived, b: Arrived) -> bool:
 # %% ../../../nbs/run/streaming/stream.ipynb #f4e21002
 @dataclass(frozen=True)
 class StreamPlan:
-    """What to listen to, and how to answer.
+    """The source of a stream, and how to answer it.
 
     source: a folder, a file or an address. run, cell, min_peaks, peaks: see `Question`.
     words: arguments of `open_frames`. batch: most frames that are answered together. workers: see
@@ -267,7 +267,7 @@ class Reception:
         return name in self.taken or self.answered(name)
 
     def start(self, listen: Callable[[], Iterator[Arrived | None]]) -> None:
-        """Start taking what `listen()` yields."""
+        """Start taking the frames of `listen()`."""
         self.thread = threading.Thread(
             target=copy_context().run, args=(self._take, listen), name="listener", daemon=True
         )
@@ -326,9 +326,9 @@ WRITE = 0.5  # s between two writings of answers while frames wait
 
 
 class Unwritten:
-    """Answers that wait to be written together, into `answers`; `standing` counts what was written.
+    """Answers that wait to be written together, into `answers`; `standing` counts the written rows.
 
-    saver: of hits. running: the merge, which gets what was written; None without one.
+    saver: of hits. running: the merge, which gets the written rows; None without one.
     """
 
     def __init__(
@@ -510,7 +510,7 @@ def _stacks(said: Answered, question: Question, n: int) -> dict[str, np.ndarray]
 
 # %% ../../../nbs/run/streaming/stream.ipynb #f904d82f
 def question_of(plan: StreamPlan) -> tuple[Question, Any]:
-    """What is asked of each frame, and an empty frame of the run that scores, None without one.
+    """Return the question about each frame, and an empty frame of the run that scores, None without one.
 
     Raises `BadInput` for a source that is not there, words that say nothing, a file that holds no peak network, and a run
     that cannot score.
@@ -531,7 +531,7 @@ def question_of(plan: StreamPlan) -> tuple[Question, Any]:
 
 # %% ../../../nbs/run/streaming/stream.ipynb #2c86ffd2
 def open_merge(plan: StreamPlan, answers: Answers, folder: Path) -> tuple[RunningMerge | None, HitSaver]:
-    """The running merge, with what an earlier process answered, or None; and what saves hits."""
+    """Return the running merge, with the answers of an earlier process, or None; and the saver of hits."""
     rows, wish = answers.rows["frames"], plan.wish
     kinds = read_kinds(plan.save)
     if wish is None:
@@ -541,7 +541,7 @@ def open_merge(plan: StreamPlan, answers: Answers, folder: Path) -> tuple[Runnin
 
 
 def end_merge(running: RunningMerge | None, saver: HitSaver, folder: Path) -> None:
-    """Write what was merged and what was saved, at the end of a stream."""
+    """Write the merge and the saved hits, at the end of a stream."""
     saver.end()
     if running is not None:
         save_running(running, folder)
@@ -563,7 +563,7 @@ def renew_page(
 class Stream:
     """A stream of frames and the folder of its answers.
 
-    plan: what to do. folder: where the answers go.
+    plan: of the stream. folder: of the answers.
     Raises `BadInput` for a source that does not exist, a run that cannot score, or the folder of
     another stream.
     """
@@ -641,7 +641,7 @@ class Stream:
 
 # %% ../../../nbs/run/streaming/stream.ipynb #5c0de010
 def answer_with_bar(stream: Stream, *, progress: bool = True) -> Path:
-    """Answer the frames of a stream and show a bar with their number, hits and what is waiting; returns the folder.
+    """Answer the frames of a stream and show a bar with their number, hits and waiting frames; returns the folder.
 
     `progress`: False shows no bar.
     """

@@ -79,7 +79,8 @@ _AT_ONCE = ("not_finite", "diverging")  # errors that end a trial whenever they 
 
 
 def ill(run: Path, least_steps: int = 0) -> str | None:
-    """What is wrong with the training of a run, in a sentence, if it is an error; else None. least_steps: before which most errors do not count."""
+    """Return the error of the training of a run, in a sentence; else None. least_steps: before these most errors do
+    not count."""
     for part in (run, run / "autoencoder"):
         with suppress(BadInput):
             errors = [f for f in read_findings(part) if f.severity == "error" and not _is_result(f.rule)]
@@ -89,7 +90,7 @@ def ill(run: Path, least_steps: int = 0) -> str | None:
 
 
 def _is_result(rule: str) -> bool:
-    """Whether a rule looks at what was measured after the training, which is nothing to end it for."""
+    """Whether a rule looks at measurements after the training, which are no reason to end it."""
     return of_samples(rule) or (rule in entries("health_rule") and times_of(rule) == {"result"})
 
 
@@ -112,7 +113,7 @@ TRIAL = tuple(python_words(module="xrddiff.run.studies.trial"))  # the process o
 
 
 def run_trial(study: Study, trial: Trial, stop: StopRequest, ranks: int = 1) -> tuple[str, str]:
-    """Train a trial; returns what happened and why.
+    """Train a trial; returns the outcome and its reason.
 
     `stop`: when it is set, the run is stopped. `ranks`: processes of the run.
 
@@ -151,7 +152,7 @@ def run_trial(study: Study, trial: Trial, stop: StopRequest, ranks: int = 1) -> 
 
 
 def _ended_by_itself(code: int) -> str | None:
-    """How the process of a trial ended that was not refused and whose code raised nothing; None if it was or did."""
+    """Return how the process of a trial ended that was not refused and raised nothing; None if it was or did."""
     number = -code if code < 0 else code - 128 if 128 < code < 128 + 65 else None  # a rank that was killed: 128 + n
     if code in (REQUEUE, INTERRUPTED):
         return "stopped without being told to by its agent"
@@ -189,8 +190,8 @@ def work(
     - `runs`: how many trials to do at most. `ranks`: processes of each run.
     - `linger`: wait for the trials of the others. `name`: of the agent.
 
-    Raises `NeverLogged` if a finished run does not log the objective, and `BadInput` if the study would execute what
-    this user has not named.
+    Raises `NeverLogged` if a finished run does not log the objective, and `BadInput` if the study would execute files
+    that this user has not named.
     """
     with plugin_scope():
         return _work(open_study(folder), runs, ranks, linger, name)
@@ -267,7 +268,7 @@ RESTARTS = 20  # of agents, without any trial getting further, after which no mo
 
 
 class _Crew:
-    """The agents that a command has started, and what it takes to replace them."""
+    """The agents that a command has started, and their replacement."""
 
     def __init__(self, study: Study, count: int, runs: int | None):
         self.study, self.runs = study, runs
@@ -278,7 +279,7 @@ class _Crew:
         self.in_vain, self.before = 0, self.progress()
 
     def progress(self) -> tuple[int, ...]:
-        """What rises while any trial gets further."""
+        """A number that rises while any trial gets further."""
         return trial_progress(self.study)
 
     def start(self, i: int) -> None:

@@ -72,8 +72,7 @@ def ranked(table: pd.DataFrame) -> list[str]:
 
 # %% ../../../nbs/run/studies/comparison.ipynb #8e48a984
 def comparison_words(rows: Sequence[RunRow], settings: pd.DataFrame, metrics: pd.DataFrame) -> list[str]:
-    """Sentences about runs: how many ended how, in what they differ, which is best, and what
-    cannot be compared.
+    """Sentences about runs: how many ended how, their differences, which is best, and runs that cannot be compared.
 
     - `rows`: of all runs, those without results too.
     - `settings`, `metrics`: of those that can be compared.
@@ -168,7 +167,7 @@ def _opened(given: tuple[str, ...]) -> RunComparison:
 
 
 def take_comparison(given: Sequence[str | os.PathLike]) -> RunComparison:
-    """As `open_comparison`; what `execute_comparison` has just opened for its notebook is taken, once."""
+    """As `open_comparison`; runs that `execute_comparison` has just opened for its notebook are taken, once."""
     found = _opened(tuple(map(str, given)))
     _opened.cache_clear()
     return found
@@ -185,7 +184,7 @@ def plot_curves(histories: Mapping[str, pd.DataFrame], kinds: Mapping[str, str])
     """The losses of runs, a panel for each kind of loss: lines for training, circles for
     validation.
 
-    - `histories`: from `read_history`, by run. `kinds`: what their loss measures; runs of one kind share an axis.
+    - `histories`: from `read_history`, by run. `kinds`: the measures of their losses; runs of one kind share an axis.
     """
     panels = list(dict.fromkeys(kinds[name] for name in histories))
     looks = colours(list(histories))
@@ -218,7 +217,7 @@ def plot_curves(histories: Mapping[str, pd.DataFrame], kinds: Mapping[str, str])
 class SharedFrames:
     """Frames of several runs with the same numbers.
 
-    - `title`, `text`: what they are. `numbers`: of the samples or shots. `frames`: those of each
+    - `title`, `text`: their description. `numbers`: of the samples or shots. `frames`: those of each
       run, in the order of `numbers`; "measured" first where there are such.
     """
 
@@ -240,7 +239,7 @@ MOST_SHOWN = 12  # runs whose frames are shown side by side; those of others are
 
 
 def _whose(found: Mapping[str, xr.Dataset], comparison: RunComparison) -> str:
-    """Of which runs `found` is."""
+    """The runs of `found`."""
     left = len(found) == MOST_SHOWN < len(comparison.folders)
     return f"the first {MOST_SHOWN} runs that have some" if left else "each run"
 
@@ -265,7 +264,7 @@ class _Inference(msgspec.Struct):
 
 
 class _Drawn(msgspec.Struct):
-    """What is asked of the configuration in the attributes of samples."""
+    """The fields of the configuration in the attributes of samples."""
 
     inference: _Inference = msgspec.field(default_factory=_Inference)
 
@@ -299,8 +298,8 @@ def shared_samples(comparison: RunComparison, n: int = 6) -> SharedFrames | None
 
 # %% ../../../nbs/run/studies/comparison.ipynb #38951f78
 def shared_reconstructions(comparison: RunComparison, n: int = 6) -> SharedFrames | None:
-    """What the autoencoders of the first `MOST_SHOWN` runs that have reconstructions make of the same
-    held-out frames, below the measured ones; None where no run has any.
+    """Reconstructions of the same held-out frames by the first `MOST_SHOWN` runs that have them, below the measured
+    ones; None where no run has any.
     """
     found: dict[str, xr.Dataset] = {}
     for name, run in comparison.folders.items():
@@ -464,7 +463,7 @@ def _history(run: Path) -> pd.DataFrame:
 
 
 def _add_folders(report: Report, comparison: RunComparison, silent: Sequence[str]) -> None:
-    """Where the runs are, and what is wrong with some of them."""
+    """Return the folders of the runs, and problems of some of them."""
     names = {str(path): name for name, path in comparison.folders.items()}
     rows = {}
     for row in comparison.rows:

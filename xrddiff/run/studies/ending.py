@@ -41,8 +41,8 @@ def comparison_folder(runs: list[Path], env: Mapping[str, str]) -> Path:
 
 # %% ../../../nbs/run/studies/ending.ipynb #ea5ec7ea
 def main() -> int:
-    """Compare the runs of the job that the environment describes, if it is time; returns 0: what has
-    been trained is not lost with a page.
+    """Compare the runs of the job that the environment describes, if it is time; returns 0: a missing page loses no
+    training.
     """
     try:
         job, _ = read_job()

@@ -57,7 +57,7 @@ _Values = Annotated[list[float | None], msgspec.Meta(max_length=1)]
 
 
 class _Entry(msgspec.Struct):
-    """What a line may hold: a study is made, attributes are set, a trial is made, gets a parameter, a state, a loss."""
+    """The content of a line: a study is made, attributes are set, a trial is made, gets a parameter, a state, a loss."""
 
     op_code: Literal[0, 2, 3, 4, 5, 6, 7, 8, 9]
     worker_id: _Name
@@ -133,7 +133,7 @@ class Journal:
     def read_logs(self, log_number_from: int) -> Iterator[dict[str, Any]]:
         """The entries from this number on. Raises `BadInput` for a line that is damaged, with its number.
 
-        The end of the file without a line break is what a writer is writing, or was when it was killed: it is no entry yet.
+        The end of the file without a line break is being written, or its writer was killed: it is not an entry yet.
         """
         if log_number_from < self._at.entries:
             self._at = self._begin
@@ -166,7 +166,7 @@ class Journal:
         return plain_text(self.file)
 
     def _entry(self, raw: bytes, at: _Position, last: bool) -> dict[str, Any] | None:
-        """The entry of a line; None for one whose writer was killed."""
+        """The entry of a line; None for one cut off when its writer was killed."""
         try:
             return _parsed(raw, at, self._name)
         except BadInput:
@@ -211,7 +211,7 @@ def quiet_optuna() -> None:
 def open_journal(folder: str | os.PathLike, *, sealed: bool) -> Any:
     """Optuna's storage over the journal of a study; `sealed` as for `Journal`.
 
-    Raises `BadInput`, here and whenever the journal is read, if it is damaged or holds what no study has written.
+    Raises `BadInput`, here and whenever the journal is read, if it is damaged or holds foreign entries.
     """
     from optuna.exceptions import OptunaError
     from optuna.storages import JournalStorage

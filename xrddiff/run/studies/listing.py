@@ -70,7 +70,7 @@ _version = cache(package_version)  # reading it takes as long as the rest
 
 
 def files_mark(run: Path, folders: Sequence[str] = FOLDERS) -> tuple[str, float]:
-    """(the mark of what is in these folders of a run, when the last of its files changed); ("", 0) if it cannot be told."""
+    """(the mark of the files in these folders of a run, when the last of them changed); ("", 0) if it cannot be told."""
     found, about = [], None
     try:
         about = run.stat()
@@ -140,7 +140,7 @@ class RunRow:
     """A run as `xrddiff runs list` lists it.
 
     - `run`: its folder. `model`, `data`: presets, or the path of the frames.
-    - `state`: how it stands, one of `status.STATES`. `phase`: what is done with it, or was last.
+    - `state`: how it stands, one of `status.STATES`. `phase`: the present or last one.
     - `epoch`, `step`, `loss`: of the last training row.
     - `metric`, `value`: the metric that judges it best, see `key_metric`.
     - `seconds`: of training. `began`: when it was begun.
@@ -165,7 +165,7 @@ class RunRow:
 
 
 def _json(path: Path) -> Any:
-    """What a JSON file holds; None if there is none, or it cannot be read."""
+    """Return the content of a JSON file; None if there is none, or it cannot be read."""
     return or_default(lambda: read_json(path, most=1 << 20), None)
 
 
@@ -220,7 +220,7 @@ def begun_at(run: Path) -> str:
 
 
 def _read_run(run: Path, jobs: Jobs) -> RunRow:
-    """The row of a run from all of its files, without its name and what to do about it."""
+    """Return the row of a run from all of its files, without its name and remedy."""
     row, about = dict(run="", began=begun_at(run)), open_summary(run)
     how = current_state(run, jobs, about if isinstance(about, RunSummary) else None)
     row |= dict(state=how.state, phase=how.phase, note=how.why, verdict=_line(verdict_words(run), 1000))
@@ -235,7 +235,7 @@ def _read_run(run: Path, jobs: Jobs) -> RunRow:
 # %% ../../../nbs/run/studies/listing.ipynb #563a64de
 @dataclass(frozen=True)
 class Asked:
-    """What is asked once for several runs: SLURM, and which files are locked."""
+    """Queries shared by several runs: SLURM, and which files are locked."""
 
     jobs: Jobs = field(default_factory=Jobs)
     held: frozenset[str] | None = field(default_factory=locks_held)
@@ -264,9 +264,9 @@ def _kept_row(run: Path, mark: str, jobs: Jobs) -> RunRow | None:
 
 
 def describe_run(run: str | os.PathLike, shown: str | None = None, asked: Asked | None = None) -> RunRow:
-    """The row of a run, whatever state its folder is in.
+    """Return the row of a run, for any state of its folder.
 
-    - `shown`: what it is called. `asked`: if several runs are described.
+    - `shown`: its name. `asked`: if several runs are described.
     """
     run, asked = Path(run), asked or Asked()
     free = not is_locked(run / ".lock", asked.held)

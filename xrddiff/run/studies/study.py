@@ -69,7 +69,7 @@ def random_search(plan: SweepPlan, seed: int) -> optuna.samplers.BaseSampler:
 
 
 def _listed(plan: SweepPlan, number: Callable[[int], int]) -> optuna.samplers.BaseSampler:
-    """A sampler whose trial i is the combination `number(i)` of a plan."""
+    """A sampler: trial i is the combination `number(i)` of a plan."""
     import optuna
 
     class Listed(optuna.samplers.RandomSampler):
@@ -79,14 +79,14 @@ def _listed(plan: SweepPlan, number: Callable[[int], int]) -> optuna.samplers.Ba
     return Listed()
 
 
-@register("search", "tpe", help="near what was good (TPE, Bergstra et al. 2011)")
+@register("search", "tpe", help="near good trials (TPE, Bergstra et al. 2011)")
 def tpe_search(
     plan: SweepPlan,
     seed: int,
     *,
     startup: Annotated[int, Range(low=1), "trials that are drawn at random before it begins"] = 5,
 ) -> optuna.samplers.BaseSampler:
-    """Draws near what was good, see above."""
+    """Draws near good trials, see above."""
     import optuna
 
     return optuna.samplers.TPESampler(seed=seed, n_startup_trials=startup, constant_liar=True)
@@ -128,7 +128,7 @@ def no_pruner() -> optuna.pruners.BasePruner:
     return optuna.pruners.NopPruner()
 
 
-@register("pruner", "median", help="a trial whose best loss is worse than the median at this epoch")
+@register("pruner", "median", help="a trial with a best loss worse than the median at this epoch")
 def median_pruner(
     *,
     startup: Annotated[int, Range(low=0), "trials that end before it begins"] = 4,
@@ -158,7 +158,7 @@ _Name = Annotated[str, msgspec.Meta(pattern=r"^[\w][\w.-]*$", max_length=200)]
 
 
 class Heartbeat(msgspec.Struct, forbid_unknown_fields=True):
-    """What an agent writes about itself.
+    """The record of an agent about itself.
 
     - `count`: rises while it lives. `pid`, `place`, `host`: its process. `ended`: it has ended in order.
     - `done`: trials that it has brought to an end.
@@ -217,7 +217,7 @@ class Watchman:
         self.seen: dict[str, tuple[Any, float]] = {}
 
     def read(self, name: str) -> Heartbeat:
-        """What an agent wrote last; a count of -1 if that cannot be read."""
+        """Return the last record of an agent; a count of -1 if that cannot be read."""
         try:
             return read_json(self.folder / f"{name}.json", Heartbeat, 4096)
         except OSError:
@@ -318,7 +318,7 @@ class NeverLogged(BadInput):
 class Trial:
     """A trial that an agent works on.
 
-    - `number`: from 0. `attempt`: from 1. `params`: what was drawn. `id`: Optuna's.
+    - `number`: from 0. `attempt`: from 1. `params`: the drawn settings. `id`: Optuna's.
     """
 
     number: int
@@ -408,7 +408,7 @@ def holds(study: Study, trial: Trial) -> bool:
 
 
 def _deserted(study: Study, number: int, attempt: int) -> int | None:
-    """The next attempt at a running trial whose agent is gone; None if it works on it. `attempt`: the newest."""
+    """Return the next attempt at a running trial without its agent; None if it works on it. `attempt`: the newest."""
     if not attempt:  # whoever took it was killed before it could say so, or is just about to
         return 1 if study.watchman.unchanged(f"unclaimed {number}", None) > PATIENCE else None
     name = _claimant(study, number, attempt)
@@ -419,7 +419,7 @@ def _deserted(study: Study, number: int, attempt: int) -> int | None:
 
 # %% ../../../nbs/run/studies/study.ipynb #1a4f8c37
 def take_trial(study: Study, agent: Agent) -> Trial | None:
-    """A trial for this agent: one whose agent is gone, to be continued, or else one that waits;
+    """Return a trial for this agent: one without its agent, to be continued, or else one that waits;
     None if there is neither.
     """
     from optuna.exceptions import UpdateFinishedTrialError
