@@ -45,11 +45,11 @@ _all_ = ["TrainedRun", "open_run", "BadInput"]
 
 # %% auto #0
 __all__ = ['XrddiffError', 'open_frames', 'load', 'list_data', 'make_frames', 'select_frames', 'index', 'inspect', 'mask',
-           'convert', 'simulate', 'fetch', 'thin', 'evaluate', 'crystal_posterior', 'merge', 'stream', 'open_answers',
-           'replay', 'runs', 'compare_runs', 'sweep', 'open_sweep', 'submit', 'resume', 'cancel', 'status', 'logs',
-           'profiles', 'settings', 'settings_diff', 'presets', 'names', 'check', 'explore', 'twin', 'recover',
-           'train_peaks', 'show', 'train', 'load_exported', 'monitor', 'jobs', 'configure', 'compare', 'TrainedRun',
-           'open_run', 'BadInput']
+           'convert', 'simulate', 'fetch', 'evaluate', 'crystal_posterior', 'merge', 'stream', 'open_answers', 'replay',
+           'runs', 'compare_runs', 'sweep', 'open_sweep', 'submit', 'resume', 'cancel', 'status', 'logs', 'profiles',
+           'settings', 'settings_diff', 'presets', 'names', 'check', 'explore', 'twin', 'recover', 'train_peaks',
+           'show', 'train', 'load_exported', 'monitor', 'jobs', 'configure', 'compare', 'TrainedRun', 'open_run',
+           'BadInput']
 
 # %% ../../../nbs/app/front_door/door.ipynb #2fab6e2d
 XrddiffError = errors.XrddiffError
@@ -57,7 +57,6 @@ open_frames, load, list_data = plain_errors(readers.open_frames), plain_errors(c
 make_frames, select_frames = frame_sets.make_frames, plain_errors(selection.select_frames)
 index = indexing.index
 inspect, mask, convert, simulate, fetch = data.inspect, data.mask, data.convert, data.simulate, data.fetch
-thin = data.thin
 evaluate, crystal_posterior = results.evaluate_frames, results.posterior_of_crystal
 merge = merging.merge
 stream, open_answers, replay = streaming.stream, streaming.open_answers, streaming.replay

@@ -29,8 +29,7 @@ if TYPE_CHECKING:
     from xrddiff.physics.simulation.experiments import Experiment
 
 # %% auto #0
-__all__ = ['list_sets', 'fetch', 'simulate', 'inspect', 'inspect_and_draw', 'MaskOfFile', 'mask', 'mask_and_draw', 'thin',
-           'convert']
+__all__ = ['list_sets', 'fetch', 'simulate', 'inspect', 'inspect_and_draw', 'MaskOfFile', 'mask', 'mask_and_draw', 'convert']
 
 # %% ../../../nbs/app/verbs/data.ipynb #c0a50e10
 def _print_sets(found: pd.DataFrame, args: argparse.Namespace) -> None:
@@ -326,26 +325,6 @@ def mask_and_draw(
         lines.append(f"mask: {found.save(output, overwrite=overwrite)}")
     about = {"rules": found.table, "notes": found.notes, "picture": picture, "mask": output}
     return Found(about, [_mask_table(found), lines])
-
-# %% ../../../nbs/app/verbs/data.ipynb #a38c2e60
-@verb("data thin", "fewer photons, as a shorter exposure would have")
-def thin(source: str, target: str, /, *, share: float = 0.5, seed: int = 0, overwrite: bool = False) -> Path:
-    """Thin the photons of frames, as a shorter exposure would have recorded them; returns the path.
-
-    - `source`: any supported file. `target`: a .zarr, .h5, .cxi or .nxs to write.
-    - `share`: of the photons that stay. `seed`: of the draw.
-    """
-    import numpy as np
-
-    from xrddiff.data.formats.readers import open_frames
-    from xrddiff.data.formats.store import save_frames
-
-    ds = open_frames(source).load()
-    counts = np.maximum(np.round(ds["intensity"].values), 0).astype("i8")
-    ds["intensity"] = ds["intensity"].dims, np.random.default_rng(seed).binomial(counts, share).astype("i4")
-    with new_output(target, reads=[source], overwrite=overwrite) as part:
-        save_frames(ds, part)
-    return Path(target)
 
 # %% ../../../nbs/app/verbs/data.ipynb #7cf238d7
 @verb("data convert", "rewrite frames as .zarr, .h5, .cxi (CrystFEL, Cheetah) or .nxs (DIALS)")

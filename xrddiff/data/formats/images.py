@@ -200,7 +200,6 @@ def _dectris_words(fields: dict[str, str], notes: list[str]) -> dict[str, Any]:
         out["polarization"] = polarization
     if "Detector" in fields:
         out["detector"] = fields["Detector"].strip()
-        out["detector_serial"] = fields["Detector"].rpartition("S/N")[2].strip(" ,")
     sensor = next((f"{k} {v}" for k, v in fields.items() if v.lower().startswith("sensor, thickness ")), "")
     if found := re.fullmatch(r"(Silicon|CdTe|GaAs) sensor, thickness ([\d.]{1,20}) m", sensor):
         out |= {"sensor_material": {"Silicon": "Si"}.get(found[1], found[1]), "sensor_thickness": float(found[2])}

@@ -554,10 +554,3 @@ def read_store(path: str | Path | RemoteFolder, *, source: Callable[..., Rows] =
         folder = isinstance(path, RemoteFolder) or path.is_dir()
         ds = _read_zarr(path) if folder else _read_hdf5(path, source)
         return validate_frames(ds, str(path), geometry=False)
-
-# %% ../../../nbs/data/formats/store.ipynb #a00075d6
-@register("writer", "npz", help="NumPy's archive of arrays", suffixes=[".npz"])
-def _save_npz(ds: xr.Dataset, path: Path, progress: Callable[[int], None]) -> None:
-    with open(path, "wb") as file:
-        np.savez(file, **{str(name): v.values for name, v in ds.variables.items()})
-    progress(ds.sizes["frame"])

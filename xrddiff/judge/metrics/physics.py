@@ -24,8 +24,8 @@ from .frame_statistics import median_shape
 from ...physics.indexing.indexer import Indexer, Indexing
 
 # %% auto #0
-__all__ = ['noise_table', 'physics_rows', 'fano', 'zeros', 'empty_pixels', 'enough', 'rate', 'summarise_physics',
-           'physics_numbers', 'physics_words']
+__all__ = ['noise_table', 'physics_rows', 'fano', 'zeros', 'enough', 'rate', 'summarise_physics', 'physics_numbers',
+           'physics_words']
 
 # %% ../../../nbs/judge/metrics/physics.ipynb #432cc2bf
 def noise_table(ds: xr.Dataset, frames: Any = None, bins: int = 12) -> pd.DataFrame:
@@ -135,12 +135,6 @@ def fano(rows: Mapping[str, np.ndarray]) -> np.ndarray:
 def zeros(rows: Mapping[str, np.ndarray]) -> np.ndarray:
     """Empty pixels of the background, relative to the number expected from its mean."""
     return _ratio(np.nansum(rows["zeros"], -1), np.nansum(rows["expected_zeros"], -1))
-
-
-@register("metric", of="physics", needs=["zeros"], title="empty pixels")
-def empty_pixels(rows: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Empty pixels of the background, in the mean frame."""
-    return np.nanmean(rows["zeros"], -1)
 
 
 def _ratio(a: np.ndarray, b: np.ndarray) -> np.ndarray:

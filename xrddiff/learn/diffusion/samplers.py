@@ -81,7 +81,6 @@ def euler(
     cond: Mapping[str, Any] | None = None,
     noise: Noise | None = None,
     callback: Callback | None = None,
-    damping: Annotated[float, Range(0, 1), "share by which every step is shortened"] = 0.0,
 ) -> Tensor:
     """Euler's method for the probability-flow ODE; first order, one evaluation a step, no noise.
 
@@ -93,7 +92,7 @@ def euler(
     x, steps, predict = _begin(denoise, x, sigmas, cond, callback)
     for i, sigma, sigma_next in steps:
         d = predict(i, x, sigma)
-        x = x + (1 - damping) * (d + (sigma_next / sigma) * (x - d) - x)
+        x = d + (sigma_next / sigma) * (x - d)
     return x
 
 # %% ../../../nbs/learn/diffusion/samplers.ipynb #8b4da797

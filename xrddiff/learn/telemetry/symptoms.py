@@ -15,10 +15,10 @@ from ...data.transforms.values import range_words
 from .rules import Evidence
 
 # %% auto #0
-__all__ = ['Share', 'exploding_gradients', 'vanishing_gradients', 'noisy_gradients', 'diverging', 'learning_rate_too_low',
-           'loss_stays_high', 'plateau', 'fluctuation', 'overfit_gap', 'posterior_collapse', 'dead_codebook',
-           'loader_bound', 'communication_bound', 'slow_node', 'small_batch', 'slow_average', 'mode_collapse',
-           'low_diversity', 'samples_out_of_range', 'no_peaks', 'condition_ignored']
+__all__ = ['Share', 'exploding_gradients', 'vanishing_gradients', 'diverging', 'learning_rate_too_low', 'loss_stays_high',
+           'plateau', 'fluctuation', 'overfit_gap', 'posterior_collapse', 'dead_codebook', 'loader_bound',
+           'communication_bound', 'slow_node', 'small_batch', 'slow_average', 'mode_collapse', 'low_diversity',
+           'samples_out_of_range', 'no_peaks', 'condition_ignored']
 
 # %% ../../../nbs/learn/telemetry/symptoms.ipynb #ac02f6fd
 Share = Annotated[float, Range(low=0)]
@@ -45,16 +45,6 @@ def vanishing_gradients(e: Evidence, norm: Share = 1e-6) -> str | None:
     return f"the mean gradient norm is {found:.3g}, below {norm:g}" if found is not None and found < norm else None
 
 # %% ../../../nbs/learn/telemetry/symptoms.ipynb #4548bc3c
-@register(
-    "health_rule", severity="note", when="epoch", source="a threshold for this measurement",
-    cause="The batch is small.", remedy="Raise training.batch_size.",
-)  # fmt: skip
-def noisy_gradients(e: Evidence, norm: Share = 10.0) -> str | None:
-    """The gradient is large."""
-    found = e.last("grad_norm_mean")
-    return f"the mean gradient norm is {found:.3g}, above {norm:g}" if found is not None and found > norm else None
-
-
 @register(
     "health_rule", severity="error", when="row", source="Smith 2017, arXiv 1506.01186: loss against learning rate",
     cause="The learning rate is too high.", remedy="Lower training.lr, at first by a factor of ten.",
