@@ -19,6 +19,7 @@ import pytest
 import yaml
 from conftest import clean_environment
 
+import xrddiff as xd
 from xrddiff.app.verbs.main import main
 from xrddiff.core.errors import BadInput
 from xrddiff.core.gate import read_json
@@ -282,6 +283,7 @@ def test_a_lock_left_by_a_dead_process_is_taken_from_it(tmp_path, monkeypatch):
         (["sweep", "sweep.yaml", "surplus"], "one argument too many"),
         (["sweep", "sweep.yaml", "--agents", "0"], "expected a whole number from 1"),
         (["sweep", "sweep.yaml", "--profile", "small", "--config", "own.yaml"], "each name a profile; expected one"),
+        (["sweep", "sweep.yaml", "--profile", "smal"], "did you mean 'small'"),
     ],
 )
 def test_sweeps_are_refused_in_one_sentence(words, sentence, tmp_path, monkeypatch, capsys):
@@ -296,7 +298,11 @@ def test_sweeps_are_refused_in_one_sentence(words, sentence, tmp_path, monkeypat
             f.write("}{\n{}\n")
     assert main(words) == 2
     err = capsys.readouterr().err.splitlines()
-    assert len(err) == 1 and sentence in err[0]
+    assert len(err) == 1 and sentence in err[0] and not Path("output").exists()
+    if words[-1] == "smal":
+        with pytest.raises(BadInput, match="did you mean 'small'"):
+            xd.sweep("sweep.yaml", profile="smal")
+        assert not Path("output").exists()
 
 
 def test_the_sweeps_of_the_page(tmp_path):

@@ -19,6 +19,7 @@ from xrddiff.config.active_settings import (
     chosen_options,
     given_parts,
     model_parts,
+    model_title,
     used_maps,
 )
 from .words.data_sets import CATALOG, STAND_INS, check_cut, data_name
@@ -106,7 +107,7 @@ def _init(cfg: Config, ranks: int) -> str | None:
         return str(error)
     if given_parts(theirs, cfg) != ModelParts(None, None):
         return None
-    found, wanted = (c.presets.get("model", c.model.model_name) for c in (theirs, cfg))
+    found, wanted = model_title(theirs), model_title(cfg)
     return f"training.init={path}: a run of model={found} has no weights for model={wanted}; expected a run of the same kind of model"
 
 # %% ../../nbs/config/checks.ipynb #97d15452
@@ -250,9 +251,9 @@ def _classifier(cfg: Config, ranks: int) -> str | None:
 # %% ../../nbs/config/checks.ipynb #560ed129
 @_check
 def _samples(cfg: Config, ranks: int) -> str | None:
-    """Yield settings that could not be sampled later, before training."""
+    """Return a problem that would be found only when sampling."""
     m, i, parts = cfg.model, cfg.inference, model_parts(cfg)
-    model = cfg.presets.get("model", m.model_name)
+    model = model_title(cfg)
     if m.model_name == "latent_diff" and not m.latent_diff:
         return "model.latent_diff=false contradicts model.model_name=latent_diff; expected ddpm or diff for a model of frames"
     if i.poisson and not parts.latent:

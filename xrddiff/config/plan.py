@@ -19,6 +19,7 @@ from xrddiff.config.active_settings import (
     given_parts,
     known_options,
     model_parts,
+    model_title,
     run_notebooks,
     sampling_steps,
     show_crystals,
@@ -560,7 +561,7 @@ def resolve(cfg: Config) -> RunPlan:
     that is not registered is not checked here, but where it is used.
     """
     cfg = deepcopy(cfg)
-    name = cfg.presets.get("model", cfg.model.model_name)
+    name = model_title(cfg)
     return _taken(
         RunPlan,
         cfg,
@@ -626,7 +627,7 @@ class RunSummary:
 def saved_summary(run: str | os.PathLike) -> RunSummary:
     """Return the summary of the run in a folder, for a list. Raises `BadInput` if its `config.yaml` cannot be read."""
     cfg = load_config(Path(run) / "config.yaml")
-    parts, name = model_parts(cfg), cfg.presets.get("model", cfg.model.model_name)
+    parts, name = model_parts(cfg), model_title(cfg)
     predicts = cfg.training.recons_loss if parts.denoiser is None else cfg.model.parameterisation
     return RunSummary(
         model=name,

@@ -21,16 +21,14 @@ from .run_numbers import about_run
 from ..verbs.verb import plain_errors
 from .trained_run import TrainedRun, open_run
 from ...core.errors import BadInput, XrddiffError
-from ...core.plugins import plugin_scope
 from ...run.slurm.job_table import Jobs, current_state
 from ...run.studies.listing import begun_at
 
 if TYPE_CHECKING:
-    from xrddiff.app.front_door.batch_jobs import BatchScript, SentJob
     from xrddiff.run.studies.study import Study
 
 # %% auto #0
-__all__ = ['runs', 'compare_runs', 'Sweep', 'run_sweep', 'submit_agents', 'open_sweep']
+__all__ = ['runs', 'compare_runs', 'Sweep', 'run_sweep', 'open_sweep']
 
 # %% ../../../nbs/app/front_door/studies.ipynb #a5bff19c
 @plain_errors
@@ -151,25 +149,16 @@ def run_sweep(
     """
     from tqdm.auto import tqdm
 
-    from xrddiff.run.studies.agents import run_agents
-    from xrddiff.run.studies.consent import allow_plan
-    from xrddiff.run.studies.study import make_study, open_study
-    from xrddiff.run.studies.sweep_file import make_plan, read_sweep
+    from xrddiff.app.front_door.batch_jobs import profile_for, send_or_show
+    from xrddiff.app.verbs.studies import opened_study
+    from xrddiff.run.studies.agents import plan_swarm, run_agents
 
-    if isinstance(plan, Mapping):
-        if output is None:
-            raise BadInput("a sweep that is a mapping has no name; expected output=FOLDER")
-        study = make_study(make_plan(dict(plan)), output)
-    elif Path(plan).is_dir():
-        study = open_study(plan)
-    else:
-        study = make_study(read_sweep(plan), output or Path("output") / "sweeps" / Path(plan).stem)
     if agents < 1 or (runs is not None and runs < 1):
         raise BadInput(f"{agents} agents with {runs} trials each were requested; expected at least 1")
-    with plugin_scope():
-        allow_plan(study.folder, study.plan, trust=trust_plugins)
-    if profile is not None:
-        submit_agents(study, profile, agents, runs)
+    chosen = None if profile is None else profile_for(profile)
+    study = opened_study(plan, output, trust=trust_plugins)
+    if chosen is not None:
+        send_or_show(plan_swarm(study, chosen, agents, runs), dry_run=False)
         return Sweep(study.folder)
     with tqdm(total=study.plan.run_cap, unit="trial", disable=not progress) as bar:
 
@@ -183,14 +172,6 @@ def run_sweep(
             f"no trial of {study.folder} was completed; xd.open_sweep({str(study.folder)!r}).table says why"
         )
     return Sweep(study.folder)
-
-
-def submit_agents(study: Study, profile: str | os.PathLike, agents: int, runs: int | None) -> SentJob | BatchScript:
-    """Submit an array of jobs, each of them an agent of the study."""
-    from xrddiff.app.front_door.batch_jobs import profile_for, send_or_show
-    from xrddiff.run.studies.agents import plan_swarm
-
-    return send_or_show(plan_swarm(study, profile_for(profile), agents, runs), dry_run=False)
 
 # %% ../../../nbs/app/front_door/studies.ipynb #d0a1900c
 @plain_errors

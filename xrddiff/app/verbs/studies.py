@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,9 +20,34 @@ if TYPE_CHECKING:
     from xrddiff.run.studies.study import Study
 
 # %% auto #0
-__all__ = ['sweep']
+__all__ = ['opened_study', 'sweep']
 
 # %% ../../../nbs/app/verbs/studies.ipynb #da0e390b
+def opened_study(
+    what: str | os.PathLike | Mapping[str, Any], output: str | os.PathLike | None, *, trust: bool
+) -> Study:
+    """Open the folder of a study, or make one from a sweep file or a mapping; its plug-ins may be executed if `trust`.
+
+    Raises `BadInput` for a plan that cannot be, and for plug-ins of others.
+    """
+    from xrddiff.core.plugins import plugin_scope
+    from xrddiff.run.studies.consent import allow_plan
+    from xrddiff.run.studies.study import make_study, open_study
+    from xrddiff.run.studies.sweep_file import make_plan, read_sweep
+
+    if isinstance(what, Mapping):
+        if output is None:
+            raise BadInput("a sweep that is a mapping has no name; expected output=FOLDER")
+        study = make_study(make_plan(dict(what)), output)
+    elif Path(what).is_dir():
+        study = open_study(what)
+    else:
+        study = make_study(read_sweep(what), output or Path("output") / "sweeps" / Path(what).stem)
+    with plugin_scope():
+        allow_plan(study.folder, study.plan, trust=trust)
+    return study
+
+
 def _count(text: str) -> int:
     if not text.isdecimal() or not 0 < int(text) <= 10_000:
         raise argparse.ArgumentTypeError(f"found {text!r}, expected a whole number from 1")
@@ -52,12 +78,8 @@ def sweep(
     - `output`: folder of a new study (output/sweeps/NAME).
     - `trust_plugins`: execute the plug-ins that the study keeps (docs/security.md).
     """
-    from xrddiff.core.plugins import plugin_scope
     from xrddiff.run.slurm.submission import chosen_profile
     from xrddiff.run.studies.agents import run_agents
-    from xrddiff.run.studies.consent import allow_plan
-    from xrddiff.run.studies.study import make_study, open_study
-    from xrddiff.run.studies.sweep_file import read_sweep
 
     if from_wandb is not None:
         return _translate(from_wandb)
@@ -70,12 +92,7 @@ def sweep(
             f"'{study}' is one argument too many; expected a file or a folder, or status or best before a folder"
         )
     chosen = chosen_profile(profile.profile, profile.config, **profile.replaced) if profile.given else None
-    if Path(what).is_dir():
-        opened = open_study(what)
-    else:
-        opened = make_study(read_sweep(what), output or Path("output") / "sweeps" / Path(what).stem)
-    with plugin_scope():
-        allow_plan(opened.folder, opened.plan, trust=trust_plugins)
+    opened = opened_study(what, output, trust=trust_plugins)
     say(f"study: {opened.folder}", flush=True)
     if chosen is not None:
         return _submit_agents(opened, chosen, agents, runs)
