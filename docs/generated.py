@@ -88,7 +88,7 @@ TASKS = {
     ),
     "Write a run notebook": (
         "TrainedRun.is_main TrainedRun.phase TrainedRun.whole TrainedRun.write_json TrainedRun.write_text "
-        "TrainedRun.end_early TrainedRun.main_goes_on",
+        "TrainedRun.end_early TrainedRun.continue_on_rank_0",
         "",
     ),
     "Index frames": (

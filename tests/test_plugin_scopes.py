@@ -23,7 +23,7 @@ from xrddiff.core.plugins import (
     plugin_scope,
 )
 from xrddiff.core.registry import GROUND, KINDS, entries, find, get, registered_by
-from xrddiff.data.frames.probes import probe_frames
+from xrddiff.data.frames.selftest import probe_frames
 from xrddiff.data.transforms.pipelines import make_transform, transform_from_state
 from xrddiff.judge.metrics.distribution import compare_sets
 from xrddiff.judge.metrics.reconstruction import missing_scores, score_frames

@@ -49,7 +49,7 @@ def run(*words):
     from xrddiff.run.execution.phases import execute_run
     from xrddiff.run.execution.run_folder import Run
 
-    whole = Run.main_goes_on
+    whole = Run.continue_on_rank_0
 
     def goes_on(self, what):
         if what != "the table":  # the statistics of a latent are needed
@@ -57,7 +57,7 @@ def run(*words):
             raise SystemExit(0)
         whole(self, what)
 
-    Run.main_goes_on = goes_on
+    Run.continue_on_rank_0 = goes_on
     return execute_run(words, terminal=False)
 
 
@@ -239,7 +239,7 @@ TOY = (
     "with StopRequest() as stop:\n    for step in range(first, 10):\n        if stopped := ranks.asked(stop):\n            break\n"
     "        act(f'step {step}', rank)\n        assert sum(ranks.gather(rank)) == size * (size - 1) // 2\n"
     "        if rank == 0:\n            run.write_text('checkpoints/done.txt', str(step + 1))\n",
-    "if stopped:\n    run.end_early(stop.reason)\nrun.main_goes_on('the evaluation')",
+    "if stopped:\n    run.end_early(stop.reason)\nrun.continue_on_rank_0('the evaluation')",
     "act('evaluate', rank)",
     "run.write_text('report.html', f'steps {first} to 10');",
 )

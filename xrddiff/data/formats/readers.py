@@ -594,7 +594,9 @@ def open_frames(
     if not missing:
         warn(where, impossible_geometry(ds))
     ds = select_frames(ds, slice(0, ds.sizes["frame"] - left)) if left else ds
-    shelf = MaskShelf.of([p[0] for p in places]) if (places := getattr(found["intensity"], "places", None)) else None
+    shelf = (
+        MaskShelf.for_files([p[0] for p in places]) if (places := getattr(found["intensity"], "places", None)) else None
+    )
     return with_automask(ds, RULES if automask is None else automask, shelf)
 
 # %% ../../../nbs/data/formats/readers.ipynb #b0f94a95

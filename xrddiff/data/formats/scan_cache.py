@@ -291,7 +291,7 @@ class MaskShelf:
     dates: Mapping[str, str]
 
     @classmethod
-    def of(cls, files: Sequence[Path]) -> MaskShelf:
+    def for_files(cls, files: Sequence[Path]) -> MaskShelf:
         """That of files that have just been opened."""
         dates: dict[str, str] = {}
         if len(files) >= ENOUGH:

@@ -80,7 +80,7 @@ class Parts:
     callbacks: Callbacks
 
     @classmethod
-    def of(cls, trainer: Trainer) -> Parts:
+    def from_trainer(cls, trainer: Trainer) -> Parts:
         """The parts of `trainer`, which has them under the same names."""
         return cls(**{part.name: getattr(trainer, part.name) for part in fields(cls)})
 

@@ -137,7 +137,7 @@ class Trainer:
         self.progress = ProgressBar(self.ranks.rank == 0 and o.progress)
         self.checkup = Checkup(health, self.folder, self.tables, self.progress.say)
         self.callbacks = Callbacks(callbacks, self)
-        self.saver = Saver(self.folder, Parts.of(self), o, checkpoint_state, watch=self.watch)
+        self.saver = Saver(self.folder, Parts.from_trainer(self), o, checkpoint_state, watch=self.watch)
 
     def fit(self, resume: bool | str | Path = False, *, stop: StopRequest | None = None) -> TrainResult:
         """Train to the end, or until a signal or `stop`; returns how it ended.

@@ -327,7 +327,7 @@ class Run:
             mark_stopped(self.whole, reason)
         raise KeyboardInterrupt if reason == "SIGINT" else SystemExit(0)
 
-    def main_goes_on(self, what: str) -> None:
+    def continue_on_rank_0(self, what: str) -> None:
         """End the notebook here on every rank but the first, which continues with `what` alone.
 
         From here on, a signal interrupts that work.
