@@ -17,7 +17,7 @@ from lab import new_notebook
 from test_run import weights, xrddiff
 
 import xrddiff as xd
-from xrddiff.app.front_door.keywords import as_overrides
+from xrddiff.app.verbs.keywords import as_overrides
 from xrddiff.config.composition import compose_config
 from xrddiff.core.text import for_html, for_markdown
 from xrddiff.data.formats.store import read_store

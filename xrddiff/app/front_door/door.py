@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 import xarray as xr
 
-from . import batch_jobs, choices, results, shown_frames, studies
-from .keywords import as_overrides, data_overrides
-from ..verbs import data, indexing, jobs as job_verbs, merging, streaming
+from . import results, shown_frames, studies
+from ..verbs.keywords import as_overrides, data_overrides
+from ..verbs import config, data, indexing, jobs as job_verbs, merging, streaming
 from ..verbs.verb import plain_errors
 from .trained_run import TrainedRun, execute_shown, open_run
 from ...config.plan import compose_plan
@@ -61,10 +61,10 @@ evaluate, crystal_posterior = results.evaluate_frames, results.posterior_of_crys
 merge = merging.merge
 stream, open_answers, replay = streaming.stream, streaming.open_answers, streaming.replay
 runs, compare_runs, sweep, open_sweep = studies.runs, studies.compare_runs, studies.run_sweep, studies.open_sweep
-submit, resume, cancel = batch_jobs.submit_run, batch_jobs.resume_job, job_verbs.cancel
-status, logs, profiles = batch_jobs.job_table, job_verbs.logs, batch_jobs.profile_table
-settings, settings_diff = choices.settings_table, choices.settings_that_differ
-presets, names, check = choices.preset_table, choices.name_table, choices.probe_files
+submit, resume, cancel = job_verbs.submit_run, job_verbs.resume_job, job_verbs.cancel
+status, logs, profiles = job_verbs.job_table, job_verbs.logs, job_verbs.profile_table
+settings, settings_diff = config.settings_table, config.settings_that_differ
+presets, names, check = config.preset_table, config.name_table, config.probe_files
 explore = shown_frames.explore
 
 # %% ../../../nbs/app/front_door/door.ipynb #7c1f2ab1

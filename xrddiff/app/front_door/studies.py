@@ -149,7 +149,7 @@ def run_sweep(
     """
     from tqdm.auto import tqdm
 
-    from xrddiff.app.front_door.batch_jobs import profile_for, send_or_show
+    from xrddiff.app.verbs.jobs import profile_for, send_or_show
     from xrddiff.app.verbs.studies import opened_study
     from xrddiff.run.studies.agents import plan_swarm, run_agents
 

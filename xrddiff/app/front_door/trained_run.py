@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .keywords import as_overrides
+from ..verbs.keywords import as_overrides
 from .live_output import live_pane
 from .results import as_file, refuse_stopped
 from xrddiff.app.front_door.run_frames import (

@@ -5,21 +5,27 @@
 # %% ../../../nbs/app/verbs/config.ipynb #36272c9f
 from __future__ import annotations
 
+import os
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from .verb import Found, rich_table, verb
+from .keywords import as_overrides
+from .verb import Found, plain_errors, rich_table, verb
 from ...core.errors import BadInput, nearest
 from ...core.files import is_path
 from ...core.registry import KINDS, entries, known_kind, title
 from ...core.text import console, for_terminal, plain_text
 
 if TYPE_CHECKING:
+    import pandas as pd
+
+    from xrddiff.config.words.vocabulary import Config
     from xrddiff.core.registry import Entry, Option
 
 # %% auto #0
-__all__ = ['show', 'diff', 'presets_table', 'option_line', 'kinds_table', 'names_table', 'list_names', 'check_table', 'check']
+__all__ = ['show', 'diff', 'presets_table', 'option_line', 'kinds_table', 'names_table', 'list_names', 'check_table', 'check',
+           'chosen_config', 'settings_table', 'settings_that_differ', 'preset_table', 'name_table', 'probe_files']
 
 # %% ../../../nbs/app/verbs/config.ipynb #af40e835
 @verb("config show", "every value of a run, and where it comes from")
@@ -181,3 +187,112 @@ def check(files: list[str]) -> Found:
         console().print(check_table(rows))
         raise BadInput("\n".join(problems))
     return Found([vars(row) for row in rows], [check_table(rows)])
+
+# %% ../../../nbs/app/verbs/config.ipynb #4dc21e7a
+def chosen_config(run: Any, *given: str | Mapping[str, Any], **words: Any) -> Config:
+    """The configuration of a run, of its folder, or of words."""
+    from xrddiff.config.composition import compose_config
+    from xrddiff.config.settings import read_settings
+
+    if hasattr(run, "plan"):
+        return run.plan.config
+    if isinstance(run, os.PathLike) or (isinstance(run, str) and "=" not in run):
+        return read_settings([os.fspath(run)])
+    return compose_config(as_overrides(*(() if run is None else (run,)), *given, words))
+
+
+@plain_errors
+def settings_table(run: Any = None, *given: str | Mapping[str, Any], every: bool = False, **words: Any) -> pd.DataFrame:
+    """Return every value of a run with its unit, source and meaning, as `xrddiff config show` prints it.
+
+    `run`: a run or its folder; without it, `given` and `words` as for `xd.train`: `xd.settings(model="ddpm")`.
+    `every`: also words without effect in this run. Raises `BadInput` for unknown words.
+    """
+    import pandas as pd
+
+    from xrddiff.config.settings import setting_rows
+
+    rows = setting_rows(chosen_config(run, *given, **words), every=every, inside=True)
+    return pd.DataFrame(rows).set_index("word")
+
+
+@plain_errors
+def settings_that_differ(one: Any, other: Any) -> pd.DataFrame:
+    """The settings in which two runs differ, as `xrddiff config diff` prints them: a row for each word.
+
+    `one`, `other`: runs, their folders, or words as a mapping: `{"model": "ddpm", "size": "small"}`.
+    """
+    import pandas as pd
+
+    from xrddiff.config.settings import differences
+
+    rows = {
+        row["word"]: {
+            "first": row["values"][0],
+            "second": row["values"][1],
+            "unit": row["unit"],
+            "meaning": row["meaning"],
+        }
+        for row in differences(chosen_config(one), chosen_config(other))
+    }
+    table = pd.DataFrame.from_dict(rows, orient="index", columns=["first", "second", "unit", "meaning"])
+    return table.rename_axis("word")
+
+
+@plain_errors
+def preset_table(group: str | None = None) -> pd.DataFrame:
+    """The presets of each group, or of one, as `xrddiff config list` prints them. Raises `BadInput` for another group."""
+    import pandas as pd
+
+    from xrddiff.config.overrides import presets
+    from xrddiff.config.settings import preset_about
+    from xrddiff.config.words.vocabulary import GROUPS
+
+    if group is not None and group not in GROUPS:
+        raise BadInput(f"there is no group {group!r} of presets{nearest(group, GROUPS)}")
+    rows = {(g, n): preset_about(g, n) for g in ([group] if group else GROUPS) for n in presets(g)}
+    return pd.Series(rows, name="about").rename_axis(["group", "preset"]).to_frame()
+
+# %% ../../../nbs/app/verbs/config.ipynb #c93c5d78
+@plain_errors
+def name_table(kind: str | None = None) -> pd.DataFrame:
+    """Return all names of one kind or of all kinds, as `xrddiff config list` prints them: help, options and source of
+    each.
+
+    `kind`: such as "sampler". Raises `BadInput` for a kind that there is not.
+    """
+    import pandas as pd
+
+    from xrddiff.core.plugins import load_standing
+
+    load_standing()
+    if kind is not None:
+        known_kind(kind)
+    rows = {
+        (k, e.name): {"help": e.help, "options": ", ".join(e.options), "source": e.source}
+        for k in ([kind] if kind else KINDS)
+        for e in entries(k).values()
+    }
+    table = pd.DataFrame.from_dict(rows, orient="index", columns=["help", "options", "source"])
+    table.index = pd.MultiIndex.from_tuples(rows, names=["kind", "name"])
+    return table
+
+
+@plain_errors
+def probe_files(*files: str | os.PathLike) -> pd.DataFrame:
+    """Execute plug-ins and test everything that they register on a small example, as `xrddiff config check` does.
+
+    `files`: notebooks, Python files or modules; they are executed, as in a run. Returns a row for each thing, with
+    its `problem`, None if nothing is wrong. Raises `BadInput` for a file that cannot be executed.
+    """
+    import pandas as pd
+
+    from xrddiff.core.plugin_probes import probe_plugin
+    from xrddiff.core.plugins import load_plugins, plugin_scope
+
+    if not files:
+        raise BadInput("no plug-in is named; expected a notebook, a Python file or a module")
+    with plugin_scope():
+        loaded = load_plugins([os.fspath(file) for file in files])[-len(files) :]
+        rows = [vars(row) for plugin in loaded for row in probe_plugin(plugin)]
+    return pd.DataFrame(rows, columns=["kind", "name", "passed", "seconds", "problem"]).set_index("name")

@@ -5,25 +5,30 @@
 # %% ../../../nbs/app/verbs/jobs.ipynb #682a32f8
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .keywords import as_overrides, data_overrides
 from .output import write_or_print
-from .verb import Found, Parser, ProfileChoice, rich_table, verb
+from .verb import Found, Parser, ProfileChoice, plain_errors, rich_table, verb
 from ...core.errors import BadInput
 from ...core.text import complain, for_shell, say
 
 if TYPE_CHECKING:
-    import os
+    import pandas as pd
 
+    from xrddiff.run.slurm.profiles import Profile
     from xrddiff.run.slurm.submission import JobPlan
 
 # %% auto #0
-__all__ = ['profiles', 'submit', 'resume', 'status', 'logs', 'cancel', 'cut_command']
+__all__ = ['profiles', 'submit', 'resume', 'status', 'logs', 'cancel', 'cut_command', 'BatchScript', 'SentJob', 'send_or_show',
+           'profile_for', 'submit_run', 'resume_job', 'job_table', 'profile_table']
 
 # %% ../../../nbs/app/verbs/jobs.ipynb #1c507b80
 @verb("cluster profiles", "the cluster profiles")
@@ -222,3 +227,164 @@ def cut_command(argv: Sequence[str], parser: Parser, names: Collection[str]) -> 
         if not equals and len(meant) == 1 and meant[0].nargs != 0:
             next(words, None)
     return list(argv), []
+
+# %% ../../../nbs/app/verbs/jobs.ipynb #52c5a1d5
+class BatchScript(str):
+    """A batch script, which shows itself line by line."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
+@dataclass(frozen=True, repr=False)
+class SentJob:
+    """A job that SLURM accepted.
+
+    `number`: that of the job. `runs`: the folders of its runs. `log`: the path of its log, or of its logs.
+    `lines`: the same in words.
+    """
+
+    number: int
+    runs: tuple[Path, ...]
+    log: Path
+    lines: tuple[str, ...]
+
+    def __repr__(self) -> str:
+        return "\n".join(self.lines)
+
+
+def send_or_show(plan: JobPlan, dry_run: bool) -> SentJob | BatchScript:
+    """Submit a plan; with `dry_run`, only return its script."""
+    from xrddiff.run.slurm.submission import send_plan, sent_lines
+
+    if dry_run:
+        return BatchScript(plan.cluster_script())
+    sent = send_plan(plan)
+    runs, lines = tuple(map(Path, sent.run_dirs)), tuple(sent_lines(plan, sent))
+    return SentJob(sent.id, runs, Path(sent.log_file()) if plan.array is None else plan.logs, lines)
+
+
+def profile_for(profile: str | os.PathLike | None, former: Mapping[str, Any] | None = None, **instead: Any) -> Profile:
+    """The profile of a job: a name, a YAML file, or that of an earlier submission, with fields replaced.
+
+    Raises `BadInput` if there is none.
+    """
+    from xrddiff.run.slurm.submission import chosen_profile
+
+    name = None if profile is None else os.fspath(profile)
+    if name is None and not former:
+        raise BadInput("which cluster? expected profile=NAME (see xd.profiles()) or profile='FILE.yaml'")
+    is_file = name is not None and name.endswith((".yaml", ".yml"))
+    instead = {field: str(value) for field, value in instead.items() if value is not None}
+    return chosen_profile(None if is_file else name, name if is_file else None, former, **instead)
+
+# %% ../../../nbs/app/verbs/jobs.ipynb #8b0b1ca8
+@plain_errors
+def submit_run(
+    *given: str | Mapping[str, Any],
+    profile: str | os.PathLike | None = None,
+    data: Any = None,
+    array: bool = False,
+    multirun: bool = False,
+    script: str | os.PathLike | None = None,
+    command: Sequence[str] = (),
+    job_name: str | None = None,
+    dry_run: bool = False,
+    nodes: int | None = None,
+    tasks_per_node: int | None = None,
+    time_limit: str | None = None,
+    account: str | None = None,
+    partition: str | None = None,
+    qos: str | None = None,
+    **words: Any,
+) -> SentJob | BatchScript:
+    """Submit a run to a SLURM cluster, as `xrddiff cluster submit` does; returns the job, or with `dry_run` its script.
+
+    - `given`, `data`, `words`: as for `xd.train`, but without frames in memory.
+    - `profile`: a name of `xd.profiles()`, or a YAML file; `nodes` … `qos` replace its values, as in
+      `time_limit="02:00:00"`.
+    - `array`, `multirun`: words with several values, `"training.lr=1e-3,1e-4"`, make a task each, or one job.
+    - `script`: a .py or .ipynb file that every rank executes; `given` are its arguments.
+    - `command`: one that the ranks execute together, as in `["posterior", "crystal", "still.cxi"]`.
+    - `job_name`: None: that of the run or its model.
+
+    Raises `BadInput` before anything is submitted, for a run that could not start.
+    """
+    from xrddiff.run.slurm.submission import plan_submission
+
+    own, frames = data_overrides(data)
+    if frames is not None:
+        raise BadInput(
+            "data: frames in memory cannot be submitted; expected a file that the nodes can read (xd.convert)"
+        )
+    fields = dict(nodes=nodes, tasks_per_node=tasks_per_node, time_limit=time_limit, account=account)
+    chosen = profile_for(profile, partition=partition, qos=qos, **fields)
+    given = [str(word) for word in given] if script else as_overrides(*own, *given, words)
+    plan = plan_submission(
+        chosen, given, script=None if script is None else os.fspath(script), command=list(command), array=array,
+        multirun=multirun, name=job_name, shown=dry_run, reserve=not dry_run,
+    )  # fmt: skip
+    return send_or_show(plan, dry_run)
+
+# %% ../../../nbs/app/verbs/jobs.ipynb #3177af5c
+@plain_errors
+def resume_job(
+    target: int | str | os.PathLike,
+    *given: str | Mapping[str, Any],
+    profile: str | os.PathLike | None = None,
+    job_name: str | None = None,
+    dry_run: bool = False,
+    nodes: int | None = None,
+    tasks_per_node: int | None = None,
+    time_limit: str | None = None,
+    account: str | None = None,
+    partition: str | None = None,
+    qos: str | None = None,
+    **words: Any,
+) -> SentJob | BatchScript:
+    """Submit a job or a run again that ended before it was done, as `xrddiff cluster resume` does.
+
+    `target`: the number of a job, or the folder of its run. `given`, `words`: that may change on a resume, as in
+    `max_steps=20000`. The rest: as for `xd.submit`; the profile is that of before unless given. In this process,
+    a run is resumed by its method `resume`. Raises `BadInput` for a run that is finished or at work.
+    """
+    from xrddiff.run.slurm.submission import plan_resume, resumable
+
+    found = resumable(os.fspath(target) if isinstance(target, os.PathLike) else str(target))
+    fields = dict(nodes=nodes, tasks_per_node=tasks_per_node, time_limit=time_limit, account=account)
+    former = found.submission.profile if found.submission else None
+    chosen = profile_for(profile, former, partition=partition, qos=qos, **fields)
+    return send_or_show(plan_resume(found, chosen, as_overrides(*given, words), job_name), dry_run)
+
+# %% ../../../nbs/app/verbs/jobs.ipynb #db3e49a1
+@plain_errors
+def job_table(*jobs: int | str | os.PathLike, last: int = 10, details: bool = False) -> pd.DataFrame:
+    """The queue and the jobs that left it, with epoch and loss of each run, as `xrddiff cluster status` prints it.
+
+    `jobs`: only these, by number or run folder. `last`: how many that have left the queue are listed.
+    `details`: a column with the output of `scontrol show job`. `xd.jobs()` shows them in a widget. Raises an error if SLURM cannot be asked.
+    """
+    import pandas as pd
+
+    from xrddiff.run.slurm.job_table import job_rows
+
+    table = pd.DataFrame(job_rows([str(job) for job in jobs], last, details=details))
+    return table.set_index("id") if len(table) else table
+
+
+def profile_table() -> pd.DataFrame:
+    """The profiles of clusters that come with xrddiff, by name: nodes, ranks, CPUs, GPUs, time limit."""
+    import pandas as pd
+
+    from xrddiff.run.slurm.profiles import list_profiles
+
+    rows = {
+        p.name: dict(
+            nodes=p.nodes, ranks=p.ranks, cpus=p.nodes * p.cpus_per_node, gpus=p.nodes * p.gpus_per_node,
+            time=p.time_limit, description=p.description,
+        )
+        for p in list_profiles()
+    }  # fmt: skip
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("profile")
