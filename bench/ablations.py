@@ -70,8 +70,8 @@ class Judge:
         """What is said of these frames; `told`: they were asked for a lattice, and are indexed. Expected counts are drawn."""
         from xrddiff.data.frames.noise import draw_counts
         from xrddiff.judge.metrics.distribution import DISTANCES as names
-        from xrddiff.judge.metrics.indexing import asked_and_found
         from xrddiff.judge.metrics.judgement import judge_summaries, title_of
+        from xrddiff.judge.metrics.physics import asked_and_found
 
         expected = samples.attrs["samples_are"] == "expected values"
         measured = self.ruler.measure(samples, draw=0 if expected else None)

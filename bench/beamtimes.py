@@ -94,7 +94,7 @@ def one(seed: int) -> list[dict]:
 
 def drifting(seed: int) -> dict:
     """A beamtime of numbers of frames, some with a drift: what was noticed."""
-    from xrddiff.physics.merging.drift import LEAST, find_drifts
+    from xrddiff.physics.merging.forecast import LEAST, find_drifts
 
     rng = np.random.default_rng([6, seed])
     n, rate = int(rng.integers(400, 3000)), rng.uniform(0.05, 0.6)

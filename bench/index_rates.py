@@ -47,8 +47,7 @@ def index(frames, limit: int, *, turned: bool = False) -> dict:
     from xrddiff.data.frames.noise import draw_counts
     from xrddiff.data.frames.peaks import find_frame_peaks
     from xrddiff.data.frames.selection import select_frames
-    from xrddiff.judge.metrics.indexing import lattice_rows, turned_peaks
-    from xrddiff.judge.metrics.physics import summarise_physics
+    from xrddiff.judge.metrics.physics import lattice_rows, summarise_physics, turned_peaks
     from xrddiff.physics.indexing.indexer import make_indexer
 
     frames = select_frames(frames, range(min(limit, frame_count(frames)))).load()

@@ -13,7 +13,7 @@ import numpy as np
 from harness import RESULTS, machine, make_parser, markdown, same_terms, timed, write_results
 
 from xrddiff.data.frames.peaks import PEAKFINDER8, find_frame_peaks
-from xrddiff.judge.metrics.indexing import turned_peaks
+from xrddiff.judge.metrics.physics import turned_peaks
 from xrddiff.learn.loading.catalog import load
 from xrddiff.physics.indexing.cells import orientation_error
 from xrddiff.physics.indexing.indexer import INDEXED, Indexing, index_frames

@@ -67,7 +67,7 @@ def row(frames, crystal) -> dict:
 
     from xrddiff.data.frames.frames import frame_count
     from xrddiff.data.frames.noise import draw_counts
-    from xrddiff.judge.metrics.indexing import asked_and_found
+    from xrddiff.judge.metrics.physics import asked_and_found
     from xrddiff.physics.indexing.cells import Cell, orientation_error
     from xrddiff.physics.indexing.indexer import INDEXED, index_frames
     from xrddiff.physics.merging.merged import merge_reflections

@@ -23,8 +23,8 @@ import xrddiff as xd
 from xrddiff.core.errors import XrddiffError
 from xrddiff.data.frames.frames import frame_count, frame_image, frame_mask
 from xrddiff.data.frames.peaks import PEAKFINDER8, find_frame_peaks, make_finder, peaks_of_places
-from xrddiff.judge.inference.twin_plan import TwinPlan
-from xrddiff.judge.metrics.peak_scores import average_precision, precision_recall
+from xrddiff.judge.inference.twins import TwinPlan
+from xrddiff.judge.metrics.reconstruction import average_precision, precision_recall
 from xrddiff.learn.models.peak_net import make_network_finder
 from xrddiff.learn.recipes.peak_nets import LEAST, simulated_peaks
 from xrddiff.learn.recipes.saved_peak_nets import LOWEST, TrainedPeakNet, train_on_known, train_peak_net

@@ -21,8 +21,8 @@ import xrddiff as xd
 from xrddiff.core.errors import XrddiffError
 from xrddiff.data.frames.frames import frame_count, peaks_table
 from xrddiff.data.frames.peaks import PEAKFINDER8, find_frame_peaks
-from xrddiff.judge.metrics.indexing import pooled_peaks
-from xrddiff.judge.metrics.peak_scores import average_precision, precision_recall
+from xrddiff.judge.metrics.physics import pooled_peaks
+from xrddiff.judge.metrics.reconstruction import average_precision, precision_recall
 from xrddiff.learn.models.peak_net import find_network_peaks
 from xrddiff.learn.recipes.peak_nets import asked_peaks, fit_peak_net, simulated_peaks
 from xrddiff.physics.simulation.simulate import simulate

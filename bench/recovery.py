@@ -28,8 +28,7 @@ from xrddiff.judge.inference.recoveries import (
 )
 from xrddiff.judge.metrics.recovery import by_bin, in_disc, match_found
 from xrddiff.learn.recipes.saved_peak_nets import peak_way
-from xrddiff.physics.simulation.artefacts import Artefacts
-from xrddiff.physics.simulation.experiments import EXPERIMENTS
+from xrddiff.physics.simulation.experiments import EXPERIMENTS, Artefacts
 from xrddiff.physics.simulation.simulate import simulate
 from xrddiff.physics.twins.twin import learn_twin
 

@@ -153,7 +153,7 @@ def measured(path: Path, overlap: int = 32) -> dict:
     from xrddiff.data.formats.store import read_store
     from xrddiff.data.frames.frames import frame_count, frame_mask
     from xrddiff.data.frames.noise import draw_counts
-    from xrddiff.judge.metrics.indexing import asked_and_found
+    from xrddiff.judge.metrics.physics import asked_and_found
 
     samples = read_store(path).load()
     table, _ = asked_and_found(draw_counts(samples, seed=0))

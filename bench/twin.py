@@ -29,8 +29,7 @@ from harness import (
     write_results,
 )
 
-from xrddiff.judge.inference.twin_plan import TwinPlan
-from xrddiff.judge.inference.twins import WAYS, frames_found, halves, judge_twin, twin_table, twin_words
+from xrddiff.judge.inference.twins import WAYS, TwinPlan, frames_found, halves, judge_twin, twin_table, twin_words
 from xrddiff.physics.simulation.experiments import EXPERIMENTS
 from xrddiff.physics.simulation.simulate import simulate
 from xrddiff.physics.twins.twin import KINDS, learn_twin, twin_frames

@@ -47,19 +47,17 @@ MATHEMATICS = {
     "Diffusion": (
         "learn/diffusion: schedules denoisers objectives samplers analytic keyed_sampling guidance inpainting interpolation tiling particle_kernels particles …",
     ),
-    "Networks": ("learn/models: unet transformer dit conditioning autoregressive classifier peak_net generative …",),
+    "Networks": ("learn/models: unet transformer conditioning autoregressive classifier peak_net generative …",),
     "Lattices": (
         "physics/indexing: cells rays orientations lattice_search refinement chance indexer lattice_maps integration reflections expected_intensities …",
     ),
-    "Twins of a detector": ("physics/twins: measured_backgrounds count_noise spot_shapes indexed_exposures twin …",),
+    "Twins of a detector": ("physics/twins: measured_backgrounds spot_shapes indexed_exposures twin …",),
     "Posteriors": (
         "judge/posteriors: likelihoods",
         "judge/metrics: coverage",
         "judge/posteriors: crystals crystal_densities crystal_sampling crystal_stills …",
     ),
-    "Judgement": (
-        "judge/metrics: peak_scores radial_profiles physics indexing merging diversity distribution feature_distances judgement …",
-    ),
+    "Judgement": ("judge/metrics: radial_profiles reconstruction physics merging diversity distribution judgement …",),
 }
 # Guides in reading order: NAME of docs/guides/NAME.md, or another page of the repository.
 GUIDES = [

@@ -193,8 +193,8 @@ def _slug(prog: str) -> str:
 
 def words_page() -> str:
     """Every word of a run with its default, unit, range and meaning, and what each preset sets."""
+    from xrddiff.config.composition import preset_words
     from xrddiff.config.overrides import conf_dir, presets
-    from xrddiff.config.sources import preset_words
     from xrddiff.config.words.vocabulary import GROUPS, vocabulary
 
     lines = [

@@ -14,12 +14,11 @@ import yaml
 from xrddiff.app.verbs.main import main
 from xrddiff.config.active_settings import ModelParts, model_parts, unused_words
 from xrddiff.config.checks import check_config
-from xrddiff.config.composition import compose_config, inference_config, note_unused
+from xrddiff.config.composition import compose_config, inference_config, note_unused, origins
 from xrddiff.config.overrides import conf_dir, expand_multirun, made_preset, presets
 from xrddiff.config.plan import compose_plan, resolve
 from xrddiff.config.saved_config import load_config, to_yaml
 from xrddiff.config.settings import preset_about
-from xrddiff.config.sources import origins
 from xrddiff.config.words.data_sets import check_cut, data_name
 from xrddiff.config.words.vocabulary import GROUPS, Config, vocabulary
 from xrddiff.core.errors import BadInput

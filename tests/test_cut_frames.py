@@ -13,7 +13,7 @@ from xrddiff.data.frames.peaks import find_frame_peaks
 from xrddiff.data.frames.selection import concat_frames
 from xrddiff.data.transforms.spatial import Crop, Pool
 from xrddiff.judge.inference.detectors import on_detector, template_frames
-from xrddiff.judge.metrics.peak_scores import score_peaks
+from xrddiff.judge.metrics.reconstruction import score_peaks
 from xrddiff.judge.metrics.set_summaries import ReferenceDetector
 from xrddiff.physics.indexing.lattice_maps import LatticeMap
 from xrddiff.physics.simulation.simulate import simulate

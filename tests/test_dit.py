@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import need
 
-from xrddiff.learn.models.dit import DiT, DiTBlock
+from xrddiff.learn.models.transformer import DiT, DiTBlock
 
 # diffusers' names -> ours, inside a block
 NAMES = {

@@ -15,7 +15,7 @@ from xrddiff.data.formats.readers import open_frames
 from xrddiff.data.frames.frames import make_frames
 from xrddiff.data.frames.geometry import Geometry, geometry_of
 from xrddiff.data.frames.peaks import find_frame_peaks
-from xrddiff.judge.metrics.indexing import turned_peaks
+from xrddiff.judge.metrics.physics import turned_peaks
 from xrddiff.learn.loading.catalog import load
 from xrddiff.physics.indexing.cells import Cell, orientation_error
 from xrddiff.physics.indexing.indexer import INDEXED, Indexer, index_frames, make_indexer

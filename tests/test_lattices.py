@@ -15,9 +15,8 @@ from xrddiff.core.errors import BadInput
 from xrddiff.data.formats.readers import open_frames
 from xrddiff.data.frames.geometry import Geometry, q_map
 from xrddiff.data.frames.selection import select_frames
-from xrddiff.judge.inference.crystals import asked_lattices, measured_maps
+from xrddiff.judge.inference.crystals import asked_lattices, lattice_table, measured_maps
 from xrddiff.judge.inference.generators import open_generator
-from xrddiff.judge.inference.lattices import lattice_table
 from xrddiff.learn.diffusion.keyed_sampling import Sampler
 from xrddiff.learn.loading.condition_maps import ConditionMaps
 from xrddiff.learn.models.generative import DrawSettings

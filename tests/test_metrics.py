@@ -13,7 +13,6 @@ from xrddiff.data.frames.frames import make_frames
 from xrddiff.data.frames.noise import draw_counts
 from xrddiff.data.frames.peak_matching import match_peaks, match_tables
 from xrddiff.data.frames.peaks import find_frame_peaks
-from xrddiff.judge.metrics.peak_scores import PeakScore, score_peaks
 from xrddiff.judge.metrics.radial_profiles import (
     PixelScore,
     RadialProfile,
@@ -24,6 +23,7 @@ from xrddiff.judge.metrics.radial_profiles import (
     radial_profile,
     score_pixels,
 )
+from xrddiff.judge.metrics.reconstruction import PeakScore, score_peaks
 
 
 def spots(n=6, size=96, level=2.0, seed=0):

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import xrddiff
+from xrddiff.learn.loading.catalog import fetch
 
 MODULES = sorted(
     m.name
@@ -35,7 +36,8 @@ def test_import_leaves_torch_alone(name):
 
 
 def test_what_is_checked_before_a_run_leaves_torch_alone(tmp_path):
-    """A job prepares its folder, and a mistake is found, without the seconds of that import."""
+    """A job prepares its folder, and a mistake is found, without the seconds of that import, once the set is there."""
+    fetch("sim128")
     words = ["run", "model=latent_diff", "data=sim128", "data.limit=4", "model.condition=[hit_class]", "--dry-run"]
     code = (
         f"import sys; from xrddiff.app.verbs.main import main; sys.exit(main({words}) or 3 * ('torch' in sys.modules))"

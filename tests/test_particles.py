@@ -24,8 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from xrddiff.core.errors import BadInput, RankFailed, XrddiffError
 from xrddiff.core.ranks.agreement import Ranks
 from xrddiff.core.ranks.rendezvous import initialize_distributed
-from xrddiff.core.ranks.ring import Ring
-from xrddiff.core.ranks.row_files import latest_rows, load_rows
+from xrddiff.core.ranks.ring import Ring, latest_rows, load_rows
 from xrddiff.learn.diffusion.particle_kernels import common_sample, find_kernel, stein_sums
 from xrddiff.learn.diffusion.particles import BadScore, svgd
 

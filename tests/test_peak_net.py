@@ -9,7 +9,7 @@ import torch
 
 from xrddiff.core.errors import BadInput
 from xrddiff.data.frames.frames import make_frames
-from xrddiff.judge.metrics.peak_scores import average_precision, precision_recall
+from xrddiff.judge.metrics.reconstruction import average_precision, precision_recall
 from xrddiff.learn.models.peak_net import NetworkInput, PeakNet, find_network_peaks, local_maxima
 from xrddiff.learn.recipes.peak_nets import fit_peak_net, simulated_peaks
 from xrddiff.physics.simulation.simulate import simulate

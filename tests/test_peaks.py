@@ -29,7 +29,7 @@ from xrddiff.data.frames.peaks import (
     radius_map,
     tile_bins,
 )
-from xrddiff.judge.metrics.peak_scores import score_peaks
+from xrddiff.judge.metrics.reconstruction import score_peaks
 from xrddiff.physics.simulation.experiments import find_experiment
 from xrddiff.physics.simulation.simulate import simulate
 

@@ -17,7 +17,7 @@ from xrddiff.core.errors import BadInput
 from xrddiff.data.formats.store import save_frames
 from xrddiff.data.frames.frames import make_frames, peaks_table
 from xrddiff.data.frames.peaks import find_frame_peaks, make_finder, peaks_of_places
-from xrddiff.judge.exports.peak_finders import export_peaks
+from xrddiff.judge.exports.exporters import export_peaks
 from xrddiff.learn.recipes.peak_nets import labelled_windows, spots_of
 from xrddiff.learn.recipes.saved_peak_nets import (
     KIND,

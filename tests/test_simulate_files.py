@@ -12,10 +12,9 @@ from xrddiff.data.formats.readers import open_frames
 from xrddiff.data.frames.frames import frame_peaks, validate_frames
 from xrddiff.data.frames.geometry import PanelGeometry, geometry_of
 from xrddiff.physics.indexing.indexer import index_frames
-from xrddiff.physics.simulation.artefacts import Artefacts
 from xrddiff.physics.simulation.crystal import Crystal, Wilson, reciprocal_matrix, reflections
 from xrddiff.physics.simulation.crystal_files import AtomFactors, atom_factors, crystal_of_file
-from xrddiff.physics.simulation.experiments import Detector, PixelLayout
+from xrddiff.physics.simulation.experiments import Artefacts, Detector, PixelLayout
 from xrddiff.physics.simulation.own_experiments import FoundDetector, detector_of_file, own_experiment
 from xrddiff.physics.simulation.scattering import ray_polarization
 from xrddiff.physics.simulation.simulate import draw_shots, find_spots, simulate

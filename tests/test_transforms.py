@@ -14,8 +14,7 @@ from xrddiff.data.frames.noise import background_sigma
 from xrddiff.data.frames.peaks import find_frame_peaks
 from xrddiff.data.frames.rows import is_lazy
 from xrddiff.data.transforms.pipelines import Pipeline, make_transform, transform_from_state
-from xrddiff.data.transforms.spatial import Crop, Panels, Patches, Pool, as_images, pool_mean, tile_geometry
-from xrddiff.data.transforms.topk import TopK
+from xrddiff.data.transforms.spatial import Crop, Panels, Patches, Pool, TopK, as_images, pool_mean, tile_geometry
 from xrddiff.data.transforms.values import (
     TRANSFORMS,
     Anscombe,

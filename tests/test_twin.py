@@ -21,8 +21,7 @@ from xrddiff.data.frames.peaks import find_frame_peaks
 from xrddiff.data.frames.selection import select_frames
 from xrddiff.judge.views.report import read_report
 from xrddiff.physics.indexing.known_lattices import known_lattices
-from xrddiff.physics.simulation.artefacts import Artefacts
-from xrddiff.physics.simulation.experiments import EXPERIMENTS
+from xrddiff.physics.simulation.experiments import EXPERIMENTS, Artefacts
 from xrddiff.physics.simulation.simulate import simulate
 from xrddiff.physics.twins.twin import learn_twin, twin_frames
 

@@ -193,7 +193,7 @@ BESIDE = """
 import sys, time
 from pathlib import Path
 from types import SimpleNamespace
-from xrddiff.app.verbs.watching import dashboard_beside as beside, is_terminal
+from xrddiff.app.verbs.runs import dashboard_beside as beside, is_terminal
 print("before", is_terminal(), flush=True)
 with beside(is_terminal()) as show:
     show(Path(sys.argv[1]))

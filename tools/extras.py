@@ -244,7 +244,7 @@ def real(at: Place) -> str:
     said = at.xrddiff("data", "list")
     (at.folder / "here").mkdir()
     names = at.python(
-        "from xrddiff.learn.loading.measured import measured_sets as m; print(len(m()), 'thaumatin_grid_scan' in m())"
+        "from xrddiff.learn.loading.catalog import measured_sets as m; print(len(m()), 'thaumatin_grid_scan' in m())"
     )
     assert names.split()[1] == "True", names
     return (

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .composition import compose_config, known_presets
-from .sources import origins
+from .composition import origins
 from .overrides import as_override, conf_dir, is_override, made_preset
 from .saved_config import load_config, need_run
 from .active_settings import known_options, unused_words

@@ -88,7 +88,7 @@ def twin(
 
     `xrddiff twin` also judges it, beside exposures that it has not seen.
     """
-    from xrddiff.judge.inference.twin_plan import given_intensities
+    from xrddiff.judge.inference.twins import given_intensities
     from xrddiff.physics.twins.twin import learn_twin
 
     known = given_intensities(cell, intensities)
@@ -116,7 +116,7 @@ def recover(
     from xrddiff.data.formats.peak_files import check_peaks
     from xrddiff.judge.inference.recoveries import known_of_twin
     from xrddiff.judge.metrics.recovery import match_found
-    from xrddiff.judge.views.recovery import recovery_table
+    from xrddiff.judge.views.twins import recovery_table
     from xrddiff.learn.recipes.saved_peak_nets import peak_way
 
     made, truth = known_of_twin(twin, n, seed=seed)
@@ -145,7 +145,7 @@ def train_peaks(
     - `output`: a name that ends in .safetensors; None names it after the file. `overwrite`: replace it if it exists.
     - `steps`, `seed`: of the training.
     """
-    from xrddiff.judge.exports.peak_finders import export_peaks
+    from xrddiff.judge.exports.exporters import export_peaks
 
     return export_peaks(frames, output, steps=steps, seed=seed, overwrite=overwrite)
 

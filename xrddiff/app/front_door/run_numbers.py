@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .run_frames import open_set
 from ..verbs.output import Page, read_summary
 from ..verbs.verb import plain_errors
 from ...config.saved_config import OWN_FRAMES
@@ -22,14 +21,110 @@ from ...run.execution.run_folder import Run
 from ...run.execution.status import RunState
 from ...run.slurm.job_table import current_state
 from ...run.studies.listing import FOLDERS, PICTURES, SETS, files_mark, keep_row, read_row
+from typing import Any
+from ...core.errors import nearest
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from xrddiff.config.words.vocabulary import Config
+    import xarray as xr
+
+    from xrddiff.learn.loading.datasets import Prepared
+    from xrddiff.learn.training.checkpoints import Checkpoint
 
 # %% auto #0
-__all__ = ['RunNumbers', 'about_run', 'run_pictures', 'KeptPictures', 'kept_pictures', 'run_html']
+__all__ = ['open_prepared', 'open_set', 'chosen_frames', 'network_batch', 'fit_to_run', 'reconstruct_with', 'RunNumbers',
+           'about_run', 'run_pictures', 'KeptPictures', 'kept_pictures', 'run_html']
+
+# %% ../../../nbs/app/front_door/run_numbers.ipynb #28c99d03
+def open_prepared(run: Run) -> Prepared:
+    """The frames of a run, pooled, cropped and split as in training, with the fitted transform."""
+    from xrddiff.data.transforms.pipelines import transform_from_state
+    from xrddiff.learn.loading.datasets import prepare_planned
+    from xrddiff.learn.training.checkpoints import load_checkpoint
+
+    if not any(run.checkpoints.glob("step-*")):
+        return prepare_planned(run.plan, folder=run.whole)
+    state = load_checkpoint(run.path, verify=False).state
+    classes = state.get("generator", {}).get("classes", {})
+    return prepare_planned(run.plan, transform_from_state(state["transform"]), classes, folder=run.whole)
+
+
+def open_set(run: Run, name: str) -> xr.Dataset:
+    """The set of frames called `name` in the folder `samples/` of a run.
+
+    Raises `BadInput`, with the nearest name, if there is none.
+    """
+    from xrddiff.data.formats.store import read_store
+
+    sets = {p.parent.name: p for p in run.samples.glob("*/samples.zarr")}
+    sets |= {p.stem: p for p in run.samples.glob("*.zarr")}
+    if name not in sets:
+        raise BadInput(f"{run.path} has no frames {name!r}{nearest(str(name), ['held_out', 'train', 'all', *sets])}")
+    return read_store(sets[name])
+
+# %% ../../../nbs/app/front_door/run_numbers.ipynb #f1c55a2e
+def chosen_frames(run: Run, which: str, limit: int | None = None) -> xr.Dataset:
+    """Frames of a run, read when they are indexed.
+
+    `which`: "held_out", "train" or "all" of its input frames; or a set, see `open_set`. `limit`: only the first so many.
+    """
+    from xrddiff.data.frames.frames import frame_count
+    from xrddiff.data.frames.selection import select_frames
+
+    if which in ("held_out", "train", "all"):
+        p = open_prepared(run)
+        found = p.frames if which == "all" else select_frames(p.frames, getattr(p, which))
+    else:
+        found = open_set(run, which)
+    return found if limit is None or limit >= frame_count(found) else select_frames(found, slice(0, limit))
+
+
+def network_batch(run: Run, which: str, n: int, multiple: int) -> dict[str, Any]:
+    """The first `n` frames of the set `which`, "held_out" or "train", as the network gets them.
+
+    `multiple`: sides are padded to a multiple of so many pixels. Raises `BadInput` for another set.
+    """
+    if which not in ("held_out", "train"):
+        raise BadInput(f"which frames: found {which!r}; expected held_out or train")
+    p = open_prepared(run)
+    rows = getattr(p, which)[:n]
+    return p.loader(rows, batch_size=max(1, len(rows)), multiple=multiple, shuffle=False).batch(rows)
+
+# %% ../../../nbs/app/front_door/run_numbers.ipynb #55ddd2cb
+def fit_to_run(frames: xr.Dataset, run: Run, checkpoint: Checkpoint) -> xr.Dataset:
+    """`frames`, pooled and cropped like the frames of the run where this gives the same size.
+
+    `run`, `checkpoint`: the run and its checkpoint. Raises `BadInput` for another unit of
+    intensity.
+    """
+    from xrddiff.judge.exports.runtime import fit_frames
+
+    return fit_frames(frames, open_prepared(run).frames["intensity"], checkpoint.state["regions"], str(run.path))
+
+# %% ../../../nbs/app/front_door/run_numbers.ipynb #27ba0777
+def reconstruct_with(run: Run, frames: xr.Dataset) -> xr.Dataset:
+    """`frames` reconstructed by the autoencoder of the run.
+
+    Returns expected values as Frames, with the units and mask of the originals. Raises
+    `BadInput` for another unit of intensity.
+    """
+    from xrddiff.data.transforms.pipelines import transform_from_state
+    from xrddiff.judge.metrics.reconstruction import autoencoder_codec, reconstruct_frames
+    from xrddiff.learn.loading.loader import FrameLoader
+    from xrddiff.learn.recipes.latents import open_autoencoder
+    from xrddiff.learn.recipes.setup import run_accelerator
+    from xrddiff.learn.training.checkpoints import load_checkpoint
+
+    checkpoint = load_checkpoint(run.path)
+    frames = fit_to_run(frames, run, checkpoint)
+    model = open_autoencoder(checkpoint, ema=run.plan.sampling.use_ema)
+    device = run_accelerator(run.plan.training).device
+    size, transform = run.plan.sampling.batch_size, transform_from_state(checkpoint.state["transform"])
+    loader = FrameLoader(frames, transform, None, batch_size=size, multiple=model.downsampling, shuffle=False)
+    made = reconstruct_frames(autoencoder_codec(model.to(device), device), loader)[0]
+    return made.assign_attrs(checkpoint=checkpoint.path.name)
 
 # %% ../../../nbs/app/front_door/run_numbers.ipynb #08c86b83
 @dataclass(frozen=True, repr=False)

@@ -16,13 +16,7 @@ from typing import TYPE_CHECKING, Any
 from ..verbs.keywords import as_overrides
 from .live_output import live_pane
 from .results import as_file, refuse_stopped
-from xrddiff.app.front_door.run_frames import (
-    chosen_frames,
-    network_batch,
-    open_prepared,
-    open_set,
-    reconstruct_with,
-)
+from .run_numbers import chosen_frames, network_batch, open_prepared, open_set, reconstruct_with
 from ..verbs.indexing import index as index_set
 from ..verbs.output import Page, read_summary
 from .run_numbers import RunNumbers
@@ -34,7 +28,7 @@ from ...config.words.vocabulary import GROUPS, vocabulary
 from ...core import plugins
 from ...core.errors import BadInput, XrddiffError, nearest
 from ...core.text import say
-from ...run.execution.drawing import draw_samples, threads_kept
+from ...run.execution.finished import draw_samples, threads_kept
 from ...run.execution.run_folder import Run
 from ...run.slurm.job_table import current_state
 

@@ -59,7 +59,7 @@ def _export_peaks(
     run: str, words: Sequence[str], output: str | None, overwrite: bool, steps: int | None, seed: int | None
 ) -> Found:
     """Train a peak finder, and write it."""
-    from xrddiff.judge.exports.peak_finders import export_peaks, holds_run
+    from xrddiff.judge.exports.exporters import export_peaks, holds_run
     from xrddiff.learn.recipes.saved_peak_nets import open_peak_net
 
     told = {"words": list(words)} if holds_run(run) else frame_words(words)

@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 from .jobs import cut_command
 from .output import show_summary
 from .verb import VERBS, Code, Parser, command_parser, parse_words, verb
-from .watching import dashboard_beside, is_terminal
+from .runs import dashboard_beside, is_terminal
 from ...core.errors import BadInput, XrddiffError
 from ...core.extras import not_installed
 from ...core.files import absolute_path, package_version

@@ -10,9 +10,26 @@ from pathlib import Path
 from .verb import Found, verb
 from ...core.gate import read_json
 from ...core.text import say
+from typing import TYPE_CHECKING
+import os
+import re
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+from .verb import Code
+from ...core.safe_write import new_output
+from ...core.errors import BadInput
+from ...core.text import console, plain_text
+
+if TYPE_CHECKING:
+    from xrddiff.run.execution.status import Standing
+    from xrddiff.run.slurm.job_table import Watched
 
 # %% auto #0
-__all__ = ['list_below', 'compare', 'report']
+__all__ = ['list_below', 'compare', 'report', 'draw_once', 'follow', 'watch', 'is_terminal', 'dashboard_beside']
 
 # %% ../../../nbs/app/verbs/runs.ipynb #dd5f3fad
 @verb("runs list", "the runs below a folder, with state and results")
@@ -66,3 +83,125 @@ def report(run: str) -> Found:
     how = current_state(folder)
     pages = rewrite_reports(folder, saved_plan(folder), "" if how.finished else how.sentence)
     return Found({"reports": pages}, [[f"report: {page}" for page in pages]])
+
+# %% ../../../nbs/app/verbs/runs.ipynb #3a6d0864
+def draw_once(
+    s: Standing, *, width: int = 120, height: int = 32, svg: str | None = None, overwrite: bool = False
+) -> None:
+    """Print the dashboard, or write it to a file as a picture (SVG)."""
+    import io
+
+    from xrddiff.run.execution.dashboard import dashboard
+    from xrddiff.run.execution.status import devices
+
+    where, seen = devices(s, interval=0.2)
+    size = dict(width=width, height=height)
+    drawn = dashboard(s, where, seen, **size)
+    if svg is None:
+        console(**size).print(drawn)
+        return
+    record = console(**size, record=True, file=io.StringIO(), force_terminal=True, color_system="truecolor")
+    record.print(drawn)
+    title = f"xrddiff runs watch {plain_text(s.run.name)}"
+    text = re.sub(r"@font-face \{.*?\}", "", record.export_svg(title=title), flags=re.S)
+    with new_output(svg, reads=s.run, overwrite=overwrite) as part:
+        part.write_text(text, encoding="utf-8")
+
+
+def follow(watched: Watched, every: float, stay: Callable[[], bool] = lambda: True) -> Standing:
+    """Show the dashboard until the run is over, Ctrl-C, or `stay()` is false; returns the last
+    state.
+    """
+    from rich.live import Live
+
+    from xrddiff.run.execution.dashboard import dashboard
+    from xrddiff.run.execution.status import devices
+
+    shown, s = console(), watched.standing()
+    with Live(console=shown, screen=True, auto_refresh=False) as live, suppress(KeyboardInterrupt):
+        while stay():
+            where, seen = devices(s)
+            width, height = shown.size
+            live.update(dashboard(s, where, seen, width=width, height=height), refresh=True)
+            if s.how.over:
+                break
+            time.sleep(every)
+            s = watched.standing()
+    return s
+
+
+@verb("runs watch", "the state of a run in progress, here or on another node", hidden=("beside",))
+def watch(
+    target: str,
+    *,
+    once: bool = False,
+    every: float = 1.0,
+    output: str | None = None,
+    overwrite: bool = False,
+    width: int | None = None,
+    beside: int | None = None,
+) -> Code:
+    """Show the state of a run until it is over or Ctrl-C: its log, the load of its machine, its
+    progress, its last epochs. Only files are read, so the run may be on another node. Without a
+    terminal, or with --once, it is shown once.
+
+    - `target`: the folder of a run, or a job: 4711, 4711_3.
+    - `once`: show the dashboard once and stop. `every`: seconds between updates.
+    - `output`: write the dashboard to a file as a picture (SVG), and stop. `width`: characters, with --once and --output (120).
+    - `beside`: the process beside which it is shown.
+    """
+    from xrddiff.run.slurm.job_table import Watched, find_watched
+
+    if not every >= 0.2:
+        raise BadInput(f"--every: found {every:g}, expected at least 0.2 seconds")
+    if beside is not None:
+        return _watch_beside(Watched(Path(target)), every, beside)
+    watched = find_watched(target)
+    if once or output or not sys.stdout.isatty():
+        width = min(width, 400) if width else 120
+        draw_once(watched.standing(), width=max(40, width), svg=output, overwrite=overwrite)
+        return 0
+    s = follow(watched, every)
+    draw_once(s, width=os.get_terminal_size().columns, height=min(30, os.get_terminal_size().lines - 1))
+    return 0
+
+# %% ../../../nbs/app/verbs/runs.ipynb #8a1ddfa7
+def _watch_beside(watched: Watched, every: float, process: int) -> Code:
+    """Show the dashboard while the process lives, or until it says stop."""
+
+    def leave(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, leave)
+    follow(watched, every, stay=lambda: os.getppid() == process)
+    return 0
+
+
+def is_terminal() -> bool:
+    """Whether a dashboard can be drawn where this process prints."""
+    return sys.stdout.isatty() and sys.stderr.isatty() and os.environ.get("TERM", "dumb") != "dumb"
+
+
+@contextmanager
+def dashboard_beside(wanted: bool) -> Iterator[Callable[[Path], None]]:
+    """Yields a function that opens the dashboard of a run folder on this terminal, if `wanted`; at the end it is closed."""
+    from xrddiff.core import launcher
+    from xrddiff.run.execution.detached_runs import start_xrddiff
+
+    opened: list[launcher.Child] = []
+
+    def show(run: Path) -> None:
+        if wanted and not opened:
+            words = ["runs", "watch", str(Path(run).absolute()), "--beside", str(os.getpid())]
+            opened.append(start_xrddiff(*words, stdin=None))
+
+    try:
+        yield show
+    finally:
+        for process in opened:
+            process.terminate()
+            try:
+                process.wait(10)
+            except launcher.TimeoutExpired:
+                process.kill()
+                process.wait()

@@ -43,7 +43,7 @@ def make_twin(
     - `distance_range`: search the distance within ± this share of it.
     - `seed`: frame i of a seed is always the same. `output`: folder for the results (NAME-twin).
     """
-    from xrddiff.judge.inference.twin_plan import TwinPlan
+    from xrddiff.judge.inference.twins import TwinPlan
     from xrddiff.run.execution.comparing import execute_twin, folder_for
 
     plan = TwinPlan(**_plan_fields(frames, cell, intensities, group, n, format, distance_range, seed))

@@ -15,9 +15,20 @@ from torch import Tensor
 
 from ..errors import BadInput, RankFailed
 from .agreement import Ranks
+import json
+import re
+import warnings
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from ..errors import XrddiffError
+from ..files import CannotSave, Part, json_digest, plain, remove, sha256, why_not, write_text, writing
+from ..gate import read_json
 
 # %% auto #0
-__all__ = ['shares', 'Part', 'parts', 'Ring']
+__all__ = ['shares', 'RowPart', 'parts', 'Ring', 'save_rows', 'latest_rows', 'load_rows']
 
 # %% ../../../nbs/core/ranks/ring.ipynb #8926b6b0
 def shares(n: int, ranks: int) -> list[tuple[int, int]]:
@@ -31,7 +42,7 @@ def shares(n: int, ranks: int) -> list[tuple[int, int]]:
     return list(zip(cuts, cuts[1:], strict=False))
 
 # %% ../../../nbs/core/ranks/ring.ipynb #9f36755a
-class Part(NamedTuple):
+class RowPart(NamedTuple):
     """The rows [first, last), which lie in one block and belong to the rank `owner`."""
 
     owner: int
@@ -39,7 +50,7 @@ class Part(NamedTuple):
     last: int
 
 
-def parts(counts: Sequence[int], block: int) -> list[Part]:
+def parts(counts: Sequence[int], block: int) -> list[RowPart]:
     """The blocks that go around the ring, in order: rows cut at the multiples of `block`, and
     between ranks.
 
@@ -50,7 +61,7 @@ def parts(counts: Sequence[int], block: int) -> list[Part]:
         end = first + count
         while first < end:
             last = min(end, (first // block + 1) * block)
-            found.append(Part(owner, first, last))
+            found.append(RowPart(owner, first, last))
             first = last
     return found
 
@@ -193,3 +204,131 @@ class Ring:
                 v.reshape(len(v), *t.shape[1:]).to(t.device) for v, t in zip(message.split(widths, 1), own, strict=True)
             )
         passing.settle()
+
+# %% ../../../nbs/core/ranks/ring.ipynb #ef5ac67b
+_FORMAT, _VERSION = "xrddiff-rows", 1
+_STEP = re.compile(r"step-(\d{8,})")
+
+
+def _on_each_rank(ring: Ring, action: Callable[[], Any]) -> list[Any]:
+    """The result of `action` on each rank; if it fails on one of them, all raise `CannotSave`."""
+    try:
+        found = [action(), None]
+    except (OSError, SafetensorError) as e:
+        who = f" (rank {ring.rank} of {ring.size})" if ring.size > 1 else ""
+        found = [None, (str(e) if isinstance(e, XrddiffError) else _reason(e)) + who]
+    found = ring.gather(found)
+    if fault := next((fault for _, fault in found if fault), None):
+        raise CannotSave(fault)
+    return [value for value, _ in found]
+
+
+def _reason(error: OSError | SafetensorError) -> str:
+    known = re.search(r"I/O error: (.*?) \(os error", str(error))  # how safetensors reports a system error
+    return f"the rows cannot be saved: {known[1].lower() if known else why_not(error)}; nothing was left behind"
+
+# %% ../../../nbs/core/ranks/ring.ipynb #6317b460
+def save_rows(
+    ring: Ring, folder: str | Path, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any], *, keep: int = 2
+) -> Path:
+    """Save rows of all ranks as `folder/step-NNNNNNNN`; returns its path. Called by all ranks.
+
+    - `folder`: the same on all ranks, on a file system that all of them see.
+    - `tensors`: this rank's rows by name, each (rows, …). `state`: JSON values; those of rank 0 are
+      saved.
+    - `keep`: how many of the newest steps stay.
+
+    Raises `CannotSave` on every rank if one of them fails; earlier steps are unchanged then.
+    """
+    path = Path(folder) / f"step-{step:08d}"
+    name = f"rows-{ring.first:012d}.safetensors"
+    with ExitStack() as stack:
+
+        def begin() -> str | None:
+            if ring.rank:
+                return None
+            part = stack.enter_context(writing(path))
+            part.mkdir()
+            return str(part)
+
+        part = Path(_on_each_rank(ring, begin)[0])
+
+        def write(part: Part = part) -> dict[str, Any]:
+            save_file({k: t.detach().cpu().contiguous() for k, t in tensors.items()}, part / name)
+            return dict(file=name, first=ring.first, last=ring.last, sha256=sha256(part / name))
+
+        rows = _on_each_rank(ring, write)
+
+        def end() -> None:
+            if ring.rank == 0:
+                told = plain(state, "the state of the rows", nan="refuse")
+                content = dict(format=_FORMAT, version=_VERSION, step=step, rows=rows, state=told)
+                write_text(part / "state.json", json.dumps(content | {"digest": json_digest(content)}, indent=1) + "\n")
+                stack.close()  # the folder gets its name
+                for old in _steps(path.parent)[keep:]:
+                    remove(old)
+
+        _on_each_rank(ring, end)
+    return path
+
+
+def _steps(folder: Path) -> list[Path]:
+    """The saved steps, newest first."""
+    found = [(int(m[1]), p) for p in folder.glob("step-*") if (m := _STEP.fullmatch(p.name)) and p.is_dir()]
+    return [p for _, p in sorted(found, reverse=True)]
+
+# %% ../../../nbs/core/ranks/ring.ipynb #cf8e190b
+def _content(path: Path) -> dict[str, Any]:
+    """The content of state.json; raises `ValueError`, with the problem in it or in the rows."""
+    try:
+        content = read_json(path / "state.json", dict[str, Any], 64 << 20)
+        digest = content.pop("digest")
+        rows = [(str(r["file"]), int(r["first"]), int(r["last"]), str(r["sha256"])) for r in content["rows"]]
+        kind = content["format"], content["version"]
+    except (OSError, ValueError, KeyError, TypeError, OverflowError):
+        raise ValueError("state.json cannot be read") from None
+    if kind != (_FORMAT, _VERSION):
+        raise ValueError(f"its format is {kind[0]!r} version {kind[1]!r}; expected {_FORMAT!r} version {_VERSION}")
+    if digest != json_digest(content):
+        raise ValueError("state.json was changed after it was written: its digest does not match")
+    end = 0
+    for file, first, last, wanted in rows:
+        if first != end or Path(file).name != file or not (path / file).is_file():
+            raise ValueError(f"{file} is missing")
+        if sha256(path / file) != wanted:
+            raise ValueError(f"the sha256 of {file} is not the one in state.json")
+        end = last
+    return content
+
+
+def latest_rows(folder: str | Path) -> Path | None:
+    """The newest intact step in `folder`, or None. A damaged one is skipped with a warning that says why."""
+    for path in _steps(Path(folder)):
+        try:
+            _content(path)
+            return path
+        except ValueError as e:
+            warnings.warn(f"{path} is skipped: {e}", stacklevel=2)
+    return None
+
+# %% ../../../nbs/core/ranks/ring.ipynb #36c17bc4
+def load_rows(ring: Ring, path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """This rank's rows by name, and the state, of a saved step. Raises `BadInput` if it is damaged or
+    has another number of rows.
+    """
+    path = Path(path)
+    try:
+        content = _content(path)
+    except ValueError as e:
+        raise BadInput(f"{path} cannot be used: {e}") from None
+    if (found := content["rows"][-1]["last"]) != ring.n:
+        raise BadInput(f"{path} has {found} rows; expected {ring.n}")
+    pieces: dict[str, list[Tensor]] = {}
+    for r in content["rows"]:
+        first, last = max(r["first"], ring.first), min(r["last"], ring.last)
+        if first < last:
+            with safe_open(path / r["file"], "pt") as file:
+                for key in file.keys():
+                    rows = file.get_slice(key)[first - r["first"] : last - r["first"]]
+                    pieces.setdefault(key, []).append(rows)
+    return {key: torch.cat(rows) for key, rows in pieces.items()}, content["state"]

@@ -22,7 +22,7 @@ from .images import natural
 from ..frames.bounds import most_bytes
 from ..frames.labels import label_name
 from ..frames.rows import Rows
-from ..headers.cxi_planes import cxi_geometry, join_plane
+from ..headers.nexus_modules import cxi_geometry, join_plane
 from ..headers.gate import as_bad_input, check_chunks, check_dataset, open_hdf5, read_whole
 from ..headers.geometry_files import EV, HC
 from ..headers.header_rules import Turn, same, shown, turns_of, warn

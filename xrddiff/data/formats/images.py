@@ -20,7 +20,7 @@ import numpy as np
 from ...core.errors import BadInput
 from ...core.registry import register
 from ..frames.rows import EachRow, FramePlace, frame_dtype
-from ..headers.cxi_planes import plane_words
+from ..headers.nexus_modules import plane_words
 from ..headers.gate import check_size, readable
 from ..headers.imgcif import ImgCif, is_imgcif, read_imgcif, read_panels
 from ..headers.geometry_files import panel_values

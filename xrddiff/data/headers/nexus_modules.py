@@ -17,16 +17,124 @@ import numpy as np
 from ...core.errors import BadInput
 from ...core.text import plain_text
 from ..frames.geometry import PanelGeometry
-from .cxi_planes import plane_words
 from .gate import read_whole
 from ..frames.bounds import MOST_PANELS
 from .geometry_files import DetectorFile, DetectorPanel, flat_plane
 from .header_rules import same, warn
 from .imgcif import Axis
+from .header_rules import shown
 
 # %% auto #0
-__all__ = ['LENGTHS', 'DEGREES', 'MOST_AXES', 'text_of', 'unit_of', 'read_axis', 'read_chain', 'read_rotation', 'place',
-           'read_module', 'find_modules', 'module_geometry']
+__all__ = ['LENGTHS', 'DEGREES', 'MOST_AXES', 'plane_words', 'cxi_geometry', 'join_plane', 'text_of', 'unit_of', 'read_axis',
+           'read_chain', 'read_rotation', 'place', 'read_module', 'find_modules', 'module_geometry']
+
+# %% ../../../nbs/data/headers/nexus_modules.ipynb #9943efae
+def _entries(detectors: Sequence[h5py.Group], names: Sequence[str], last: tuple[int, ...]) -> tuple[Any, str]:
+    """The values (n, *last) of the first data set with one of the names, and its name."""
+    for group in detectors:
+        for name in names:
+            item = group.get(name)
+            if (
+                isinstance(item, h5py.Dataset)
+                and item.dtype.kind in "iuf"
+                and item.shape[item.ndim - len(last) :] == last
+            ):
+                where = f"data set '{item.name}' of {item.file.filename}"
+                values = np.asarray(read_whole(item, where), np.float64).reshape(-1, *last)
+                if len(values) and np.isfinite(values).all():
+                    return values, item.name
+    return None, ""
+
+
+def _for_modules(values: np.ndarray, modules: int, frames: int, name: str, path: Path) -> np.ndarray:
+    """One entry per module, from entries for the detector, its modules or the frames."""
+    if len(values) == modules:
+        return values
+    if len(values) in (1, frames) and modules == 1:
+        if np.abs(values - values[0]).max() > 1e-6:
+            raise BadInput(
+                f"the frames of {path} differ in {name}: {values[0].tolist()} to {values[-1].tolist()} m; expected one geometry"
+            )
+        return values[:1]
+    raise BadInput(f"{name} of {path} has {len(values)} entries; expected one for each of the {modules} modules")
+
+# %% ../../../nbs/data/headers/nexus_modules.ipynb #35b83267
+def _straight(origin: np.ndarray, fs: np.ndarray, ss: np.ndarray) -> tuple[float, float] | None:
+    """Return the beam centre (x, y) px of a plane with rows and columns along x and y; None for any
+    other.
+    """
+    size = np.linalg.norm(fs)
+    if np.abs([fs[1], fs[2], ss[0], ss[2]]).max() > 1e-6 * size:
+        return None
+    return float(-origin[0] / fs[0]), float(-origin[1] / ss[1])
+
+
+def plane_words(origin: np.ndarray, fs: np.ndarray, ss: np.ndarray, shape: Sequence[int], where: str) -> dict[str, Any]:
+    """The arguments of `make_frames` for one plane with a corner and steps (3,) in m; `plane` is a
+    geometry to apply to the frames, if the plane is tilted or rotated.
+
+    - `shape`: (ss, fs) px.
+    - `where`: names the plane in messages.
+
+    Raises `BadInput` for pixels that are not square.
+    """
+    size, other = np.linalg.norm(fs), np.linalg.norm(ss)
+    if abs(other / size - 1) > 1e-3:
+        raise BadInput(f"{where}: pixels of {size * 1e6:g} × {other * 1e6:g} µm; expected square pixels")
+    centre = _straight(origin, fs, ss)
+    if centre is not None:
+        return {"pixel_size": float(size), "beam_center": centre, "distance": float(origin[2])}
+    panel = DetectorPanel("plane", 0, shape[1] - 1, 0, shape[0] - 1, origin, fs, ss)
+    return {"plane": DetectorFile(where, pixel_size=float(size), distance=float(origin[2]), panels=[panel])}
+
+
+def cxi_geometry(
+    detectors: Sequence[h5py.Group], shape: Sequence[int], pixel: float | None, path: Path
+) -> tuple[dict[str, Any], str]:
+    """The geometry in the planes of a CXI file.
+
+    - `detectors`: the detector groups of the file.
+    - `shape`: of the data, (frame, ss, fs) or (frame, module, ss, fs).
+    - `pixel`: pixel size in m, for a corner without vectors.
+    - `path`: the file, for messages.
+
+    Returns the arguments of `make_frames`, or `plane`, a `DetectorFile` of one tilted panel, and
+    the name of the data set; both empty without planes. Raises `BadInput` for planes that move
+    from frame to frame, or that do not match the modules.
+    """
+    corners, name = _entries(detectors, ("corner_position", "corner_positions"), (3,))
+    vectors, other = _entries(detectors, ("basis_vectors",), (2, 3))
+    modules = shape[1] if len(shape) == 4 else 1
+    if corners is None:
+        return {}, ""
+    corners = _for_modules(corners, modules, shape[0], name, path)
+    if vectors is None:
+        if modules > 1 or pixel is None or not corners[0, :2].any():
+            warn(str(path), [f"{name} has no basis_vectors beside it and is ignored"])
+            return {}, ""
+        return {"beam_center": tuple(float(abs(v) / pixel) for v in corners[0, :2])}, name
+    vectors = _for_modules(vectors, modules, shape[0], other, path)
+    if not np.linalg.norm(vectors, axis=-1).all() or (corners[:, 2] <= 0).any():
+        warn(str(path), [f"{other} has a vector of length 0, or {name} is not behind the sample; ignored"])
+        return {}, ""
+    ss, fs = vectors[:, 0], vectors[:, 1]
+    if modules > 1:
+        return {"panels": {"origin": corners, "fs": fs, "ss": ss}}, name
+    return plane_words(corners[0], fs[0], ss[0], shape[-2:], f"{name} of {path}"), name
+
+# %% ../../../nbs/data/headers/nexus_modules.ipynb #39eddac8
+def join_plane(out: dict[str, Any], plane: dict[str, Any], name: str, path: Path) -> dict[str, Any]:
+    """Add the geometry of a plane to `out`, with a warning where the two contradict each other."""
+    notes = []
+    for word, far in (("distance", 5e-4), ("pixel_size", 1e-3), ("beam_center", 1.0)):
+        if plane.get(word) is None or out.get(word) is None:
+            continue
+        a, b = np.asarray(out[word], float), np.asarray(plane[word], float)
+        if np.abs(a - b).max() > far * (1 if word == "beam_center" else abs(b)):
+            field = out.get("names", {}).get(word, word)
+            notes.append(f"{field} is {shown(word, a)}; using {shown(word, b)} of {name} instead")
+    warn(str(path), notes)
+    return out | plane | {"names": out.get("names", {}) | dict.fromkeys(plane, name)}
 
 # %% ../../../nbs/data/headers/nexus_modules.ipynb #1f4dd19f
 LENGTHS = {"m": 1.0, "meter": 1.0, "metre": 1.0, "meters": 1.0, "cm": 1e-2, "mm": 1e-3, "millimeter": 1e-3, "millimeters": 1e-3, "um": 1e-6, "µm": 1e-6, "micron": 1e-6, "microns": 1e-6, "nm": 1e-9, "a": 1e-10, "å": 1e-10, "angstrom": 1e-10, "angstroms": 1e-10}  # fmt: skip

@@ -14,7 +14,7 @@ import xarray as xr
 
 from ...core.errors import BadInput, nearest
 from ...core.registry import entries, get
-from . import spatial, topk  # noqa: F401  (their transforms can be chosen by name)
+from . import spatial, spatial as topk  # noqa: F401  (their transforms can be chosen by name)
 from .values import TRANSFORMS, Transform, ValueTransform, within
 
 if TYPE_CHECKING:

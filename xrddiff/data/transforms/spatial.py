@@ -26,14 +26,20 @@ from xrddiff.data.frames.frames import (
 from ..frames.geometry import Geometry, PanelGeometry, panel_vectors, q_map, tile_geometry, with_q
 from ..frames.rows import frame_origin, frame_reader, is_lazy, lazy_frames, part_reader
 from .values import Transform
+import math
+from ..frames.frames import frame_mask
 
 if TYPE_CHECKING:
     import torch
 
     Array = np.ndarray | torch.Tensor
+    import torch
+
+    Array = np.ndarray | torch.Tensor
 
 # %% auto #0
-__all__ = ['pool_mean', 'uncut', 'Pool', 'Crop', 'as_images', 'Panels', 'Patches', 'Windows']
+__all__ = ['pool_mean', 'uncut', 'Pool', 'Crop', 'as_images', 'Panels', 'Patches', 'Windows', 'without_peaks', 'keep_strongest',
+           'TopK']
 
 # %% ../../../nbs/data/transforms/spatial.ipynb #4d3987c5
 def _blocks(x: Array, k: int) -> Array:
@@ -470,3 +476,146 @@ class Windows(Patches):
             raise BadInput(f"windows of {self.side} x {self.side} pixels do not fit into images of {shape[-2:]}")
         rng = numpy_rng(self.seed, "windows")
         return rng.integers([n - self.side + 1 for n in shape[-2:]], size=(self.count, 2)).tolist()
+
+# %% ../../../nbs/data/transforms/spatial.ipynb #9098f8de
+def without_peaks(
+    image: np.ndarray, gone: pd.DataFrame, kept: pd.DataFrame, mask: np.ndarray | None = None
+) -> np.ndarray:
+    """`image` (y, x) with background in place of the peaks `gone`; tables with fs, ss, background,
+    pixels.
+
+    The same image and peaks always give the same result. Masked pixels, and pixels of spots in
+    `kept`, stay as they are.
+    """
+    peaks = pd.concat([gone, kept])
+    fs, ss, area, level = (peaks[c].to_numpy() for c in ("fs", "ss", "pixels", "background"))
+    # the finder's connected pixels end at its threshold; flanks reach about 1.5 px further
+    reach = np.maximum(2.5, np.sqrt(area / np.pi) + 1.5)
+    owner = np.zeros(image.shape, np.int8)  # 0: background, 1: a spot that goes, 2: a spot that is kept
+    for j in range(len(peaks)):
+        at, d2 = _window(image.shape, fs[j], ss[j], reach[j])
+        owner[at][d2 <= reach[j] ** 2] = 1 if j < len(gone) else 2
+    usable = owner == 0 if mask is None else (owner == 0) & mask
+    if image.dtype.kind == "f":
+        usable &= np.isfinite(image)
+    goes = owner == 1 if mask is None else (owner == 1) & mask
+    out = image.copy()
+    rng = numpy_rng("topk", len(gone), len(kept), *(int(v) for v in np.floor([fs.sum(), ss.sum()])))
+    for j in range(len(gone)):
+        at, d2 = _window(image.shape, fs[j], ss[j], 2 * reach[j] + 1)
+        spot = (d2 <= reach[j] ** 2) & goes[at]
+        ring = image[at][usable[at] & (d2 > reach[j] ** 2)]
+        if len(ring) < 8:  # crowded: no background to draw from, but the finder knows its level
+            ring = np.array([level[j].round() if image.dtype.kind in "iu" else level[j]]).astype(image.dtype)
+        out[at][spot] = ring[rng.integers(0, len(ring), int(spot.sum()))]
+        goes[at][spot] = False  # where spots overlap, the first fills
+    return out
+
+
+def _window(shape: tuple[int, int], fs: float, ss: float, reach: float) -> tuple[tuple[slice, slice], np.ndarray]:
+    """The part of an image within `reach` of (fs, ss), and the squared distances of its pixel
+    centres.
+    """
+    y0, x0 = max(0, math.floor(ss - reach)), max(0, math.floor(fs - reach))
+    y1, x1 = min(shape[0], math.ceil(ss + reach) + 1), min(shape[1], math.ceil(fs + reach) + 1)
+    d2 = (np.arange(y0, y1) + 0.5 - ss)[:, None] ** 2 + (np.arange(x0, x1) + 0.5 - fs) ** 2
+    return (slice(y0, y1), slice(x0, x1)), d2
+
+# %% ../../../nbs/data/transforms/spatial.ipynb #8c31cd52
+def keep_strongest(
+    image: np.ndarray,
+    find: Callable[[np.ndarray], pd.DataFrame],
+    fraction: float,
+    mask: np.ndarray | None = None,
+    passes: int = 4,
+) -> np.ndarray:
+    """`image` (y, x) or (panel, ss, fs) with the ⌈fraction·n⌉ most intense of the n peaks that
+    `find(image)` finds, and background for the others.
+    """
+    peaks = find(image)
+    n = math.ceil(fraction * len(peaks) - 1e-9)
+    order = np.argsort(-peaks["intensity"].to_numpy(), kind="stable")
+    kept, gone = peaks.iloc[order[:n]], peaks.iloc[order[n:]]
+    for _ in range(passes):
+        if not len(gone):
+            break
+        if image.ndim == 2:
+            image = without_peaks(image, gone, kept, mask)
+        else:
+            image = image.copy()
+            for p in np.unique(gone["panel"]):
+                parts = (t[t["panel"] == p] for t in (gone, kept))
+                image[p] = without_peaks(image[p], *parts, None if mask is None else mask[p])
+        again = find(image)
+        d2 = (again["fs"].to_numpy()[:, None] - kept["fs"].to_numpy()) ** 2
+        d2 += (again["ss"].to_numpy()[:, None] - kept["ss"].to_numpy()) ** 2
+        if image.ndim == 3:
+            d2[again["panel"].to_numpy()[:, None] != kept["panel"].to_numpy()] = np.inf
+        gone = again[d2.min(1, initial=np.inf) > 9]
+    return image
+
+# %% ../../../nbs/data/transforms/spatial.ipynb #6a4b3df9
+class TopK(Transform):
+    """The `fraction` of the found peaks with the highest intensity, background for the others; 1
+    changes nothing.
+
+    Peaks are found by `frames.peaks`, frame by frame, when a frame is read. Below 1, peak tables
+    and expected counts are dropped, since they describe the original frames.
+    settings: those of `PeakFinder`.
+    """
+
+    name = "topk"
+    changes_shape = True
+
+    def __init__(self, fraction: float = 1.0, settings: dict[str, Any] | None = None):
+        if isinstance(fraction, bool) or not 0 <= fraction <= 1:
+            raise BadInput(f"fraction of the transform topk is {fraction}; expected a number from 0 to 1")
+        self.fraction, self.settings = float(fraction), dict(settings or {})
+
+    def forward(self, x: Array, mask: Array | None = None) -> Array:
+        """Images (…, y, x); without a geometry, so the finder takes the background in tiles."""
+        from xrddiff.data.frames.peaks import find_peaks
+
+        if self.fraction == 1:
+            return x
+        if not isinstance(x, np.ndarray):
+            import torch
+
+            out = self.forward(x.detach().cpu().numpy(), None if mask is None else mask.cpu().numpy())
+            return torch.from_numpy(out).to(x.device)
+        images = x.reshape(-1, *x.shape[-2:])
+        masks = [None] * len(images) if mask is None else np.broadcast_to(mask, x.shape).reshape(images.shape)
+        out = [
+            keep_strongest(image, lambda im, m=m: find_peaks(im, m, **self.settings), self.fraction, m)
+            for image, m in zip(images, masks, strict=True)
+        ]
+        return np.stack(out).reshape(x.shape)
+
+    def apply(self, frames: xr.Dataset) -> xr.Dataset:
+        """Thinned frames; in panel stacks the peaks of all panels are ranked together."""
+        if self.fraction == 1:
+            return frames
+        value = frames["intensity"].variable
+        finder, stored = _finders(frames, self.settings), frame_reader(value)
+
+        def read(i: int) -> np.ndarray:
+            return keep_strongest(stored(i), finder(i), self.fraction, frame_mask(frames, i))
+
+        gone = [str(v) for v in frames.variables if "peak" in frames[v].dims or v == "expected"]
+        out = frames.drop_vars(gone).assign_attrs(topk=self.fraction)
+        out["intensity"] = xr.Variable(
+            value.dims, lazy_frames(read, value.shape, value.dtype, partial(frame_origin, value)), value.attrs
+        )
+        return out
+
+
+def _finders(frames: xr.Dataset, settings: dict[str, Any]) -> Callable[[int], Any]:
+    """A function i -> finder for frame i; one finder for all frames if they share their mask."""
+    from xrddiff.data.frames.peaks import make_finder
+
+    # without read noise, as for images alone, which do not say theirs
+    make = partial(make_finder, frames, **{"noise": 0.0} | settings)
+    if "mask" in frames and "frame" in frames["mask"].dims:
+        return make
+    finder = make()
+    return lambda i: finder

@@ -24,15 +24,27 @@ from ...core.registry import get
 from ...data.formats.store import save_frames
 from .graphs import Exportable, Graph, open_exportable
 from .package import finish_package
-from .peak_finders import export_peaks
 from ..inference.sample_jobs import open_sample_job
 from ...learn.recipes.counts_nets import COUNTS
+import os
+import xarray as xr
+from ...data.formats.readers import open_frames
+from ...learn.recipes.peak_nets import asked_peaks
+from xrddiff.learn.recipes.saved_peak_nets import (
+    STEPS,
+    TrainedPeakNet,
+    checked_target,
+    save_peak_net,
+    train_on_known,
+    train_peak_net,
+)
 
 if TYPE_CHECKING:
     Call = Callable[..., tuple[Tensor, ...]]
 
 # %% auto #0
-__all__ = ['MAPS_AT_ONCE', 'Exporter', 'GraphExporter', 'export_run', 'export_maps']
+__all__ = ['MAPS_AT_ONCE', 'SAMPLES', 'Exporter', 'GraphExporter', 'export_run', 'export_maps', 'holds_run', 'net_of_run',
+           'export_peaks']
 
 # %% ../../../nbs/judge/exports/exporters.ipynb #1e9e8d3f
 class Exporter(ABC):
@@ -135,3 +147,65 @@ def export_maps(run: str | Path, path: str | Path, samples: int = 64, words: Seq
                 whole = file.require_dataset(name, (samples, *values.shape[1:]), np.float32)
                 whole[first : first + len(numbers)] = values.cpu().numpy()
     return path
+
+# %% ../../../nbs/judge/exports/exporters.ipynb #708d25fa
+SAMPLES = 256  # of a run, unless inference.num_samples says otherwise
+
+
+def holds_run(source: str | os.PathLike) -> bool:
+    """Is this the folder of a run?"""
+    return (Path(source).expanduser() / "config.yaml").is_file()
+
+
+def net_of_run(run: str | os.PathLike, words: Sequence[str], steps: int, seed: int) -> TrainedPeakNet:
+    """A peak network trained on frames that a run draws. Raises `BadInput` for a run that is not told lattices."""
+    if not any(word.startswith("inference.num_samples=") for word in words):
+        words = [*words, f"inference.num_samples={SAMPLES}"]
+    job = open_sample_job(run, words)
+    step = job.plan.sampling.batch_size
+    parts = [job.make(slice(i, min(i + step, job.count)))[0] for i in range(0, job.count, step)]
+    samples = (
+        xr.concat(parts, "frame", data_vars="minimal", coords="minimal", compat="override") if parts[1:] else parts[0]
+    )
+    if not {"cell", "orientation"} <= {*samples.variables}:
+        raise BadInput(
+            f"the samples of {plain_text(run)} do not say where their spots are; expected a run with model.condition_maps=[lattice]"
+        )
+    return train_on_known(asked_peaks(samples), steps=steps, seed=seed)
+
+
+def export_peaks(
+    source: str | os.PathLike | xr.Dataset,
+    output: str | os.PathLike | None = None,
+    words: Sequence[str] = (),
+    *,
+    steps: int = STEPS,
+    seed: int = 0,
+    overwrite: bool = False,
+    **frame_words: Any,
+) -> Path:
+    """Train a peak network and write it to one file; returns its path.
+
+    source: frames with a table of spots, or a file of them, as `open_frames` takes it; or the folder of a run that draws
+    asked crystals. output: a name that ends in .safetensors; None: exported/peaks.safetensors in the run, or NAME-peaks.safetensors
+    here; overwrite: replace it. words: of `inference`, for a run. frame_words: as for `open_frames`, for a file. steps, seed: of the training.
+    """
+    if isinstance(source, xr.Dataset):
+        if output is None:
+            raise BadInput("frames in memory have no name; expected output, a name that ends in .safetensors")
+        check_output(checked_target(output), reads=source.attrs, overwrite=overwrite)
+        made = train_peak_net(source, steps=steps, seed=seed)
+        return save_peak_net(made, output, overwrite=overwrite, reads=source.attrs)
+    if holds_run(source):
+        run = Path(source).expanduser()
+        target = checked_target(output or run / "exported" / "peaks.safetensors")
+        check_output(target, overwrite=overwrite)
+        return save_peak_net(net_of_run(run, words, steps, seed), target, overwrite=overwrite)
+    if words:
+        raise BadInput(f"'{plain_text(words[0])}' is of the inference of a run; {plain_text(source)} is none")
+    name = os.path.basename(os.path.abspath(source)).partition(".")[0] or "frames"
+    target = checked_target(output or f"{name}-peaks.safetensors")
+    given = dict(overwrite=overwrite, reads=[source, frame_words])
+    check_output(target, **given)
+    frames = open_frames(source, **frame_words)
+    return save_peak_net(train_peak_net(frames, steps=steps, seed=seed), target, **given)

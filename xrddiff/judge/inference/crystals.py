@@ -17,7 +17,6 @@ from ...core.errors import BadInput
 from ...core.seeds import numpy_rng
 from ...data.frames.geometry import closest_geometry, frame_geometry
 from ...data.frames.labels import label_value
-from .lattices import Lattices, resolution_note
 from ...learn.loading.condition_maps import ConditionMaps, fold
 from ...physics.indexing.cells import Cell
 from xrddiff.physics.indexing.expected_intensities import (
@@ -29,6 +28,18 @@ from xrddiff.physics.indexing.expected_intensities import (
 )
 from ...physics.indexing.known_lattices import says_crystals, with_lattices
 from ...physics.indexing.lattice_maps import corner_resolution
+import math
+from functools import lru_cache
+from pathlib import Path
+import xarray as xr
+from ...core.errors import nearest
+from ...core.gate import read_array
+from ...data.frames.geometry import Geometry
+from ...data.frames.selection import evenly_spaced
+from ...physics.indexing.cells import read_cell
+from ...physics.indexing.expected_intensities import read_intensities
+from ...physics.indexing.known_lattices import crystals_of, need_lattices
+from ...physics.simulation.crystal import random_rotation
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -37,8 +48,179 @@ if TYPE_CHECKING:
     from xrddiff.config.plan import SamplingPlan
 
 # %% auto #0
-__all__ = ['asked_lattices', 'asked_intensities', 'single_crystals', 'alike_rows', 'with_crystals', 'maps_of',
+__all__ = ['RESOLVED', 'lattice_table', 'read_orientations', 'read_wanted', 'Lattices', 'spot_distance', 'resolution_note',
+           'asked_lattices', 'asked_intensities', 'single_crystals', 'alike_rows', 'with_crystals', 'maps_of',
            'with_own_crystals', 'measured_maps', 'check_lattice']
+
+# %% ../../../nbs/judge/inference/crystals.ipynb #477e7b6e
+def lattice_table(frames: xr.Dataset, index: np.ndarray, limit: int = 10_000) -> list[list[list[float]]]:
+    """The cells of the crystals of frames: a list for each frame, with six numbers (Å, degrees) for
+    each crystal. JSON values.
+
+    index: frame numbers. limit: maximum number of rows; evenly spaced frames are used beyond it.
+    """
+    need_lattices(frames)
+    cells, orientations = frames["cell"].values, frames["orientation"].values
+    rows = evenly_spaced(index, limit)
+    return [[np.round(c, 5).tolist() for c, _ in crystals_of(cells[i], orientations[i])] for i in rows]
+
+# %% ../../../nbs/judge/inference/crystals.ipynb #a31f352f
+def read_orientations(path: str | Path) -> np.ndarray:
+    """Rotation matrices (n, 3, 3) of a `.npy` file of rotations (n, 3, 3) or quaternions (n, 4), real
+    part first.
+
+    Raises `BadInput` if the file has anything else.
+    """
+    from xrddiff.physics.simulation.crystal import rotation
+
+    expected = "expected rotations (n, 3, 3) or quaternions (n, 4) in a .npy file"
+    try:
+        values = read_array(path)
+    except (OSError, ValueError) as error:
+        raise BadInput(f"orientations {path} cannot be read: {error}; {expected}") from error
+    if not isinstance(values, np.ndarray) or values.dtype.kind not in "fiu" or not len(values.shape):
+        raise BadInput(f"orientations {path} are not an array of numbers; {expected}")
+    values = values.astype(float)
+    if (
+        values.shape[1:] == (4,)
+        and len(values)
+        and np.isfinite(values).all()
+        and np.linalg.norm(values, axis=1).min() > 0
+    ):
+        return rotation(values)
+    if values.shape[1:] != (3, 3) or not len(values) or not np.isfinite(values).all():
+        raise BadInput(f"orientations {path} have the shape {values.shape} or are not finite; {expected}")
+    wrong = np.abs(values @ values.swapaxes(1, 2) - np.eye(3)).max((1, 2)) > 1e-3
+    wrong |= np.linalg.det(values) < 0
+    if wrong.any():
+        i = int(np.argmax(wrong))
+        kind = "a reflection" if abs(np.linalg.det(values[i]) + 1) < 1e-3 else "no rotation"
+        raise BadInput(f"orientation {i} of {path} is {kind}; expected rotations, with U Uᵀ = 1 and det U = 1")
+    return values
+
+# %% ../../../nbs/judge/inference/crystals.ipynb #2957d38b
+@lru_cache(maxsize=4)
+def _read_once(path: Path, d_min: float, changed: float, cell: Cell | None) -> CrystalIntensities:
+    """Every batch needs them, and calculating them takes a while."""
+    return read_intensities(path, d_min, cell=cell)
+
+# %% ../../../nbs/judge/inference/crystals.ipynb #1ce9befe
+_KEYS = ("cell", "orientations", "reflections")
+
+
+def read_wanted(
+    wanted: Mapping[str, Any], d_min: float = 2.0
+) -> tuple[Cell | None, np.ndarray | None, CrystalIntensities | None]:
+    """(cell, orientations (n, 3, 3), intensities) that are requested; None where the request leaves them open.
+
+    wanted: `cell`, as `read_cell` takes it; `orientations`, "random" or the path of a file, see
+        `read_orientations`; `reflections`, the path of a file with their intensities, see
+        `read_intensities`, whose cell is taken if there is no other; without it, intensities of a
+        new crystal are drawn.
+    d_min: resolution in Å to which intensities are calculated from a structure.
+    Raises `BadInput` for another key, and for an impossible cell, orientations or intensities.
+    """
+    for key in wanted:
+        if key not in _KEYS:
+            raise BadInput(f"inference.lattice: there is no {key!r}{nearest(str(key), _KEYS)}")
+    given, turns = wanted.get("cell"), wanted.get("orientations", "random")
+    cell, intensities = None if given is None else read_cell(given), None
+    if wanted.get("reflections") is not None:
+        path = Path(str(wanted["reflections"]))
+        intensities = _read_once(path, d_min, path.stat().st_mtime if path.exists() else 0.0, cell)
+        cell = cell or intensities.cell
+        if not intensities.fits(cell.parameters):
+            raise BadInput(
+                f"inference.lattice: {path} has the cell {intensities.cell}, but the given cell is "
+                f"{cell}; expected the same"
+            )
+    return cell, None if turns == "random" else read_orientations(turns), intensities
+
+# %% ../../../nbs/judge/inference/crystals.ipynb #6914800c
+class Lattices:
+    """Draws the crystals requested for samples.
+
+    table: see `lattice_table`; the crystals of a sample are those of one of its rows.
+    wanted, d_min: see `read_wanted`; one crystal in every sample.
+    Raises `BadInput` for an impossible cell, orientations or intensities.
+    """
+
+    def __init__(
+        self, table: Sequence[Sequence[Sequence[float]]], wanted: Mapping[str, Any] | None = None, d_min: float = 2.0
+    ):
+        self.table = table
+        self.source = dict(wanted or {}).get("orientations", "random")
+        self.cell, self.orientations, self.intensities = read_wanted(wanted or {}, d_min)
+
+    @property
+    def crystals(self) -> int:
+        """Most crystals of a sample."""
+        return 1 if self.single else max([1, *map(len, self.table)])
+
+    @property
+    def single(self) -> bool:
+        """Whether exactly one crystal is requested for every sample."""
+        return self.cell is not None or self.orientations is not None
+
+    def draw(
+        self, samples: Sequence[int], seed: int, rows: Sequence[int] | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """`cell` (n, C, 6) and `orientation` (n, C, 3, 3) of samples; NaN where there is no crystal.
+
+        rows: of the table, one for each sample; None = drawn at random. After the last orientation
+            of a file, they start again from the first, because whole batches are drawn; see `need`.
+        """
+        n, most = len(samples), self.crystals
+        cells, orientations = np.full((n, most, 6), np.nan), np.full((n, most, 3, 3), np.nan)
+        for j, i in enumerate(samples):
+            rng = numpy_rng(seed, "lattice", int(i))
+            row = int(rng.integers(len(self.table))) if rows is None else int(rows[j])
+            own = self._cells(row)
+            turns = random_rotation(rng, most)
+            if self.orientations is not None:
+                turns = self.orientations[int(i) % len(self.orientations)][None]
+            for c, parameters in enumerate(own):
+                cells[j, c], orientations[j, c] = parameters, turns[c]
+        return cells, orientations
+
+    def need(self, sample: int) -> None:
+        """Raise `BadInput` if the file has no orientation for this sample."""
+        if self.orientations is not None and sample >= len(self.orientations):
+            raise BadInput(
+                f"inference.lattice: {self.source} has {len(self.orientations)} orientations, but sample {sample} "
+                "needs one; expected one for each sample, from sample 0 on"
+            )
+
+    def _cells(self, row: int) -> list[Any]:
+        """The cells of one sample."""
+        if self.cell is not None:
+            return [self.cell.parameters]
+        if not self.single:
+            return list(self.table[row])
+        hits = [cells for cells in self.table if cells]
+        if not hits:
+            raise BadInput("inference.lattice: the training frames have no crystals; expected a cell")
+        return [hits[row % len(hits)][0]]
+
+# %% ../../../nbs/judge/inference/crystals.ipynb #c6935593
+RESOLVED = 3.0  # px between neighbouring spots
+
+
+def spot_distance(cell: Cell, geometry: Geometry) -> float:
+    """Distance in px between neighbouring spots of the longest axis, near the beam."""
+    longest = max(cell.parameters[:3])
+    return geometry.wavelength * geometry.distance / (longest * geometry.pixel_size)
+
+
+def resolution_note(cell: Cell, geometry: Geometry) -> str | None:
+    """A warning if the detector is too coarse for the cell, else None."""
+    apart = spot_distance(cell, geometry)
+    if not math.isfinite(apart) or apart >= RESOLVED:
+        return None
+    return (
+        f"inference.lattice: spots of {cell} are {apart:.1f} px apart on this detector; {RESOLVED:.0f} px or more "
+        "can be resolved"
+    )
 
 # %% ../../../nbs/judge/inference/crystals.ipynb #6577b5fe
 def asked_lattices(

@@ -30,7 +30,7 @@ from .generators import open_generator
 from .judges import ConditionJudges, asked_crystals, asked_of_all
 from ..metrics.baselines import neighbouring_exposures, scene_again, with_intensity
 from ..metrics.conditions import FoundConditions, same_condition
-from ..metrics.indexing import lattice_rows
+from ..metrics.physics import lattice_rows
 from ..metrics.judgement import Judgement, judge_summaries, judged_rows
 from ..metrics.physics import summarise_physics
 from xrddiff.judge.metrics.reconstruction import (

@@ -353,7 +353,7 @@ def build_generative(
     template = template_frames(prepared.frames)
     lattices = []
     if plan.data.crystals:
-        from xrddiff.judge.inference.lattices import lattice_table  # indexing, for few models
+        from xrddiff.judge.inference.crystals import lattice_table  # indexing, for few models
 
         lattices = lattice_table(prepared.frames, prepared.train)
     generator = Generator(

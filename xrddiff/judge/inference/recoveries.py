@@ -30,7 +30,7 @@ from ...data.formats.readers import open_frames
 from ...data.formats.store import save_frames
 from ...data.frames.frames import frame_count, frame_mask, peaks_table
 from ...data.frames.peaks import find_frame_peaks
-from .twin_plan import TwinPlan
+from .twins import TwinPlan
 from ..metrics.recovery import BRIGHT, DISC, RING, Recovered, by_bin, in_disc, match_found
 from ...learn.recipes.saved_peak_nets import absolute_way, peak_way
 from ...physics.indexing.integration import integrate_spots

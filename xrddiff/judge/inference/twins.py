@@ -23,11 +23,19 @@ from ..metrics.set_summaries import Ruler
 from ...physics.indexing.series import index_series
 from ...physics.twins.measured_backgrounds import FEWEST_EXPOSURES
 from ...physics.twins.twin import KINDS, Twin, twin_frames
-from ...physics.twins.unexplained_spots import FEWEST_UNEXPLAINED, most_by_chance, standing_out
+from ...physics.twins.twin import FEWEST_UNEXPLAINED, most_by_chance, standing_out
+from pathlib import Path
+from ...data.formats.readers import open_frames
+from ...data.formats.store import check_target
+from ...data.frames.selection import evenly_spaced, select_frames
+from ...physics.indexing.cells import read_cell
+from ...physics.indexing.expected_intensities import CrystalIntensities, read_intensities
+from ...physics.twins.twin import learn_twin
 
 # %% auto #0
-__all__ = ['WINDOW', 'WINDOWS', 'FULL', 'BRIGHTNESS', 'WAYS', 'NEAR', 'halves', 'places_of_windows', 'cut_windows',
-           'frames_found', 'TwinJudgement', 'judge_twin', 'twin_table', 'twin_words', 'twin_record']
+__all__ = ['WINDOW', 'WINDOWS', 'FULL', 'BRIGHTNESS', 'WAYS', 'NEAR', 'MOST_LEARNT', 'MEMORY', 'FEWER', 'halves',
+           'places_of_windows', 'cut_windows', 'frames_found', 'TwinJudgement', 'judge_twin', 'twin_table',
+           'twin_words', 'twin_record', 'given_intensities', 'most_learnt', 'TwinPlan']
 
 # %% ../../../nbs/judge/inference/twins.ipynb #7ce772e3
 def halves(n: int) -> tuple[list[int], list[int]]:
@@ -267,3 +275,78 @@ def twin_record(judged: TwinJudgement) -> dict[str, Any]:
         "windows": windows,
         "frames": {k: dict(v) for k, v in judged.frames.items()},
     }
+
+# %% ../../../nbs/judge/inference/twins.ipynb #6a438e31
+def given_intensities(cell: Any, intensities: str | Path | None = None) -> CrystalIntensities | None:
+    """Those of the file `intensities`, or of `cell`, if that is a file with a structure or with amplitudes; else None."""
+    if intensities is not None:
+        return read_intensities(intensities, cell=cell)
+    known = (".pdb", ".ent", ".mtz", ".cif", ".mmcif")
+    return read_intensities(cell) if isinstance(cell, str | Path) and Path(cell).suffix.lower() in known else None
+
+
+MOST_LEARNT, MEMORY = 60, 6e8  # exposures of each half, as many as fit in so many bytes; but at least
+FEWER = 24  # of them
+
+
+def most_learnt(frames: xr.Dataset) -> int:
+    """How many exposures of each half are used. More than some tens teach little, but how levels and brightness vary."""
+    size = int(np.prod(frames["intensity"].shape[1:])) * frames["intensity"].dtype.itemsize
+    return int(np.clip(MEMORY // size, FEWER, MOST_LEARNT))
+
+
+@dataclass(frozen=True)
+class TwinPlan:
+    """The inputs of a twin, and the number of new frames.
+
+    - `frames`: files, folders or addresses, as `open_frames` takes them.
+    - `cell`: as `read_cell` takes it; None takes that of the frames, or of `intensities`.
+    - `intensities`: a PDB, CIF or MTZ file; None: those of `cell`, if that is such a file, else they are drawn.
+    - `group`: space group; None takes that of the file or of the frames, or none beyond the centring.
+    - `n`: new frames. `output`: the name of their file: .h5, .cxi, .nxs, .zarr.
+    - `distance_range`: relative; the distance is searched within ± this.
+    - `words`: further words of `open_frames`, such as `wavelength`.
+    """
+
+    frames: Sequence[str]
+    cell: str | None = None
+    intensities: str | None = None
+    group: str | None = None
+    n: int = 20
+    output: str = "frames.h5"
+    distance_range: float = 0.03
+    seed: int = 0
+    words: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.n < 1:
+            raise BadInput(f"n is {self.n}; expected at least 1 new frame")
+        if self.seed < 0 or not 0 <= self.distance_range < 0.5:
+            raise BadInput(
+                f"seed, distance_range are {self.seed}, {self.distance_range}; expected 0 or more, and less than .5"
+            )
+        if Path(self.output).name != self.output:
+            raise BadInput(f"output is {self.output!r}; expected the name of a file in the folder of the twin")
+        check_target(self.output)
+        if self.cell is not None:
+            read_cell(self.cell)
+
+    def open(self) -> xr.Dataset:
+        """The exposures."""
+        source = list(self.frames)
+        return open_frames(source[0] if len(source) == 1 else source, **self.words)
+
+    def halves(self, frames: xr.Dataset) -> tuple[xr.Dataset, xr.Dataset]:
+        """The exposures that are learnt from, and those held out: of each at most `most_learnt`."""
+        most = most_learnt(frames)
+        return tuple(select_frames(frames, evenly_spaced(half, most)) for half in halves(frame_count(frames)))
+
+    def known(self) -> CrystalIntensities | None:
+        """The intensities of the crystal's reflections, if a file has them."""
+        return given_intensities(self.cell, self.intensities)
+
+    def learn(self, frames: xr.Dataset, known: CrystalIntensities | None) -> Twin:
+        """The twin of these exposures."""
+        cell = None if self.cell is None else read_cell(self.cell)
+        words = dict(group=self.group, known=known, distance_range=self.distance_range, seed=self.seed)
+        return learn_twin(frames, cell, **words)

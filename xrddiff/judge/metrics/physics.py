@@ -19,13 +19,153 @@ from ...core.seeds import numpy_rng
 from ...data.frames.frames import above_pedestal, frame_count, frame_mask
 from ...data.frames.peaks import PeakFinder, background_bins, find_frame_peaks, radius_map
 from .diversity import wilson_interval
-from .indexing import lattice_rows
 from .frame_statistics import median_shape
 from ...physics.indexing.indexer import Indexer, Indexing
+import scipy
+from ...data.frames.frames import beam_center_of
+from ...data.frames.selection import evenly_spaced, select_frames
+from ...physics.indexing.indexer import FEWEST_PEAKS, index_frames
+from ...physics.indexing.known_lattices import has_crystals, known_lattices, need_lattices
+from ...physics.indexing.orientations import indexed_peaks
+from ...physics.indexing.rays import scattering_vectors
 
 # %% auto #0
-__all__ = ['noise_table', 'physics_rows', 'fano', 'zeros', 'enough', 'rate', 'summarise_physics', 'physics_numbers',
-           'physics_words']
+__all__ = ['lattice_rows', 'turned_peaks', 'on_lattice', 'pooled_peaks', 'median_interval', 'exchanged_crystals',
+           'asked_and_found', 'noise_table', 'physics_rows', 'fano', 'zeros', 'enough', 'rate', 'summarise_physics',
+           'physics_numbers', 'physics_words']
+
+# %% ../../../nbs/judge/metrics/physics.ipynb #f9556613
+def lattice_rows(
+    ds: xr.Dataset, indexer: Indexer | Indexing, peaks: pd.DataFrame | None = None, why: dict[str, str] | None = None
+) -> pd.DataFrame:
+    """Measurements of the best lattice of each frame: `on_lattice`, the share of the peaks that it
+    indexes; `indexed`, 1 if chance does as well in fewer than one of a thousand frames, else 0, NaN
+    with too few peaks; and, where it is 1, `completeness` (predicted spots that have a peak) and
+    `rmsd_px`.
+
+    indexer: from `make_indexer`, or the result of `index_frames` for these frames. peaks: as `find_frame_peaks` returns them; None finds them. why: gets
+    the reason, as "rate", if the frames cannot be indexed; the table then has no columns.
+    """
+    names = ["on_lattice", "indexed", "completeness", "rmsd_px"]
+    try:
+        found = (
+            indexer if isinstance(indexer, Indexing) else index_frames(ds, peaks=peaks, indexer=indexer, pixels=False)
+        )
+    except BadInput as error:
+        if why is not None:
+            why["rate"] = str(error)
+        return pd.DataFrame(index=range(frame_count(ds)))
+    table, hit = found.table, found.table["lattices"] > 0
+    best = {i: x[0].indexed.mean() if x else np.nan for i, x in found.lattices.items()}
+    out = pd.DataFrame({"on_lattice": pd.Series(best, dtype=float)}, index=table.index)
+    out["indexed"] = hit.astype(float).where(table["peaks"] >= FEWEST_PEAKS)
+    if {"found", "predicted"} <= set(table):
+        out["completeness"] = (table["found"] / table["predicted"]).where(hit)
+        out["rmsd_px"] = table["rmsd_px"].where(hit)
+    return out.reindex(columns=names)
+
+# %% ../../../nbs/judge/metrics/physics.ipynb #6fcc94df
+def turned_peaks(ds: xr.Dataset, peaks: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
+    """The peaks of images (y, x), each turned around the beam by a random angle; those that leave the
+    detector stay where they are.
+    """
+    if "beam_center" not in ds.attrs or ds["intensity"].ndim != 3:
+        raise BadInput("peaks are turned in images (frame, y, x) with the attribute beam_center")
+    (x0, y0), (height, width) = beam_center_of(ds), ds["intensity"].shape[1:]
+    fs, ss = peaks["fs"].to_numpy(float).copy(), peaks["ss"].to_numpy(float).copy()
+    radius, rng = np.hypot(fs - x0, ss - y0), numpy_rng("turned peaks", seed)
+    left = np.arange(len(peaks))
+    for _ in range(20):  # radii beyond the nearest edge fit at some angles only
+        phi = rng.uniform(0, 2 * np.pi, len(left))
+        x, y = x0 + radius[left] * np.cos(phi), y0 + radius[left] * np.sin(phi)
+        inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
+        fs[left[inside]], ss[left[inside]] = x[inside], y[inside]
+        left = left[~inside]
+    return peaks.assign(fs=fs, ss=ss)
+
+# %% ../../../nbs/judge/metrics/physics.ipynb #57261f3e
+def on_lattice(peaks: pd.DataFrame, indexing: Indexing, ds: xr.Dataset, frame: int = 0) -> np.ndarray:
+    """Which peaks of a frame are on its best lattice, bool (N,).
+
+    indexing: of `ds`, from any peaks.
+    """
+    best = indexing.of(frame)[0]
+    geometry = indexing.geometry(ds, frame).moved(best.shift)
+    return indexed_peaks(best.cell, best.A, scattering_vectors(peaks, geometry))[1]
+
+
+def pooled_peaks(
+    found: Mapping[str, pd.DataFrame], indexing: Indexing, ds: xr.Dataset, *, best: int = 300, radius: float = 2.0
+) -> pd.DataFrame:
+    """The peaks on the lattice of a frame among the first `best` rows of each table of peaks; a
+    peak less than `radius` px from one of an earlier table counts as the same.
+    """
+    columns = ["fs", "ss", *(["panel"] if ds["intensity"].ndim == 4 else [])]
+    scale = np.array([1, 1, 4 * radius + 1][: len(columns)])
+    pool = np.zeros((0, len(columns)))
+    for table in found.values():
+        own = table[:best]
+        own = own[on_lattice(own, indexing, ds)][columns].to_numpy(float)
+        far = (
+            scipy.spatial.cKDTree(pool * scale).query(own * scale)[0] > radius if len(pool) else np.ones(len(own), bool)
+        )
+        pool = np.concatenate([pool, own[far]])
+    return pd.DataFrame(pool, columns=columns).assign(frame=0)
+
+# %% ../../../nbs/judge/metrics/physics.ipynb #8973481c
+def median_interval(values: np.ndarray) -> tuple[float, float]:
+    """95% interval of the median of independent values (n,), by resampling; NaN if n < 2."""
+    if len(values) < 2:
+        return np.nan, np.nan
+    words = dict(n_resamples=500, method="percentile", rng=numpy_rng("median interval"))
+    return tuple(map(float, scipy.stats.bootstrap((values,), np.median, **words).confidence_interval))
+
+
+def _row(found: Indexing) -> dict[str, float]:
+    table = found.table[(found.table["peaks"] >= FEWEST_PEAKS) & (found.table["predicted"].fillna(0) > 0)]
+    if not len(table):
+        return {"frames": 0.0}
+    low, high = median_interval(table["share"].to_numpy())
+    return {
+        "frames": float(len(table)),
+        "peaks": float(table["peaks"].median()),
+        "on_lattice": float(table["share"].median()),
+        "on_lattice_low": low,
+        "on_lattice_high": high,
+        "likely_found": float((table["found"] / table["predicted"]).median()),
+        "distance_px": float(table["rmsd_px"].median()),
+    }
+
+
+def exchanged_crystals(ds: xr.Dataset) -> xr.Dataset:
+    """`ds` with the crystals of each frame replaced by those of the next frame that has as many."""
+    need_lattices(ds)
+    count = np.isfinite(ds["cell"].values[..., 0]).sum(1)
+    order = np.arange(len(count))
+    for n in np.unique(count):
+        own = np.flatnonzero(count == n)
+        order[own] = np.roll(own, -1)
+    return ds.assign({name: (ds[name].dims, ds[name].values[order]) for name in ("cell", "orientation")})
+
+
+def asked_and_found(
+    samples: xr.Dataset, real: xr.Dataset | None = None, limit: int = 100
+) -> tuple[pd.DataFrame, Indexing]:
+    """(a row each for samples, real frames with known crystals, and samples with exchanged lattices;
+    the samples' lattices and peaks).
+
+    limit: frames of each set at most, evenly spaced for real ones, from the beginning for samples.
+    Raises `BadInput` if no lattices were requested for the samples.
+    """
+    few = select_frames(samples, np.arange(min(limit, frame_count(samples))))
+    found = known_lattices(few)
+    rows = {"samples": _row(found)}
+    if real is not None and has_crystals(real):
+        rows["held-out frames"] = _row(
+            known_lattices(select_frames(real, evenly_spaced(range(frame_count(real)), limit)))
+        )
+    rows["lattices exchanged"] = _row(known_lattices(exchanged_crystals(few), peaks=found.peaks))
+    return pd.DataFrame(rows).T, found
 
 # %% ../../../nbs/judge/metrics/physics.ipynb #432cc2bf
 def noise_table(ds: xr.Dataset, frames: Any = None, bins: int = 12) -> pd.DataFrame:

@@ -23,19 +23,216 @@ from ...data.frames.noise import draw_counts
 from ...data.frames.peaks import find_frame_peaks, radius_map
 from ...data.frames.selection import select_frames
 from .baselines import PCA, with_intensity
-from .peak_scores import PeakScore
 from .radial_profiles import FrameScore, RadialProfile
 from .set_summaries import frame_metric, numbers_of
 from ...learn.loading.loader import FrameLoader
+from math import fsum, sqrt
+import pandas as pd
+import xarray as xr
+import scipy
+from ...data.transforms.spatial import uncut
+from ...data.frames.peak_matching import match_tables
 
 if TYPE_CHECKING:
     import xarray as xr
 
 # %% auto #0
-__all__ = ['Codec', 'BLOCK', 'reconstruct_frames', 'fit_pca', 'pca_codec', 'autoencoder_codec', 'Found', 'peak_precision',
-           'peak_recall', 'f1', 'drawn_f1', 'intensity_cc', 'centroid_px', 'mean_poisson_deviance',
-           'mean_profile_distance', 'scaled_mse', 'unscaled_mse', 'codebook_use', 'code_perplexity', 'CodecScore',
-           'row_names', 'score_frames', 'score_scene', 'mean_profile', 'missing_scores']
+__all__ = ['Codec', 'BLOCK', 'intensity_agreement', 'PeakScore', 'score_peaks', 'precision_recall', 'average_precision',
+           'reconstruct_frames', 'fit_pca', 'pca_codec', 'autoencoder_codec', 'Found', 'peak_precision', 'peak_recall',
+           'f1', 'drawn_f1', 'intensity_cc', 'centroid_px', 'mean_poisson_deviance', 'mean_profile_distance',
+           'scaled_mse', 'unscaled_mse', 'codebook_use', 'code_perplexity', 'CodecScore', 'row_names', 'score_frames',
+           'score_scene', 'mean_profile', 'missing_scores']
+
+# %% ../../../nbs/judge/metrics/reconstruction.ipynb #f35e9aa9
+def intensity_agreement(a: np.ndarray, b: np.ndarray) -> dict[str, float]:
+    """k, R and CC of intensities `a` and those of their partners `b`, by name; those that are defined."""
+    out, m = {}, len(a)
+    if (power := fsum(b * b)) > 0 and (whole := fsum(a)) > 0:
+        k = out["intensity_scale"] = fsum(a * b) / power
+        out["intensity_r"] = fsum(np.abs(a - k * b)) / whole
+    u, v = a - fsum(a) / m, b - fsum(b) / m
+    if (spread := fsum(u * u) * fsum(v * v)) > 0:
+        out["intensity_cc"] = fsum(u * v) / sqrt(spread)
+    return out
+
+# %% ../../../nbs/judge/metrics/reconstruction.ipynb #c69c675f
+class PeakScore:
+    """Scores test peaks against reference peaks; scores of several workers can be merged.
+
+    `radius` is the largest distance of a match, in px.
+    """
+
+    def __init__(self, radius: float = 2.0):
+        if not radius > 0:
+            raise BadInput(f"the matching radius is {radius}; expected a positive number of pixels")
+        self.radius = float(radius)
+        self.n_reference = self.n_test = 0
+        self._pairs: list[np.ndarray] = []  # (pair, [distance, intensity, intensity'])
+
+    def update(self, reference: pd.DataFrame, test: pd.DataFrame) -> PeakScore:
+        """Add peaks of one or more frames (column `frame`); all peaks of a frame in one call."""
+        i, j = match_tables(reference, test, self.radius)
+        a, b = reference.iloc[i], test.iloc[j]
+        distance = np.hypot(*(a[c].to_numpy(np.float64) - b[c].to_numpy(np.float64) for c in ("fs", "ss")))
+        intensity = [t["intensity"].to_numpy(np.float64) if "intensity" in t else np.full(len(t), nan) for t in (a, b)]
+        self._pairs.append(np.stack([distance, *intensity], axis=1))
+        self.n_reference += len(reference)
+        self.n_test += len(test)
+        return self
+
+    def merge(self, other: PeakScore) -> PeakScore:
+        """The score of both parts; the parts are not changed."""
+        if other.radius != self.radius:
+            raise BadInput(
+                f"scores with matching radii of {self.radius} and {other.radius} px cannot be merged; expected the same radius"
+            )
+        out = PeakScore(self.radius)
+        out.n_reference, out.n_test = self.n_reference + other.n_reference, self.n_test + other.n_test
+        out._pairs = [*self._pairs, *other._pairs]
+        return out
+
+    @property
+    def pairs(self) -> pd.DataFrame:
+        """The matched peaks: `distance` px, `reference` and `test` intensity."""
+        return pd.DataFrame(np.concatenate([np.zeros((0, 3)), *self._pairs]), columns=["distance", "reference", "test"])
+
+    def state(self) -> dict[str, Any]:
+        """The state as JSON values; see `from_state`."""
+        return {
+            "radius": self.radius,
+            "n_reference": self.n_reference,
+            "n_test": self.n_test,
+            "pairs": self.pairs.to_numpy().tolist(),
+        }
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> PeakScore:
+        """The score from its `state`."""
+        out = cls(state["radius"])
+        out.n_reference, out.n_test = int(state["n_reference"]), int(state["n_test"])
+        out._pairs = [np.asarray(state["pairs"], np.float64).reshape(-1, 3)]
+        return out
+
+    def compute(self) -> dict[str, float]:
+        """The scores by name; NaN if there are no peaks for a score.
+
+        - precision, recall, f1;
+        - centroid_px and centroid_p75: mean and 75 % quantile of the centroid distance;
+        - intensity_cc: correlation of intensities;
+        - intensity_r: R after scaling the test by intensity_scale;
+        - n_reference, n_test, n_matched: numbers of peaks.
+        """
+        d, a, b = self.pairs.to_numpy().T
+        m = len(d)
+        out: dict[str, float] = {
+            "precision": m / self.n_test if self.n_test else nan,
+            "recall": m / self.n_reference if self.n_reference else nan,
+            "f1": 2 * m / (self.n_reference + self.n_test) if self.n_reference + self.n_test else nan,
+            "centroid_px": fsum(d) / m if m else nan,
+            "centroid_p75": float(np.quantile(d, 0.75)) if m else nan,
+            **dict.fromkeys(("intensity_cc", "intensity_r", "intensity_scale"), nan),
+        }
+        if m and not np.isnan(a).any() and not np.isnan(b).any():
+            out |= intensity_agreement(a, b)
+        return out | {"n_reference": self.n_reference, "n_test": self.n_test, "n_matched": m}
+
+# %% ../../../nbs/judge/metrics/reconstruction.ipynb #f0806909
+def score_peaks(
+    reference: xr.Dataset | pd.DataFrame,
+    test: xr.Dataset | pd.DataFrame,
+    *,
+    radius: float = 2.0,
+    finder: dict[str, Any] | None = None,
+    draw: int | None = None,
+    variable: str = "intensity",
+    block: int = 128,
+) -> dict[str, float]:
+    """Find and score the peaks of test frames against reference frames, as in `PeakScore.compute`.
+
+    - `reference`, `test`: frames, or peak tables. A test without mask, beam centre or panels uses
+      those of the reference.
+    - `radius`: largest distance of a match, px.
+    - `finder`: settings of `PeakFinder`, the same for both.
+    - `draw`: the test contains expected counts, and peaks are searched in a Poisson draw; its seed.
+    - `variable`: the variable of `test` with the intensities.
+    - `block`: frames processed at a time.
+
+    Raises `BadInput` for different shapes, and for `draw` with a peak table.
+    """
+    score = PeakScore(radius)
+    if isinstance(reference, xr.Dataset) and isinstance(test, xr.Dataset):
+        reference, test = uncut(reference), uncut(test)
+        if reference["intensity"].shape != test["intensity"].shape:
+            raise BadInput(
+                f"the test frames have shape {test['intensity'].shape}; expected {reference['intensity'].shape} as the reference has"
+            )
+        if "mask" in reference and "mask" not in test:
+            test = test.assign(mask=reference["mask"])
+        place = [c for c in reference.coords if str(c).startswith("panel_") and c not in test.coords]
+        test = test.assign_coords({c: reference[c] for c in place})
+        if "beam_center" in reference.attrs and "beam_center" not in test.attrs:
+            test = test.assign_attrs(beam_center=reference.attrs["beam_center"])
+    tables = [t if isinstance(t, pd.DataFrame) else None for t in (reference, test)]
+    sets = [t for t in (reference, test) if isinstance(t, xr.Dataset)]
+    if not sets:
+        return score.update(reference, test).compute()
+    if draw is not None and tables[1] is not None:
+        raise BadInput("draw is given, and the test is a table of peaks; expected frames of expected counts")
+    for start in range(0, frame_count(sets[0]), block):
+        rows = slice(start, min(start + block, frame_count(sets[0])))
+        found = []
+        for frames, table in zip((reference, test), tables, strict=True):
+            if table is not None:
+                found.append(table[(table["frame"] >= rows.start) & (table["frame"] < rows.stop)])
+                continue
+            part, name = select_frames(frames, rows), variable if frames is test else "intensity"
+            if draw is not None and frames is test:
+                part, name = draw_counts(part, draw, variable=name, first=start), "intensity"
+            peaks = find_frame_peaks(part, variable=name, **(finder or {}))
+            found.append(peaks.assign(frame=peaks["frame"] + start))
+        score.update(*found)
+    return score.compute()
+
+# %% ../../../nbs/judge/metrics/reconstruction.ipynb #f5dcd756
+def precision_recall(
+    reference: pd.DataFrame, found: pd.DataFrame, score: str, *, radius: float = 2.0, ignore: pd.DataFrame | None = None
+) -> pd.DataFrame:
+    """Precision and recall of the peaks `found` above each threshold on their column `score`.
+
+    - `reference`: the true peaks.
+    - `radius`: largest distance of a match, px.
+    - `ignore`: spots that count neither as found nor as missed.
+
+    All tables have `fs`, `ss`, and optionally `frame` and `panel`. Returns `score`, `precision`,
+    `recall`, from the highest score on; equal scores are one row.
+    """
+    columns = ["fs", "ss", *(c for c in ("frame", "panel") if c in reference and c in found)]
+    scale = np.array([1, 1, 4 * radius + 1, 4 * radius + 1][: len(columns)])
+    found = found.sort_values(score, ascending=False, kind="stable")
+    true, points = (t[columns].to_numpy(np.float64) * scale for t in (reference, found))
+    right, free = np.zeros(len(points), bool), np.ones(len(true), bool)
+    near = (
+        scipy.spatial.cKDTree(points).query_ball_tree(scipy.spatial.cKDTree(true), radius)
+        if len(points) and len(true)
+        else [[]] * len(points)
+    )
+    for k, own in enumerate(near):
+        if own := [i for i in own if free[i]]:
+            free[min(own, key=lambda i: np.sum((true[i] - points[k]) ** 2))] = False
+            right[k] = True
+    counts = np.ones(len(points), bool)
+    if ignore is not None and len(ignore) and len(points):
+        distance, _ = scipy.spatial.cKDTree(ignore[columns].to_numpy(np.float64) * scale).query(points)
+        counts = right | (distance > radius)
+    right, value = np.cumsum(right[counts]), found[score].to_numpy()[counts]
+    last = np.append(np.flatnonzero(np.diff(value)), len(value) - 1) if len(value) else np.zeros(0, int)
+    rows = {"score": value[last], "precision": right[last] / (last + 1), "recall": right[last] / max(len(true), 1)}
+    return pd.DataFrame(rows)
+
+
+def average_precision(curve: pd.DataFrame) -> float:
+    """Area under a curve of `precision_recall`; 0 if nothing was found."""
+    return float((np.diff(curve["recall"], prepend=0.0) * curve["precision"]).sum())
 
 # %% ../../../nbs/judge/metrics/reconstruction.ipynb #75cbb8c8
 Codec = Callable[[dict[str, Any]], tuple[torch.Tensor, torch.Tensor]]

@@ -19,7 +19,7 @@ from ...core.errors import BadInput
 from ...core.files import json_digest
 from ...core.ranks.agreement import Ranks
 from ...core.ranks.ring import Ring, shares
-from ...core.ranks.row_files import latest_rows, load_rows, save_rows
+from ...core.ranks.ring import latest_rows, load_rows, save_rows
 from ...core.registry import Range, get, register
 from ...core.seeds import keyed_normal
 from .crystal_densities import Density

@@ -23,14 +23,19 @@ from .plots import INTENSITY, SMALL, frame_picture, intensity_norm
 from .report import Report
 from ...physics.twins.spot_shapes import ROCKING
 from ...physics.twins.twin import Twin, twin_frames
+from ...data.frames.frames import beam_center_of
+from ..inference.recoveries import KnownFrames, agreement_words, recovery_words
+from ..metrics.recovery import BRIGHT, EDGES, Recovered, by_bin, evenly
 
 if TYPE_CHECKING:
     import xarray as xr
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 # %% auto #0
 __all__ = ['mixed_windows', 'show_mixed', 'key_of', 'show_brightness', 'twin_pictures', 'twin_report', 'show_sets',
-           'plot_lattice_shares', 'comparison_pictures', 'comparison_report']
+           'plot_lattice_shares', 'comparison_pictures', 'comparison_report', 'show_recovery', 'place_numbers',
+           'show_places', 'show_measured', 'recovery_table', 'recovery_report']
 
 # %% ../../../nbs/judge/views/twins.ipynb #3895051a
 def mixed_windows(held: xr.Dataset, made: xr.Dataset, n: int = 20, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -197,4 +202,141 @@ def comparison_report(comparison: Comparison, plan: ComparisonPlan, pictures: Ma
     table = pd.DataFrame.from_dict(comparison.table(), orient="index")
     report.add("Numbers", text, lines=missing, table=table)
     report.add("Lattice", "", figure=pictures["lattice"])
+    return report
+
+# %% ../../../nbs/judge/views/twins.ipynb #8ad77cbd
+_LAST = 80.0  # I/σ at which the open bin is drawn
+_TICKS = (3, 5, 10, 20, 50)
+
+
+def _middle(table: pd.DataFrame) -> np.ndarray:
+    """Where the bins by I/σ are drawn."""
+    return np.sqrt(table["from"] * table["to"].clip(upper=_LAST * _LAST / EDGES[-2])).to_numpy()
+
+
+def _curve(ax: Axes, x: np.ndarray, table: pd.DataFrame, name: str, label: str | None = None, **style: object) -> None:
+    """A column of a table with its interval."""
+    low, high = ("low", "high") if name == "recall" else (f"{name}_low", f"{name}_high")
+    own = table[name].notna().to_numpy()
+    (line,) = ax.plot(x[own], table[name][own], "o-", ms=3, lw=1.2, label=label, **style)
+    ax.fill_between(x[own], table[low][own], table[high][own], alpha=0.2, color=line.get_color(), lw=0)
+
+
+def _by_snr(ax: Axes, title: str) -> None:
+    """Axes by I/σ."""
+    ax.set_xscale("log")
+    ax.set_xticks(_TICKS, [str(t) for t in _TICKS])
+    ax.minorticks_off()
+    ax.set_xlabel("I/σ of a spot", fontsize=SMALL)
+    ax.set_title(title, fontsize=SMALL)
+    ax.tick_params(labelsize=SMALL)
+    ax.spines[["top", "right"]].set_visible(False)
+
+
+def show_recovery(got: Mapping[str, Recovered]) -> Figure:
+    """Recall, distance and photons by I/σ, a line for each program with its interval of 95%."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 2.7), layout="constrained")
+    axes = figure.subplots(1, 3)
+    for title, r in got.items():
+        table = by_bin(r)
+        for ax, name in zip(axes, ("recall", "off_px", "ratio"), strict=True):
+            _curve(ax, _middle(table), table, name, title)
+    for ax, title in zip(axes, ("found", "distance from the spot, px", "photons found / true"), strict=True):
+        _by_snr(ax, title)
+    axes[0].set_ylim(0, 1.02)
+    axes[1].set_ylim(bottom=0)
+    axes[2].axhline(1, lw=0.6, color="gray")
+    axes[0].legend(fontsize=SMALL, frameon=False)
+    return figure
+
+# %% ../../../nbs/judge/views/twins.ipynb #d2d47ccd
+def place_numbers(known: KnownFrames, spots: pd.DataFrame) -> tuple[str, np.ndarray]:
+    """(its name, a number of each spot): the distance from the beam in px, or the panel of a stack."""
+    if "panel" in spots and spots["panel"].nunique() > 1:
+        return "panel", spots["panel"].to_numpy(float)
+    x, y = beam_center_of(known.frames) or (0.0, 0.0)
+    return "distance from the beam, px", np.hypot(spots["fs"] - x, spots["ss"] - y).to_numpy()
+
+
+def show_places(known: KnownFrames, got: Mapping[str, Recovered]) -> Figure:
+    """Recall of bright spots by resolution and by place."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 2.5), layout="constrained")
+    shells, places = figure.subplots(1, 2, sharey=True)
+    for title, r in got.items():
+        bright = r.spots[r.spots["snr"] >= BRIGHT]
+        if len(bright) < 2:
+            continue
+        name, place = place_numbers(known, bright)
+        every = bright.assign(place=place, inverse=1 / bright["d"])
+        for ax, column in ((shells, "inverse"), (places, "place")):
+            table = by_bin(r._replace(spots=every), column, evenly(every[column].to_numpy()))
+            _curve(ax, table[["from", "to"]].mean(axis=1).to_numpy(), table, "recall", title)
+        places.set_xlabel(name, fontsize=SMALL)
+    shells.set_xlabel("1/d, 1/Å", fontsize=SMALL)
+    shells.set_ylabel(f"found, of I/σ ≥ {BRIGHT:g}", fontsize=SMALL)
+    shells.set_ylim(0, 1.02)
+    for ax in (shells, places):
+        ax.tick_params(labelsize=SMALL)
+        ax.spines[["top", "right"]].set_visible(False)
+    if got:
+        shells.legend(fontsize=SMALL, frameon=False, loc="lower left")
+    return figure
+
+
+def show_measured(measured: Mapping[str, tuple[pd.DataFrame, pd.DataFrame] | None]) -> Figure | None:
+    """Recall by measured I/σ of exposures and of frames of the twin; None where there is nothing to compare."""
+    from matplotlib.figure import Figure
+
+    pairs = {title: pair for title, pair in measured.items() if pair is not None}
+    if not pairs:
+        return None
+    figure = Figure(figsize=(3.4 * len(pairs), 2.6), layout="constrained")
+    for ax, (title, pair) in zip(figure.subplots(1, len(pairs), squeeze=False)[0], pairs.items(), strict=True):
+        for table, label in zip(pair, ("measured exposures", "frames of the twin"), strict=True):
+            _curve(ax, _middle(table), table, "recall", label)
+        _by_snr(ax, title)
+        ax.set_xlabel("measured I/σ", fontsize=SMALL)
+        ax.set_ylim(0, 1.02)
+        ax.legend(fontsize=SMALL, frameon=False)
+    return figure
+
+# %% ../../../nbs/judge/views/twins.ipynb #8b64fbb6
+def recovery_table(got: Mapping[str, Recovered]) -> pd.DataFrame:
+    """A row for each program and bin of I/σ."""
+    rows = []
+    for title, r in got.items():
+        t = by_bin(r)
+        upper = np.where(np.isfinite(t["to"]), " to " + t["to"].map("{:g}".format), " or more")
+        names = ["spots", "recall", "low", "high", "off_px", "off_fs", "off_ss", "ratio"]
+        rows.append(t[names].assign(program=title, snr=t["from"].map("{:g}".format) + upper))
+    return pd.concat(rows).set_index(["program", "snr"]) if rows else pd.DataFrame()
+
+
+def recovery_report(
+    known: KnownFrames,
+    got: Mapping[str, Recovered],
+    measured: Mapping[str, tuple[pd.DataFrame, pd.DataFrame] | None],
+) -> Report:
+    """The report: the result of each program, in words, by brightness and by place, and the check on measured exposures."""
+    n = frame_count(known.frames)
+    report = Report(
+        f"Recovery on {known.frames.attrs.get('detector', 'a detector')}",
+        f"{n} frames with {len(known.truth)} known spots.",
+    )
+    said = [s for title, r in got.items() for s in recovery_words(title, r)]
+    report.add("What is found", "", lines=[("", s) for s in said])
+    text = "I/σ is that of the expected photons in a disc of 2 px. Bands: intervals of 95%. Offsets in px, photons as shares: medians."
+    table = recovery_table(got).round(3).rename(columns={"ratio": "photons"})
+    table.index = [f"{title}, I/σ {snr}" for title, snr in table.index]
+    report.add("By brightness", text, figure=show_recovery(got), table=table)
+    if any((r.spots["snr"] >= BRIGHT).sum() > 1 for r in got.values()) and "d" in known.truth:
+        report.add("By resolution and place", "", figure=show_places(known, got))
+    if (figure := show_measured(measured)) is not None:
+        lines = [("", agreement_words(title, *pair)) for title, pair in measured.items() if pair is not None]
+        text = "Of measured exposures the true brightness is not known; what spots integrate to is."
+        report.add("Is the twin right?", text, figure=figure, lines=lines)
     return report

@@ -19,7 +19,7 @@ from ...core.errors import BadInput, RankFailed, nearest
 from ...core.files import CannotSave
 from ...core.ranks.agreement import Ranks
 from ...core.ranks.ring import Ring
-from ...core.ranks.row_files import latest_rows, load_rows, save_rows
+from ...core.ranks.ring import latest_rows, load_rows, save_rows
 from ...core.registry import Range, get, register
 from xrddiff.learn.diffusion.particle_kernels import (
     Kernel,

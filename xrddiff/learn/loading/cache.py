@@ -71,8 +71,8 @@ def only_one(path: Path, *, wait: bool = False) -> Iterator[bool]:
 # %% ../../../nbs/learn/loading/cache.ipynb #bd2b753d
 SIMULATOR = (
     "core.seeds data.frames.geometry physics.simulation.crystal physics.simulation.scattering "
-    "physics.simulation.spectra physics.simulation.experiments physics.simulation.artefacts "
-    "physics.simulation.experiments physics.simulation.simulate"
+    "physics.simulation.spectra physics.simulation.experiments "
+    "physics.simulation.simulate"
 ).split()
 
 

@@ -43,9 +43,13 @@ from xrddiff.learn.loading.cache import (
     simulated_frames,
     simulation_folder,
 )
+import os
+from contextlib import redirect_stdout
+from ...core.errors import nearest
 
 # %% auto #0
-__all__ = ['list_data', 'load', 'is_cached', 'fetch', 'simulate_to', 'convert']
+__all__ = ['VARIABLE', 'list_data', 'load', 'is_cached', 'fetch', 'simulate_to', 'convert', 'measured_sets', 'files_here',
+           'fetch_measured']
 
 # %% ../../../nbs/learn/loading/catalog.ipynb #2f067d2a
 def list_data() -> pd.DataFrame:
@@ -349,3 +353,84 @@ def convert(
     ):
         save_frames(ds, part, progress=told, compression=compression)
     return Path(target)
+
+# %% ../../../nbs/learn/loading/catalog.ipynb #2cbb6212
+VARIABLE = "XRDDIFF_DATA"  # the folder that stands in for downloads
+
+
+def _definitions() -> dict[str, Any]:
+    """The sets of dials-data by name; empty where it is not installed."""
+    try:
+        from dials_data.datasets import definition
+    except ImportError:
+        return {}
+    return definition
+
+
+def _files(name: str) -> dict[str, tuple[int, str]]:
+    """The files of a set: name -> (bytes, SHA-256), (-1, "") where dials-data does not say."""
+    found = _definitions().get(name, {})
+    known = found.get("hashinfo", {}).get("verify", [])
+    return {
+        os.path.basename(one["url"]): (known[k].get("size", -1), known[k].get("hash", ""))
+        if k < len(known)
+        else (-1, "")
+        for k, one in enumerate(found.get("data", []))
+    }
+
+
+def measured_sets() -> list[str]:
+    """The names that can be fetched; empty without dials-data."""
+    return sorted(_definitions())
+
+
+def files_here(name: str) -> list[Path]:
+    """The files of a set in the folder `XRDDIFF_DATA` or its folder `name`; empty without them.
+
+    Raises `BadInput` if `XRDDIFF_DATA` is not a folder.
+    """
+    folder = os.environ.get(VARIABLE)
+    if not folder:
+        return []
+    if not os.path.isdir(folder):
+        raise BadInput(f"{VARIABLE} is {folder!r}, which is not a folder; expected the folder of measured files")
+    wanted, out = _files(name), []
+    sums = {size: {d for s, d in wanted.values() if s == size} for size, _ in wanted.values()}
+    inside = Path(folder) / name
+    if inside.is_dir():
+        out += sorted(p for p in inside.rglob("*") if p.is_file())
+    for path in sorted(p for p in Path(folder).iterdir() if p.is_file()):
+        same = path.name in wanted or path.name.startswith((f"{name}_", f"{name}-", f"{name}."))
+        if same or sha256(path) in sums.get(path.stat().st_size, ()):
+            out.append(path)
+    return out
+
+# %% ../../../nbs/learn/loading/catalog.ipynb #31bcfc41
+def fetch_measured(name: str) -> list[Path]:
+    """The files of a measured set, from `XRDDIFF_DATA`, from the cache of dials-data, or downloaded.
+
+    Raises `BadInput` for an unknown name, `CannotFetch` if a download fails or a file has another
+    checksum.
+    """
+    if found := files_here(name):
+        return found
+    if name not in _definitions():
+        more = "" if _definitions() else " (dials-data, which has measured sets, is not installed: xrddiff[real])"
+        other = nearest(name, [*CATALOG, *measured_sets()])
+        raise BadInput(f"there is no data set {plain_text(name, 80)!r}{more}{other}")
+    from dials_data.download import fetch_dataset
+
+    try:
+        with redirect_stdout(sys.stderr):  # it prints what it downloads
+            done = fetch_dataset(name, verify=True)
+    except Exception as error:  # of requests, of the disk, of an archive
+        said = " ".join(str(error).split())[:160] or type(error).__name__
+        raise CannotFetch(
+            f"{name} could not be fetched: this machine may be offline (dials-data said: {plain_text(said)}); "
+            f"{VARIABLE} can name a folder with its files"
+        ) from None
+    if not done:
+        raise CannotFetch(f"a file of {name} has another checksum than dials-data expects, so it is not used")
+    from dials_data.datasets import repository_location
+
+    return sorted(p for p in (repository_location() / name).rglob("*") if p.is_file())

@@ -45,7 +45,7 @@ from ...data.frames.selection import select_frames
 from ...data.formats.tiled import LARGE, keep_in_tiles
 from ...data.transforms.pipelines import Pipeline, make_transform
 from ...data.transforms.spatial import Crop, Panels, Patches, Pool, Windows
-from ...data.transforms.topk import TopK
+from ...data.transforms.spatial import TopK
 from ...data.transforms.values import Transform
 from .loader import FrameLoader, split_by_group
 

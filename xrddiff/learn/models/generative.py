@@ -28,7 +28,7 @@ class DrawSettings:
     seed: of the noise, the conditions and the order of tokens.
     values: requested conditions, name -> number or class name; the others are those of training
         frames.
-    lattice: requested crystal, see `inference.lattices.Lattices`; {} = those of training frames.
+    lattice: requested crystal, see `inference.crystals.Lattices`; {} = those of training frames.
     guidance_scale, guidance_interval: classifier-free guidance, and the noise levels at which it
         acts (None: all).
     guide: replaces both: `guide(denoise)` is a guided `denoise`.

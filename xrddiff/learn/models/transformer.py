@@ -12,9 +12,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...core.errors import BadInput, nearest
+from collections.abc import Mapping, Sequence
+from typing import Annotated
+from ...core.registry import Range, register
+from .conditioning import Conditions, Embedding, Pictures, sinusoidal
+from .layers import config_of
 
 # %% auto #0
-__all__ = ['VIT_SIZES', 'KeyValues', 'Attention', 'Block', 'Transformer', 'NextToken', 'grid_code', 'vit_words']
+__all__ = ['VIT_SIZES', 'DIT_SIZES', 'KeyValues', 'Attention', 'Block', 'Transformer', 'NextToken', 'grid_code', 'vit_words',
+           'modulate', 'DiTBlock', 'DiT']
 
 # %% ../../../nbs/learn/models/transformer.ipynb #3757fb6c
 class KeyValues:
@@ -195,3 +201,162 @@ def vit_words(name: str, **words: int | None) -> dict[str, Any]:
     if name not in VIT_SIZES:
         raise BadInput(f"there is no vit_size {name!r}{nearest(str(name), VIT_SIZES)}")
     return VIT_SIZES[name] | {k: v for k, v in words.items() if v is not None}
+
+# %% ../../../nbs/learn/models/transformer.ipynb #f109b707
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """(1 + scale) x + shift of tokens `x` (B, N, width), with one `shift` and `scale` (B, width)
+    for each frame.
+    """
+    return x * (1 + scale[:, None]) + shift[:, None]
+
+
+class DiTBlock(nn.Module):
+    """Attention, then an MLP of `mlp_ratio` times the width, on tokens (B, N, width); norms and
+    gates are chosen by c (B, width).
+
+    Source: arXiv 2212.09748, §3.2.
+    """
+
+    recomputable: ClassVar[bool] = True  # in the backward pass, with training.gradient_checkpointing
+
+    def __init__(self, width: int, heads: int, mlp_ratio: float = 4.0):
+        super().__init__()
+        hidden = round(mlp_ratio * width)
+        self.modulation = nn.Linear(width, 6 * width)
+        self.norm = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
+        self.attention = Attention(width, heads, width // heads)
+        self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(approximate="tanh"), nn.Linear(hidden, width))
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(F.silu(c)).chunk(6, 1)
+        x = x + gate1[:, None] * self.attention(modulate(self.norm(x), shift1, scale1))
+        return x + gate2[:, None] * self.mlp(modulate(self.norm(x), shift2, scale2))
+
+# %% ../../../nbs/learn/models/transformer.ipynb #fc75cff6
+DIT_SIZES: dict[str, dict[str, int]] = {
+    "tiny": dict(width=128, depth=4, heads=4),
+    "small": dict(width=384, depth=12, heads=6),
+    "medium": dict(width=768, depth=12, heads=12),
+    "large": dict(width=1024, depth=24, heads=16),
+    "xl": dict(width=1152, depth=28, heads=16),
+    "seed": dict(width=768, depth=12, heads=12),
+}
+
+# %% ../../../nbs/learn/models/transformer.ipynb #825c0bcf
+@register("network", "dit", help="diffusion transformer: patches that attend to each other (AdaLN-zero)")
+class DiT(nn.Module):
+    """F (B, out_channels, H, W) from a noisy `x` (B, in_channels, H, W), a noise label (B,) and
+    conditions; H and W multiples of `patch`.
+
+    patch: side of a token, in pixels.
+    width, depth, heads: of the transformer; the width is a multiple of the heads, and of 4.
+    mlp_ratio: hidden width of an MLP, over the width.
+    label_scale: factor on the noise label before it becomes waves.
+    mask_channel, maps: channels that are appended to `x`, see `Pictures`.
+    conditions: see `Conditions`.
+
+    Source: arXiv 2212.09748.
+    """
+
+    sizes = DIT_SIZES
+    in_latent = dict(patch=2)  # defaults of a model in a latent
+
+    def __init__(
+        self,
+        in_channels: int = 1,
+        out_channels: int = 1,
+        *,
+        patch: Annotated[int, Range(low=1), "side of a token, in pixels"] = 8,
+        width: Annotated[int, Range(low=4), "features of a token"] = 128,
+        depth: Annotated[int, Range(low=1), "blocks"] = 4,
+        heads: Annotated[int, Range(low=1), "attention heads"] = 4,
+        mlp_ratio: Annotated[float, Range(above=0), "hidden width of an MLP, over the width"] = 4.0,
+        label_scale: Annotated[float, Range(above=0), "factor on the noise label"] = 1.0,
+        mask_channel: bool = False,
+        conditions: Mapping[str, int | Sequence[float]] | None = None,
+        maps: Mapping[str, int] | None = None,
+    ):
+        super().__init__()
+        if width % heads or width % 4:
+            raise BadInput(
+                f"the transformer has a width of {width} and {heads} heads; expected a multiple of the heads and of 4"
+            )
+        self.in_channels, self.patch, self.pictures = in_channels, patch, Pictures(mask_channel, maps)
+        self.downsampling = patch
+        self.label_scale = float(label_scale)
+        self.embed = nn.Conv2d(in_channels + self.pictures.channels, width, patch, stride=patch)
+        self.time_embedding = Embedding(256, width)
+        self.condition = Conditions(conditions or {}, width)
+        self.blocks = nn.ModuleList([DiTBlock(width, heads, mlp_ratio) for _ in range(depth)])
+        self.modulation_out = nn.Linear(width, 2 * width)
+        self.norm_out = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
+        self.proj_out = nn.Linear(width, patch**2 * out_channels)
+        label_scale, conditions, maps = self.label_scale, self.condition.fields, self.pictures.maps
+        self.config = config_of(locals())
+        self._initialise()
+
+    def _initialise(self) -> None:
+        """Linear layers as in the paper; gates and output begin at zero."""
+        for block in self.blocks:
+            for layer in (block.attention.to_qkv, block.attention.to_out, block.mlp[0], block.mlp[2]):
+                nn.init.xavier_uniform_(layer.weight)
+                nn.init.zeros_(layer.bias)
+        nn.init.xavier_uniform_(self.embed.weight.data.flatten(1))
+        nn.init.zeros_(self.embed.bias)
+        for layer in (self.time_embedding.linear_1, self.time_embedding.linear_2):
+            nn.init.normal_(layer.weight, std=0.02)
+        for layer in (*(block.modulation for block in self.blocks), self.modulation_out, self.proj_out):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    @property
+    def inputs(self) -> dict[str, dict[str, int]]:
+        """The weight that reads the input: how many of its columns read each part of it, in order."""
+        return {"embed.weight": self.pictures.parts(self.in_channels)}
+
+    def tokens(self, x: Tensor, cond: Mapping[str, Tensor] | None = None) -> Tensor:
+        """Tokens (B, N, width) of `x` (B, in_channels, H, W) and the pictures of `cond`, with their
+        places, row by row.
+        """
+        self._check(x)
+        features = self.embed(self.pictures(x.to(self.embed.weight.dtype), cond))
+        place = grid_code(*features.shape[2:], features.shape[1]).to(features)
+        return features.flatten(2).transpose(1, 2) + place
+
+    def forward(self, x: Tensor, noise_label: Tensor, cond: Mapping[str, Tensor] | None = None) -> Tensor:
+        """F (B, out_channels, H, W), at least float32, from `x` (B, in_channels, H, W),
+        `noise_label` (B,) and `cond` (classes, numbers, "mask", maps).
+        """
+        if noise_label.ndim != 1 or noise_label.shape[0] not in (1, x.shape[0]):
+            raise BadInput(
+                f"the transformer got noise labels of shape {tuple(noise_label.shape)}; expected ({x.shape[0]},), one per frame"
+            )
+        h = self.tokens(x, cond)
+        waves = sinusoidal(self.label_scale * noise_label.expand(x.shape[0]), self.time_embedding.linear_1.in_features)
+        c = self.time_embedding(waves.to(self.embed.weight.dtype))
+        if self.condition:
+            c = c + self.condition(cond, c)
+        for block in self.blocks:
+            h = block(h, c)
+        return self._head(h, c, x.shape[2] // self.patch)
+
+    def _head(self, h: Tensor, c: Tensor, rows: int) -> Tensor:
+        """The last norm and the map back to pixels, in float32 even under mixed precision."""
+        with torch.autocast(h.device.type, enabled=False):
+            weight, bias = self.proj_out.weight.float(), self.proj_out.bias.float()
+            shift, scale = F.linear(
+                F.silu(c.float()), self.modulation_out.weight.float(), self.modulation_out.bias.float()
+            ).chunk(2, 1)
+            out = F.linear(modulate(self.norm_out(h.float()), shift, scale), weight, bias)
+        return F.pixel_shuffle(out.transpose(1, 2).unflatten(2, (rows, -1)), self.patch)
+
+    def _check(self, x: Tensor) -> None:
+        """Refuse frames of other channels or sizes."""
+        if x.ndim != 4 or x.shape[1] != self.in_channels:
+            raise BadInput(
+                f"the transformer got an input of shape {tuple(x.shape)}; expected (batch, {self.in_channels}, height, width)"
+            )
+        if x.shape[2] % self.patch or x.shape[3] % self.patch:
+            raise BadInput(
+                f"the transformer got maps of {x.shape[2]} x {x.shape[3]} pixels; expected multiples of its patch, {self.patch}"
+            )

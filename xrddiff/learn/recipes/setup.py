@@ -31,7 +31,7 @@ from ..training.batches import Loader, Place, Plan, frames_per_epoch, global_bat
 from ..training.callbacks import Callback, make_callbacks
 from ..training.checkpoints import latest_checkpoint, load_checkpoint
 from ..training.compute import make_accelerator
-from ..training.memory import check_step_memory, free_bytes
+from ..training.compute import check_step_memory, free_bytes
 from ..training.trackers import Trackers, chosen_trackers
 from ..training.trainer import Trainer
 

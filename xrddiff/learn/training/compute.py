@@ -24,10 +24,15 @@ from torch.utils.checkpoint import checkpoint
 from ...config.words.training import PRECISIONS
 from ...core.errors import BadInput, nearest
 from ...core.files import cache_dir
+import copy
+import math
+from contextlib import suppress
+from pathlib import Path
+import psutil
 
 # %% auto #0
-__all__ = ['precision', 'make_accelerator', 'recomputable_blocks', 'recomputed', 'in_channels_last', 'compiled', 'computed',
-           'without_subnormals']
+__all__ = ['PIECE', 'WINDOWS', 'precision', 'make_accelerator', 'recomputable_blocks', 'recomputed', 'in_channels_last',
+           'compiled', 'computed', 'without_subnormals', 'kept_bytes', 'free_bytes', 'check_step_memory']
 
 # %% ../../../nbs/learn/training/compute.ipynb #c45c9f35
 def precision(mixed_precision: str | None = None) -> str:
@@ -187,3 +192,71 @@ def without_subnormals(wanted: bool = True) -> Iterator[None]:
     finally:
         if wanted:
             torch.set_flush_denormal(False)
+
+# %% ../../../nbs/learn/training/compute.ipynb #3e310006
+def kept_bytes(objective: nn.Module, batch: Any, step: int = 0) -> int:
+    """The bytes that are kept for the backward pass of a batch, beside the parameters.
+
+    objective: (batch, step) -> losses. A copy of it is tried, so that nothing is altered.
+    """
+    objective = copy.deepcopy(objective)
+    own = {p.untyped_storage().data_ptr() for p in objective.parameters()}
+    seen: dict[int, Tensor] = {}
+
+    def keep(x: Tensor) -> Tensor:
+        seen[x.untyped_storage().data_ptr()] = x
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        losses = objective(batch, step)
+    del losses
+    return sum(x.untyped_storage().nbytes() for at, x in seen.items() if at not in own)
+
+# %% ../../../nbs/learn/training/compute.ipynb #3e310009
+def free_bytes(device: torch.device | str = "cpu") -> int:
+    """The memory that is free on a device; on a CPU, at most the limit of the control group of this process."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    free = psutil.virtual_memory().available
+    group = Path("/sys/fs/cgroup")
+    for most, used in (
+        ("memory.max", "memory.current"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    ):
+        with suppress(OSError, ValueError):  # no control groups, or no limit
+            free = min(free, int((group / most).read_text()) - int((group / used).read_text()))
+    return max(free, 0)
+
+
+PIECE, WINDOWS = 128, (1024, 512, 256, 128, 64)  # px
+
+
+def check_step_memory(
+    objective: nn.Module,
+    piece: Callable[[int], Any],
+    shape: tuple[int, int],
+    frames: int,
+    *,
+    free: int,
+    processes: int = 1,
+) -> None:
+    """Raise `BadInput`, with sizes that fit, if a step takes more memory than is free.
+
+    piece: side -> a batch of one square piece of a frame. shape: (H, W) of the frames, px. frames: of a process
+    at once. free: bytes. processes: that share them.
+    """
+    side = min(PIECE, *shape)
+    each = 1.25 * kept_bytes(objective, piece(side)) / side**2 * processes  # bytes of a pixel
+    fixed = 16 * processes * sum(p.numel() for p in objective.parameters())
+    need = each * frames * math.prod(shape) + fixed
+    if need <= free:
+        return
+    room = max(free - fixed, 0) / each  # pixels at once
+    window = next((w for w in WINDOWS if max(2, 16 * PIECE**2 // w**2) * w * w <= room), WINDOWS[-1])
+    pool = next((k for k in (2, 3, 4, 6, 8, 12, 16) if frames * math.prod(shape) <= room * k * k), 16)
+    count = f"{frames} frames" if frames > 1 else "one frame"
+    raise BadInput(
+        f"a step on {count} of {shape[0]} x {shape[1]} pixels takes about {need / 1e9:.0f} GB, and {free / 1e9:.0f} GB are free; "
+        f"expected smaller pieces: data.window={window} trains on random windows, data.avg_pooling=true data.pool={pool} on "
+        "smaller frames"
+    )

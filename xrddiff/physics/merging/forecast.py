@@ -17,12 +17,13 @@ from ...core.errors import BadInput
 from ...core.seeds import numpy_rng
 from .merged import Merged
 from ..simulation.crystal import point_rotations
+from collections.abc import Mapping
 
 # %% auto #0
 __all__ = ['GROUPS', 'SPLITS', 'TITLES', 'MEASURES', 'SHAPES', 'REACH', 'SIMULATIONS', 'KAPPA', 'DRAWS', 'LONGER', 'DISCREPANCY',
-           'TAILS', 'FEWEST_CRYSTALS', 'FORMS', 'Shares', 'crystal_shares', 'mean_cc_half', 'mean_i_over_sigma',
-           'Possible', 'possible_reflections', 'Rates', 'fit_rates', 'more_of_it', 'Forecast', 'crystals_per_frame',
-           'forecast', 'Beamtime', 'made_up_beamtime']
+           'TAILS', 'FEWEST_CRYSTALS', 'FORMS', 'SURE', 'FEWEST', 'LEAST', 'Shares', 'crystal_shares', 'mean_cc_half',
+           'mean_i_over_sigma', 'Possible', 'possible_reflections', 'Rates', 'fit_rates', 'more_of_it', 'Forecast',
+           'crystals_per_frame', 'forecast', 'Beamtime', 'made_up_beamtime', 'Drift', 'find_drift', 'find_drifts']
 
 # %% ../../../nbs/physics/merging/forecast.ipynb #af688541
 GROUPS = 16
@@ -420,3 +421,58 @@ def made_up_beamtime(seed: int, crystals: int = 400) -> Beamtime:
         )
         rows.append(pd.DataFrame(possible.hkl[own], columns=["h", "k", "l"]).assign(**some))
     return Beamtime(pd.concat(rows, ignore_index=True), hit.astype(int), cell, group, d_min)
+
+# %% ../../../nbs/physics/merging/forecast.ipynb #8c396b7c
+SURE = 4.5
+FEWEST = 40  # values
+LEAST = {"a": 5e-4, "b": 5e-4, "c": 5e-4, "distance": 3e-4, "hit rate": 0.15}  # relative changes that matter
+
+
+@dataclass(frozen=True)
+class Drift:
+    """A change of `what`: the medians `before` and `after` the value number `at`, and its `surprise` T."""
+
+    what: str
+    at: int
+    before: float
+    after: float
+    surprise: float
+
+    def sentence(self, frame: str) -> str:
+        """Its sentence; `frame`: since which one."""
+        verb = "grew" if self.after > self.before else "fell"
+        if self.what == "hit rate":
+            return f"The hit rate {verb} from {self.before:.0%} to {self.after:.0%}, near frame {frame}."
+        unit, name = ("mm", "distance") if self.what == "distance" else ("Å", f"edge {self.what} of the cell")
+        change = self.after / self.before - 1
+        return (
+            f"The {name} {verb} from {self.before:.3f} to {self.after:.3f} {unit} ({change:+.2%}), near frame {frame}."
+        )
+
+
+def find_drift(what: str, values: np.ndarray) -> Drift | None:
+    """The change of a number of each frame (n,), in the order in which they came; None if there is none that is sure and matters."""
+    values, places = np.asarray(values, float), np.flatnonzero(np.isfinite(values))
+    values, n = values[places], len(places)
+    if n < FEWEST or np.ptp(values) == 0:
+        return None
+    rate = what == "hit rate"
+    score = values if rate else scipy.special.ndtri((scipy.stats.rankdata(values) - 0.5) / n)
+    z = (score - score.mean()) / score.std()
+    t = np.arange(max(1, n // 20), n - n // 20)
+    surprise = np.abs(np.cumsum(z)[t - 1]) * np.sqrt(n / (t * (n - t)))  # the mean of z is 0
+    best = int(t[np.argmax(surprise)])
+    middle = np.mean if rate else np.median
+    before, after = float(middle(values[:best])), float(middle(values[best:]))
+    matters = abs(after - before) > LEAST[what] * max(abs(before), abs(after))
+    return (
+        Drift(what, int(places[best]), before, after, float(surprise.max()))
+        if surprise.max() > SURE and matters
+        else None
+    )
+
+
+def find_drifts(values: Mapping[str, np.ndarray]) -> list[Drift]:
+    """The changes of several numbers, the most surprising first. Edges that change together with the distance are said too: a file cannot tell which it was."""
+    found = [drift for what, own in values.items() if (drift := find_drift(what, own))]
+    return sorted(found, key=lambda drift: -drift.surprise)

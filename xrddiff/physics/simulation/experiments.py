@@ -15,14 +15,131 @@ import numpy as np
 from ...core.errors import BadInput, nearest
 from ...core.seeds import numpy_rng
 from ...data.frames.geometry import Geometry, PanelGeometry
-from .artefacts import Artefacts
 from .crystal import Crystal, Wilson
 from .scattering import spot_window
 from .spectra import SPECTRA, reach_of_spectrum
+from typing import NamedTuple
 
 # %% auto #0
-__all__ = ['SPREAD_LIMIT', 'EXPERIMENTS', 'PixelLayout', 'meet_panels', 'on_panel', 'Beam', 'Sample', 'Background', 'Detector',
-           'Experiment', 'detector_mask', 'find_experiment']
+__all__ = ['TAILS', 'SPREAD_LIMIT', 'EXPERIMENTS', 'Artefacts', 'panel_of_pixels', 'ArtefactMaps', 'artefact_maps', 'disturb',
+           'PixelLayout', 'meet_panels', 'on_panel', 'Beam', 'Sample', 'Background', 'Detector', 'Experiment',
+           'detector_mask', 'find_experiment']
+
+# %% ../../../nbs/physics/simulation/experiments.ipynb #a05342f6
+@dataclass(frozen=True)
+class Artefacts:
+    """Artefacts of an experiment; one set of places for each `key`.
+
+    - `key`: selects where they are.
+    - `shadow`: transmission of the shadow, 0 to 1 (none).
+    - `streak`: photons per pixel of the jet streak of a median shot, beside the beam.
+    - `gain_step`: relative σ of the gain from panel to panel.
+    - `offset_step`: σ of the offset from panel to panel, in photons.
+    - `tail`: share of the photons in tails of the point spread; `tail_length`: their σ, px.
+
+    Raises `BadInput` for values that cannot be.
+    """
+
+    key: int = 0
+    shadow: float = 0.5
+    streak: float = 6.0
+    gain_step: float = 0.04
+    offset_step: float = 0.3
+    tail: float = 0.05
+    tail_length: float = 6.0
+
+    def __post_init__(self) -> None:
+        for name in ("shadow", "streak", "gain_step", "offset_step", "tail", "tail_length"):
+            value, most = getattr(self, name), 1.0 if name in ("shadow", "tail") else np.inf
+            if not (0 <= value <= most and np.isfinite(value)):
+                raise BadInput(f"artefacts: {name} is {value}; expected 0 {'to 1' if most == 1 else 'or more'}")
+
+# %% ../../../nbs/physics/simulation/experiments.ipynb #dd2cdf85
+def panel_of_pixels(mask: np.ndarray) -> np.ndarray:
+    """The panel of each pixel of a mask (y, x) or (panel, ss, fs), int, of the mask's shape."""
+    if mask.ndim == 3:
+        return np.broadcast_to(np.arange(len(mask))[:, None, None], mask.shape)
+    y, x = (_runs(mask.any(axis)) for axis in (1, 0))
+    if y.max() == x.max() == 0:
+        y, x = (np.arange(n) * parts // n for n, parts in zip(mask.shape, (2, 4), strict=True))
+    return y[:, None] * (int(x.max()) + 1) + x
+
+
+def _runs(some: np.ndarray) -> np.ndarray:
+    """The number of the run of True that each place belongs to; gaps count to the run before."""
+    starts = some & ~np.concatenate([[False], some[:-1]])
+    return np.maximum(np.cumsum(starts) - 1, 0)
+
+
+class ArtefactMaps(NamedTuple):
+    """Artefacts of a detector, each of the shape of its pixels, float32."""
+
+    transmission: np.ndarray  # of what casts the shadow
+    streak: np.ndarray  # photons
+    gain: np.ndarray  # relative
+    offset: np.ndarray  # photons
+
+
+def artefact_maps(artefacts: Artefacts, geometry: Geometry | PanelGeometry, mask: np.ndarray) -> ArtefactMaps:
+    """Where the artefacts of a detector are.
+
+    - `geometry`: of the detector. `mask`: its valid pixels.
+    """
+    rng = numpy_rng("artefacts", artefacts.key)
+    n, m, j = (np.array([np.cos(a), np.sin(a)]) for a in rng.uniform(0, 2 * np.pi, 3))
+    x, y, z = geometry._xyz
+    with np.errstate(divide="ignore"):
+        u, v = (geometry.distance / geometry.pixel_size * w / np.maximum(z, 1e-9) for w in (x, y))
+    r = np.hypot(u, v)
+    R = float(np.quantile(r[mask], 0.995))
+    edge, arm, across = n[0] * u + n[1] * v, m[0] * u + m[1] * v, m[0] * v - m[1] * u
+    soft = max(1.0, 0.01 * R)
+    dark = _step((edge - rng.uniform(0.45, 0.65) * R) / soft)
+    dark = np.maximum(dark, _step(arm / soft) * _step((rng.uniform(0.02, 0.04) * R - np.abs(across)) / soft))
+    narrow, fade = max(1.0, 0.006 * R), 0.2 * R
+    streak = np.exp(-0.5 * ((j[0] * v - j[1] * u) / narrow) ** 2) / np.sqrt(1 + (r / fade) ** 2)
+    panel = panel_of_pixels(mask)
+    gain, offset = rng.standard_normal((2, int(panel.max()) + 1))
+    maps = (
+        1 - (1 - artefacts.shadow) * dark,
+        artefacts.streak * streak,
+        np.maximum(1 + artefacts.gain_step * gain, 0.1)[panel],
+        artefacts.offset_step * np.abs(offset)[panel],
+    )
+    return ArtefactMaps(*(np.broadcast_to(a, mask.shape).astype(np.float32) for a in maps))
+
+
+def _step(x: np.ndarray) -> np.ndarray:
+    """0 far below 0, 1 far above it."""
+    return 0.5 * (1 + np.tanh(x))
+
+# %% ../../../nbs/physics/simulation/experiments.ipynb #0ffd085d
+TAILS = ((0.5, 1 / 2), (1.0, 1 / 3), (3.0, 1 / 6))  # σ in `tail_length`, and share
+
+
+def disturb(mu: np.ndarray, maps: ArtefactMaps, artefacts: Artefacts, jet: float) -> np.ndarray:
+    """Expected photons with streak, shadow and tails.
+
+    - `mu`: expected photons of a frame without them, float32.
+    - `jet`: of the shot, relative to the median.
+    """
+    mu = (mu + np.float32(jet) * maps.streak) * maps.transmission
+    if artefacts.tail and artefacts.tail_length:
+        t = np.float32(artefacts.tail)
+        spread = sum(np.float32(share) * _blurred(mu, width * artefacts.tail_length) for width, share in TAILS)
+        mu = (1 - t) * mu + t * spread
+    return mu
+
+
+def _blurred(image: np.ndarray, sigma: float) -> np.ndarray:
+    """An image, or each image of a stack, blurred by about a Gaussian of σ px."""
+    from scipy.ndimage import uniform_filter1d
+
+    size = max(1, 2 * round((np.sqrt(4 * sigma**2 + 1) - 1) / 2) + 1)
+    for axis in (-2, -1):
+        for _ in range(3):
+            image = uniform_filter1d(image, size, axis=axis, mode="constant")
+    return image
 
 # %% ../../../nbs/physics/simulation/experiments.ipynb #f5d63e22
 class PixelLayout:

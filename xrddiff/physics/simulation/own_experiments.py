@@ -26,7 +26,7 @@ from ...data.frames.rows import ArrayRows
 from ...data.headers.gate import check_size, readable
 from ...data.headers.geometry_files import DetectorFile
 from ...data.headers.unpacked import inner_suffix
-from .artefacts import Artefacts
+from .experiments import Artefacts
 from .crystal import Crystal, reflections
 from .crystal_files import MeasuredFactors, crystal_of_file
 from xrddiff.physics.simulation.experiments import (

@@ -16,7 +16,7 @@ from ...core.errors import BadInput
 from ...core.seeds import numpy_rng, torch_generator
 from ...data.frames.frames import make_frames
 from ...data.frames.geometry import PanelGeometry, polarization_factor, q_map, solid_angle
-from .artefacts import ArtefactMaps, artefact_maps, disturb
+from .experiments import ArtefactMaps, artefact_maps, disturb
 from .crystal import random_rotation, reciprocal_matrix, reflections
 from xrddiff.physics.simulation.experiments import (
     EXPERIMENTS,

@@ -14,10 +14,12 @@ import scipy
 
 from ...core.errors import BadInput
 from ...data.frames.peaks import pixels_around
+from typing import NamedTuple
 
 # %% auto #0
-__all__ = ['ENOUGH', 'MANY', 'NARROWEST', 'WIDEST', 'BLOCK', 'SMOOTH', 'SURE', 'FEWEST_EXPOSURES', 'around_spots', 'touched',
-           'blurred', 'last_two', 'mean_blur', 'in_blocks', 'refined_mean', 'Backgrounds', 'learn_backgrounds']
+__all__ = ['ENOUGH', 'MANY', 'NARROWEST', 'WIDEST', 'BLOCK', 'SMOOTH', 'SURE', 'FEWEST_EXPOSURES', 'NEARLY', 'around_spots',
+           'touched', 'blurred', 'last_two', 'mean_blur', 'in_blocks', 'refined_mean', 'Backgrounds',
+           'learn_backgrounds', 'CountNoise', 'taken', 'learn_noise', 'draw_noisy']
 
 # %% ../../../nbs/physics/twins/measured_backgrounds.ipynb #0e17ac9f
 def around_spots(shape: tuple[int, ...], spots: pd.DataFrame, radius: float) -> np.ndarray:
@@ -207,3 +209,99 @@ def learn_backgrounds(
             rows.append(np.log(np.maximum(blurred(seen, told, SMOOTH), 1e-3)))
         levels = np.stack(rows)
     return Backgrounds(mean, levels, zero, sigma)
+
+# %% ../../../nbs/physics/twins/measured_backgrounds.ipynb #94681708
+class CountNoise(NamedTuple):
+    """φ, ρ to the right, ρ below, and r in photons."""
+
+    variance: float = 1.0
+    right: float = 0.0
+    below: float = 0.0
+    readout: float = 0.0
+
+
+def taken(distance: float, blur: float) -> float:
+    """2 K_σ(d) − K_√2σ(d): the variance taken by a mean that is blurred by σ = `blur` px; 0 without a blur."""
+    narrow, wide = (
+        (np.exp(-(distance**2) / (2 * v)) / (2 * np.pi * v) for v in (blur**2, 2 * blur**2)) if blur else (0, 0)
+    )
+    return float(2 * narrow - wide)
+
+
+def _sums(n: np.ndarray, mean: np.ndarray, free: np.ndarray, readout: float) -> tuple[float, ...]:
+    """Of one exposure: Σ(n − λ)², the number of its pixels, Σλ, ρ to the right and below as they are measured, and the mean light."""
+    rest = n - mean
+    light = np.maximum(mean, 0)
+    quiet = free & (np.abs(rest) <= 5 * np.sqrt(light + readout**2) + 1)
+    rest = np.where(quiet, rest, 0)
+    found = [float((rest[quiet] ** 2).sum()), int(quiet.sum()), max(float(light[quiet].sum()), 1e-9)]
+    for one, other in ((np.s_[..., :-1], np.s_[..., 1:]), (np.s_[..., :-1, :], np.s_[..., 1:, :])):
+        both = quiet[one] & quiet[other]
+        shared = float((rest[one] * rest[other])[both].sum())
+        found.append(shared / max(float(np.sqrt(light[one] * light[other])[both].sum()), 1e-9))
+    return *found, max(float(mean[free].mean()), 1e-9)
+
+
+def learn_noise(
+    exposure: Callable[[int], tuple[np.ndarray, np.ndarray, np.ndarray]],
+    n: int,
+    integrating: bool = False,
+    blur: float = 0.0,
+) -> CountNoise:
+    """The noise of `n` exposures.
+
+    exposure: f -> (photons (…, y, x), their expected mean, which pixels are valid and without a spot).
+    integrating: there is a readout with noise; it is read where the light is weakest.
+    blur: σ in px of the blur of the mean, if it was learnt from these photons; 0: it was not.
+    """
+    readout = 0.0
+    if integrating:
+        dim = []
+        for x, mean, free in map(exposure, range(n)):
+            weak = free & (mean <= np.quantile(mean[free], 0.1))
+            rest = x[weak] - mean[weak]
+            spread = 1.4826 * np.median(np.abs(rest))
+            quiet = np.abs(rest) <= 5 * spread + 1
+            dim.append(max(float((rest[quiet] ** 2).mean()) - max(float(mean[weak].mean()), 0), 0))
+        readout = float(np.sqrt(np.median(dim) / (1 - taken(0, blur) / n)))
+    square, count, total, *shared, light = np.array([_sums(*exposure(f), readout) for f in range(n)]).T
+    share = light / light.sum() if blur else np.zeros(n)
+    square = square / (1 - share * taken(0, blur))
+    found = [(square - count * readout**2) / total]
+    found += [rho + share * taken(1, blur) * square / total for rho in shared]
+    found = np.median(found, 1)
+    variance, right, below = (float(v) for v in found)
+    shared = max(min(right, 0.2), 0.0), max(min(below, 0.2), 0.0)
+    return CountNoise(float(np.clip(variance, 0.5, 50)), *shared, readout)
+
+# %% ../../../nbs/physics/twins/measured_backgrounds.ipynb #35712f73
+NEARLY = 2e-3  # a variance this near to the mean is that of Poisson
+
+
+def _scattered(mean: np.ndarray, factor: float, rng: np.random.Generator) -> np.ndarray:
+    """Counts of this mean with `factor` times its variance."""
+    if abs(factor - 1) < NEARLY:
+        return rng.poisson(mean)
+    if factor > 1:
+        return rng.poisson(rng.gamma(np.maximum(mean, 1e-9) / (factor - 1), factor - 1))
+    tries = mean / (1 - factor)
+    return rng.binomial(np.floor(tries + rng.random(mean.shape)).astype(np.int64), 1 - factor)
+
+
+def draw_noisy(mean: np.ndarray, noise: CountNoise, rng: np.random.Generator) -> np.ndarray:
+    """Photons (…, y, x) with this `mean`, float32; whole numbers unless there is noise of a readout."""
+    light = np.maximum(mean, 0).astype(np.float64)
+    total, left = np.zeros(mean.shape, np.float64), light.copy()
+    axes = ((noise.right, np.s_[..., :-1], np.s_[..., 1:]), (noise.below, np.s_[..., :-1, :], np.s_[..., 1:, :]))
+    for rho, one, other in axes:
+        if rho > 0:
+            shared = rho * np.minimum(light[one], light[other])
+            c = rng.poisson(shared)
+            for side in (one, other):
+                total[side] += c
+                left[side] -= shared
+    own = max((noise.variance - 2 * (noise.right + noise.below)) / max(1 - 2 * (noise.right + noise.below), 0.1), 0.05)
+    total += _scattered(np.maximum(left, 0), own, rng)
+    if noise.readout:
+        total += np.minimum(mean, 0) + noise.readout * rng.standard_normal(mean.shape)
+    return total.astype(np.float32)

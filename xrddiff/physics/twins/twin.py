@@ -27,7 +27,7 @@ from ..indexing.integration import integrate_spots
 from ..indexing.series import index_series
 from ..simulation.crystal import random_rotation
 from .changing_pixels import learn_rings, missed_spots, unsteady_pixels
-from .count_noise import CountNoise, draw_noisy, learn_noise
+from .measured_backgrounds import CountNoise, draw_noisy, learn_noise
 from .indexed_exposures import IndexedExposures
 from xrddiff.physics.twins.measured_backgrounds import (
     FEWEST_EXPOSURES,
@@ -48,11 +48,98 @@ from xrddiff.physics.twins.spot_shapes import (
     share_in_disc,
     virtual_crystal,
 )
-from .unexplained_spots import on_their_rings, unexplained_spots
+import scipy
+from ...data.frames.peaks import find_frame_peaks
+from ..indexing.rays import as_panels, panel_numbers
 
 # %% auto #0
-__all__ = ['RADIUS', 'RING', 'FEWEST_SHAPES', 'NEARER', 'SAME_PLACE', 'MIX', 'LISTED', 'KINDS', 'integrated', 'learn_shapes',
-           'TwinExposure', 'Twin', 'crystal_in_twin', 'loose_in_twin', 'between_spots', 'learn_twin', 'twin_frames']
+__all__ = ['DRAWN', 'CHANCE', 'FEWEST_UNEXPLAINED', 'RADIUS', 'RING', 'FEWEST_SHAPES', 'NEARER', 'SAME_PLACE', 'MIX', 'LISTED',
+           'KINDS', 'standing_out', 'most_by_chance', 'unexplained_peaks', 'unexplained_spots', 'on_their_rings',
+           'integrated', 'learn_shapes', 'TwinExposure', 'Twin', 'crystal_in_twin', 'loose_in_twin', 'between_spots',
+           'learn_twin', 'twin_frames']
+
+# %% ../../../nbs/physics/twins/twin.ipynb #344b5140
+DRAWN, CHANCE = 4, 1e-3  # frames without a spot; how rarely chance has as many peaks as a hit
+FEWEST_UNEXPLAINED = (
+    int(scipy.stats.poisson.isf(CHANCE, 1 / DRAWN)) + 1
+)  # peaks above those of `DRAWN` frames: at most 1 / DRAWN each
+
+
+def standing_out(peaks: pd.DataFrame) -> np.ndarray:
+    """How far peaks stand out of the noise: their `snr`, or their `intensity` where there is no noise to compare with."""
+    finite = "snr" in peaks and np.isfinite(peaks["snr"]).all()
+    return peaks["snr" if finite else "intensity"].to_numpy(float)
+
+
+def most_by_chance(e: IndexedExposures, backgrounds: Backgrounds, noise: CountNoise) -> float:
+    """How far a peak stands out at most in `DRAWN` frames without a spot; 0 where none is found."""
+    n, about = frame_count(e.frames), e.frames["intensity"].attrs
+    gain, pedestal = float(about.get("gain", 1.0)), float(e.frames.attrs.get("pedestal", 0.0))
+    kind, found = (np.float32 if e.integrating else np.int32), [0.0]
+    for f in np.linspace(0, n - 1, DRAWN).round().astype(int):
+        x = draw_noisy(backgrounds.expected(np.eye(n)[f]), noise, numpy_rng("peaks by chance", int(f)))
+        values = np.where(e.usable(f), gain * x + pedestal, 0).astype(kind)[None]
+        empty = e.frames.isel(frame=[f]).drop_dims("peak", errors="ignore")
+        peaks = find_frame_peaks(empty.assign(intensity=(empty["intensity"].dims, values, about)))
+        found.append(float(standing_out(peaks).max(initial=0)))
+    return max(found)
+
+# %% ../../../nbs/physics/twins/twin.ipynb #1d336b37
+def unexplained_peaks(e: IndexedExposures, f: int, by_chance: float = 0.0) -> pd.DataFrame:
+    """The peaks of exposure `f` that no crystal of it explains, and that stand out more than `by_chance`: `panel`, `fs`, `ss`
+    (px), `photons`.
+    """
+    own = e.indexing.peaks
+    own = own[own["frame"] == f]
+    own = own[(standing_out(own) > by_chance) & own.index.isin(e.unexplained.index)]
+    gain = float(e.frames["intensity"].attrs.get("gain", 1.0))
+    peaks = pd.DataFrame({"panel": panel_numbers(own), "fs": own["fs"].to_numpy(), "ss": own["ss"].to_numpy()})
+    peaks = peaks.assign(photons=own["intensity"].to_numpy() / gain)
+    usable = e.usable(f) & ~e.recurring
+    at = np.floor(peaks["ss"]).astype(int), np.floor(peaks["fs"]).astype(int)
+    return peaks[usable[at if usable.ndim == 2 else (peaks["panel"], *at)]].reset_index(drop=True)
+
+
+def unexplained_spots(
+    e: IndexedExposures, backgrounds: Backgrounds, noise: CountNoise
+) -> tuple[list[pd.DataFrame], float]:
+    """(the `unexplained_peaks` of each exposure, none where they may be chance; how far a peak stands out by chance)."""
+    peaks, most = [unexplained_peaks(e, f) for f in range(frame_count(e.frames))], 0.0
+    if max(map(len, peaks)) >= FEWEST_UNEXPLAINED:
+        most = most_by_chance(e, backgrounds, noise)
+        peaks = [unexplained_peaks(e, f, most) for f in range(frame_count(e.frames))]
+    return [s if len(s) >= FEWEST_UNEXPLAINED else s.iloc[:0] for s in peaks], most
+
+# %% ../../../nbs/physics/twins/twin.ipynb #dd5ee719
+_TRIES = 60  # turns around the beam, until a place is on the detector
+
+
+def on_their_rings(
+    spots: pd.DataFrame, geometry: Geometry | PanelGeometry, mask: np.ndarray, rng: np.random.Generator
+) -> pd.DataFrame:
+    """`spots` (`panel`, `fs`, `ss`), each turned around the beam by an angle of its own to a pixel of `mask`, with their
+    resolution `d` in Å. Those for which none is found are left out.
+    """
+    g = as_panels(geometry)
+    lab = g.to_lab(spots["panel"].to_numpy(np.intp), spots["fs"].to_numpy(), spots["ss"].to_numpy())
+    x, y, z = (v / np.linalg.norm(lab, axis=0) for v in lab)
+    height, width = mask.shape[-2:]
+    stack, placed = mask.reshape(-1, height, width), np.zeros(len(spots), bool)
+    out = spots.reset_index(drop=True).copy()
+    out["d"] = g.wavelength / (2 * np.maximum(np.sqrt(np.maximum(1 - z, 0) / 2), 1e-9))
+    for _ in range(_TRIES):
+        left = np.flatnonzero(~placed)
+        if not len(left):
+            break
+        a = rng.uniform(0, 2 * np.pi, len(left))
+        c, s = np.cos(a), np.sin(a)
+        panel, fs, ss = g.lab_to_panel(np.stack([c * x[left] - s * y[left], s * x[left] + c * y[left], z[left]], 1))
+        inside = (panel >= 0) & (fs >= 0) & (fs < width) & (ss >= 0) & (ss < height)
+        inside[inside] = stack[panel[inside], ss[inside].astype(int), fs[inside].astype(int)]
+        for name, values in (("panel", panel), ("fs", fs), ("ss", ss)):
+            out.loc[left[inside], name] = values[inside]
+        placed[left[inside]] = True
+    return out[placed].reset_index(drop=True)
 
 # %% ../../../nbs/physics/twins/twin.ipynb #0019ddcc
 RADIUS, RING = 4.0, (5.5, 9.0)  # px: a spot is integrated in this disc, less what is in this ring

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from xrddiff.judge.inference.comparison import Comparison, ComparisonPlan
     from xrddiff.judge.inference.merges import MergePlan, MergeResult
     from xrddiff.judge.inference.recoveries import RecoveryPlan
-    from xrddiff.judge.inference.twin_plan import TwinPlan
+    from xrddiff.judge.inference.twins import TwinPlan
 
 # %% auto #0
 __all__ = ['BLOCK', 'FILES', 'compare_together', 'folder_for', 'execute_compare', 'execute_twin', 'execute_recovery',

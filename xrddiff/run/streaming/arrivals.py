@@ -31,12 +31,122 @@ from ...data.formats.readers import open_frames
 from ...data.frames.frames import frame_count, frame_mask, make_frames
 from ...data.headers.gate import HDF5_SIGNATURE, as_bad_input, check_dataset, odd_kind, reason
 from ...data.headers.unpacked import inner_suffix
-from .pull_socket import place_of
+import socket
+from collections import deque
 
 # %% auto #0
-__all__ = ['OWN', 'TICK', 'SETTLED', 'SETS', 'Layout', 'own_values', 'layout_of', 'Arrived', 'refused', 'written_name',
-           'Listening', 'being_written', 'with_geometry', 'folder_source', 'growing_layout', 'file_source',
-           'find_source', 'open_source']
+__all__ = ['EXPECTED', 'OWN', 'TICK', 'SETTLED', 'SETS', 'place_of', 'Limits', 'PullSocket', 'Layout', 'own_values', 'layout_of',
+           'Arrived', 'refused', 'written_name', 'Listening', 'being_written', 'with_geometry', 'folder_source',
+           'growing_layout', 'file_source', 'find_source', 'open_source']
+
+# %% ../../../nbs/run/streaming/arrivals.ipynb #b68b0f5b
+EXPECTED = "expected a port from 1 to 65535, as in tcp://detector:9999 or listen://127.0.0.1:9999"
+
+
+def place_of(address: str) -> tuple[bool, str, int | None]:
+    """(whether to listen, host or path, port) of an address; port 0 = any, None = a socket of this machine.
+
+    Raises `BadInput` for anything but an address.
+    """
+    scheme, _, rest = address.partition("://")
+    if scheme == "ipc" and rest and "*" not in rest:
+        return False, rest, None
+    found = re.fullmatch(r"(\[[0-9a-fA-F:.%\w]+\]|[^\s:/\[\]]+):(\d{1,5}|\*)", rest)
+    if scheme not in ("tcp", "listen") or found is None:
+        raise BadInput(f"the source is {plain_text(address)!r}; {EXPECTED}")
+    host, port = found[1].strip("[]"), 0 if found[2] == "*" else int(found[2])
+    listens = scheme == "listen" or host in ("*", "0.0.0.0", "::")
+    if port > 65535 or (port == 0 and not (listens and found[2] == "*")):
+        raise BadInput(f"the source is {plain_text(address)!r}; {EXPECTED}")
+    return listens, "127.0.0.1" if host == "*" else host, port
+
+# %% ../../../nbs/run/streaming/arrivals.ipynb #c6be33c7
+@dataclass(frozen=True)
+class Limits:
+    """Limits of a socket: bytes and parts of a message, messages that wait for each connection, s for a greeting."""
+
+    message: int = 128 << 20
+    parts: int = 64
+    waiting: int = 4
+    greeting: float = 5.0
+
+
+class PullSocket:
+    """Receives pushed messages. Use `receive`, then `close`.
+
+    address: see `place_of`. limits: see `Limits`. Raises `BadInput` for an address that cannot be used.
+    """
+
+    def __init__(self, address: str, limits: Limits | None = None):
+        import zmq
+
+        self.limits, self.gone = limits or Limits(), deque(maxlen=100_000)
+        self.listens, self.host, self.port = place_of(address)
+        self._context = zmq.Context()
+        self._socket = self._context.socket(zmq.PULL)
+        options = dict(MAXMSGSIZE=self.limits.message, RCVHWM=self.limits.waiting, LINGER=0, TCP_KEEPALIVE=1)
+        options |= dict(HANDSHAKE_IVL=int(1000 * self.limits.greeting), IPV6=int(":" in self.host))
+        for name, value in options.items():
+            self._socket.setsockopt(getattr(zmq, name), value)
+        self._ended = self._socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+        try:
+            self._open()
+        except (OSError, zmq.ZMQError) as error:
+            self.close()
+            raise BadInput(
+                f"cannot listen to {plain_text(address)}: {(error.strerror or str(error)).lower()}; expected for instance tcp://detector:9999"
+            ) from None
+
+    def _open(self) -> None:
+        import zmq
+
+        if self.port is None:
+            self._socket.connect(f"ipc://{self.host}")
+            return
+        where = socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)[0][4][0]  # its name must be known
+        where = f"[{where}]" if ":" in where else where
+        if not self.listens:
+            self._socket.connect(f"tcp://{where}:{self.port}")
+            return
+        self._socket.bind(f"tcp://{where}:{self.port or '*'}")
+        self.port = int(self._socket.getsockopt(zmq.LAST_ENDPOINT).decode().rpartition(":")[2])
+
+    def receive(self, seconds: float) -> tuple[int, list[bytes]] | None:
+        """The next message, with the number of its connection; None if none comes within `seconds`.
+
+        Raises `BadInput` for one that is not within the limits.
+        """
+        import zmq
+
+        if not self._socket.poll(int(1000 * seconds)):
+            self._see_who_left()
+            return None
+        frames = [self._socket.recv(copy=False)]
+        while frames[-1].more:
+            frames.append(self._socket.recv(copy=False))
+        if len(frames) > self.limits.parts:
+            raise BadInput(f"the message was not accepted: it has more than {self.limits.parts} parts")
+        if (size := sum(map(len, frames))) > self.limits.message:
+            raise BadInput(f"the message was not accepted: it has {size} bytes; expected at most {self.limits.message}")
+        return frames[0].get(zmq.SRCFD), [frame.bytes for frame in frames]
+
+    def _see_who_left(self) -> None:
+        """Note which connections have ended; only while no message of theirs can be waiting."""
+        from zmq.utils.monitor import recv_monitor_message
+
+        while self._ended.poll(0):
+            self.gone.append(int(recv_monitor_message(self._ended)["value"]))
+
+    def close(self) -> None:
+        """Close everything."""
+        self._socket.disable_monitor()
+        self._context.destroy(linger=0)
+
+    def __enter__(self) -> PullSocket:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 # %% ../../../nbs/run/streaming/arrivals.ipynb #f936b303
 @dataclass(frozen=True, eq=False)

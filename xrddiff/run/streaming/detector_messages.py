@@ -27,8 +27,8 @@ from ...data.frames.frames import beam_center_of, frame_mask, make_frames
 from ...data.headers.gate import as_bad_input
 from ...data.headers.header_rules import problem
 from .arrivals import TICK, Arrived, Layout, Listening, growing_layout, layout_of, refused
-from .compressed_pixels import MOST_BYTES, compress, decompress
-from .pull_socket import Limits, PullSocket
+from .stream2_messages import MOST_BYTES, compress, decompress
+from .arrivals import Limits, PullSocket
 from .stream2_messages import as_version_1, is_cbor, messages_of_version_2
 
 if TYPE_CHECKING:

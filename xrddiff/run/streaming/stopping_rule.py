@@ -21,7 +21,7 @@ from ...data.headers.gate import reason
 from ...judge.inference.merges import Gathered, MergePlan, MergeResult, merge_gathered
 from ...judge.views.merging import show_forecasts, show_shells
 from ...physics.indexing.cells import Cell, fit_cell, read_cell
-from ...physics.merging.drift import Drift, find_drifts
+from ...physics.merging.forecast import Drift, find_drifts
 from ...physics.merging.forecast import FEWEST_CRYSTALS, MEASURES, TITLES, Forecast, forecast
 from ...physics.merging.symmetry import space_group
 from ..execution.comparing import write_merge

@@ -19,10 +19,143 @@ from ...core.text import plain_text
 from ...data.frames.frames import beam_center_of, frame_mask
 from ...data.headers.gate import as_bad_input
 from ...data.headers.geometry_files import HC
-from .compressed_pixels import compress, pack_lz4_blocks, unpack_lz4_blocks
+import io
+import struct
+import h5py
+import hdf5plugin
+from numcodecs import lz4
 
 # %% auto #0
-__all__ = ['MOST_ITEMS', 'DEPTH', 'TAGS', 'ARRAY', 'COMPRESSED', 'is_cbor', 'read_cbor', 'as_version_1', 'messages_of_version_2']
+__all__ = ['TYPES', 'MOST_BYTES', 'LZ4_RATIO', 'DAMAGED', 'MOST_ITEMS', 'DEPTH', 'TAGS', 'ARRAY', 'COMPRESSED', 'check_encoding',
+           'compress', 'decompress', 'unpack_lz4_blocks', 'pack_lz4_blocks', 'is_cbor', 'read_cbor', 'as_version_1',
+           'messages_of_version_2']
+
+# %% ../../../nbs/run/streaming/stream2_messages.ipynb #b1d7ebdb
+TYPES = ("uint8", "uint16", "uint32", "int32", "float32")
+MOST_BYTES = 128 << 20  # of an image, 32 bits a pixel: twice the largest detector
+
+
+def _one_chunk(shape: tuple[int, int], dtype: np.dtype) -> h5py.Dataset:
+    """A data set of one bit-shuffled, compressed chunk, in a file in memory."""
+    file = h5py.File(io.BytesIO(), "w")
+    return file.create_dataset("x", shape, dtype, chunks=shape, **hdf5plugin.Bitshuffle(cname="lz4"))
+
+
+def check_encoding(encoding: str, dtype: np.dtype) -> None:
+    """Raise `BadInput` for an encoding that pixels of a type cannot have."""
+    known = ("<", "lz4<", f"bs{8 * dtype.itemsize}-lz4<")
+    if encoding not in known:
+        raise BadInput(f"the pixels are encoded as {encoding!r}; expected one of {', '.join(known)}")
+
+
+def compress(image: np.ndarray, encoding: str = "<") -> bytes:
+    """The pixels of an image (y, x) as a detector sends them."""
+    image = np.ascontiguousarray(image).astype(image.dtype.newbyteorder("<"), copy=False)
+    check_encoding(encoding, image.dtype)
+    if encoding == "<":
+        return image.tobytes()
+    if encoding == "lz4<":
+        return bytes(lz4.compress(image.tobytes()))[4:]  # numcodecs puts the length before it
+    data = _one_chunk(image.shape, image.dtype)
+    data[...] = image
+    return data.id.read_direct_chunk((0, 0))[1]
+
+# %% ../../../nbs/run/streaming/stream2_messages.ipynb #345207c6
+def decompress(blob: bytes, shape: tuple[int, int], dtype: str, encoding: str, most: int = MOST_BYTES) -> np.ndarray:
+    """The image (y, x) of a message.
+
+    blob: the pixels as they were sent. shape: (y, x). dtype: one of `TYPES`. encoding: `<`, `lz4<` or `bs16-lz4<`.
+    most: bytes of an image with 32 bits per pixel; an image with fewer bits may not have more
+        pixels.
+    Raises `BadInput` for anything that does not fit.
+    """
+    if dtype not in TYPES or len(shape) != 2 or min(shape) < 1 or math.prod(shape) > most // 4:
+        raise BadInput(
+            f"the message announces {plain_text(dtype, 40)} of shape {plain_text(tuple(shape), 80)}; "
+            f"expected an image of one of {', '.join(TYPES)}, of at most {most // 4} pixels"
+        )
+    kind = np.dtype(dtype).newbyteorder("<")
+    check_encoding(encoding, kind)
+    size = kind.itemsize * math.prod(shape)
+    if encoding == "<":
+        if len(blob) != size:
+            raise BadInput(f"the message has {len(blob)} bytes of pixels; expected {size}")
+        return np.frombuffer(blob, kind).reshape(shape)
+    if size > LZ4_RATIO * len(blob) + 64:  # refused before anything of that size is made
+        raise BadInput(DAMAGED)
+    if encoding == "lz4<":
+        return np.frombuffer(_unpack(blob, size), kind).reshape(shape)
+    _check_blocks(blob, size, kind.itemsize)
+    data = _one_chunk(shape, kind)
+    data.id.write_direct_chunk((0, 0), blob)
+    try:
+        return data[...]
+    except OSError:
+        raise BadInput(DAMAGED) from None
+
+
+LZ4_RATIO = 255  # a byte of LZ4 never gives more
+DAMAGED = "the compressed pixels are damaged; expected what the detector sent"
+
+
+def _unpack(blob: bytes, size: int) -> np.ndarray:
+    """One LZ4 block that unpacks to `size` bytes."""
+    out = np.empty(size, np.uint8)
+    try:
+        found = lz4.decompress(struct.pack("<I", size) + blob, out)
+    except (RuntimeError, ValueError):
+        raise BadInput(DAMAGED) from None
+    if len(found) != size:
+        raise BadInput(DAMAGED)
+    return out
+
+
+def _check_blocks(blob: bytes, size: int, itemsize: int) -> None:
+    """Refuse a bitshuffle chunk with blocks that do not add up: the filter trusts the lengths in it."""
+    if len(blob) < 12 or struct.unpack(">Q", blob[:8])[0] != size:
+        raise BadInput(f"the compressed pixels do not unpack to {size} bytes, which the message announces")
+    count, block = size // itemsize, struct.unpack(">I", blob[8:12])[0] // itemsize
+    at = 12
+    if block <= 0 or block % 8:
+        raise BadInput(DAMAGED)
+    for _ in range(count // block + bool(count % block // 8)):
+        if at + 4 > len(blob):
+            raise BadInput(DAMAGED)
+        at += 4 + struct.unpack(">I", blob[at : at + 4])[0]
+    if at + count % 8 * itemsize != len(blob):  # the last few numbers are not compressed
+        raise BadInput(DAMAGED)
+
+# %% ../../../nbs/run/streaming/stream2_messages.ipynb #16ab2110
+def unpack_lz4_blocks(blob: bytes, size: int) -> bytes:
+    """`size` bytes from LZ4 in the blocks of HDF5's filter. Raises `BadInput` for anything else."""
+    if len(blob) < 12 or struct.unpack(">Q", blob[:8])[0] != size:
+        raise BadInput(f"the compressed pixels do not unpack to {size} bytes, which the message announces")
+    if size > LZ4_RATIO * len(blob) + 64:
+        raise BadInput(DAMAGED)
+    block, at, out = struct.unpack(">I", blob[8:12])[0], 12, bytearray()
+    while len(out) < size:
+        if at + 4 > len(blob) or not block:
+            raise BadInput(DAMAGED)
+        length, left = struct.unpack(">I", blob[at : at + 4])[0], min(block, size - len(out))
+        part = blob[at + 4 : at + 4 + length]
+        if len(part) != length or length > left:
+            raise BadInput(DAMAGED)
+        out += part if length == left else _unpack(part, left).tobytes()
+        at += 4 + length
+    if at != len(blob):
+        raise BadInput(DAMAGED)
+    return bytes(out)
+
+
+def pack_lz4_blocks(data: bytes, block: int = 1 << 20) -> bytes:
+    """Bytes as LZ4 in the blocks of HDF5's filter."""
+    parts = [struct.pack(">QI", len(data), block)]
+    for at in range(0, len(data), block):
+        part = data[at : at + block]
+        packed = bytes(lz4.compress(part))[4:]
+        own = packed if len(packed) < len(part) else part
+        parts.append(struct.pack(">I", len(own)) + own)
+    return b"".join(parts)
 
 # %% ../../../nbs/run/streaming/stream2_messages.ipynb #4a729aff
 MOST_ITEMS = 20_000  # values in a message
