@@ -31,7 +31,7 @@ ROOMS = {
 # The mathematics in reading order: FOLDER: NOTEBOOKS, and FOLDER: … for the others of that folder.
 MATHEMATICS = {
     "What a detector measures": (
-        "physics/simulation: crystal scattering spectra experiments simulate crystal_files own_experiments artefacts",
+        "physics/simulation: crystal scattering spectra experiments simulate crystal_files own_experiments",
         "core: seeds",
         "data/frames: frames geometry noise curves",
         "physics/simulation: …",
@@ -39,7 +39,7 @@ MATHEMATICS = {
     "What is no measurement, and what is a peak": (
         "data/frames: masks bit_images quiet_areas shadows automask peaks peak_matching labels …",
     ),
-    "What a network sees": ("data/transforms: values spatial topk pipelines …",),
+    "What a network sees": ("data/transforms: values spatial pipelines …",),
     "Autoencoders": (
         "learn: losses",
         "learn/models: layers autoencoder codebook latent_space",
