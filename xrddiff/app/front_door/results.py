@@ -16,7 +16,7 @@ from ..verbs.output import Results
 from ..verbs.verb import plain_errors
 from ...core.errors import XrddiffError
 from ...core.files import absolute_path, scratch_folder
-from ...run.execution.finished import threads_kept
+from ...run.execution.drawing import threads_kept
 
 if TYPE_CHECKING:
     import xarray as xr

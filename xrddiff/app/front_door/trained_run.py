@@ -28,7 +28,7 @@ from ...config.words.vocabulary import GROUPS, vocabulary
 from ...core import plugins
 from ...core.errors import BadInput, XrddiffError, nearest
 from ...core.text import say
-from ...run.execution.finished import draw_samples, threads_kept
+from ...run.execution.drawing import draw_samples, threads_kept
 from ...run.execution.run_folder import Run
 from ...run.slurm.job_table import current_state
 

@@ -238,7 +238,7 @@ class MaskOfFile:
     @plain_errors
     def picture(self, frame: int = 0, title: str = "") -> Picture:
         """The frame with masked pixels coloured by their rule. Raises `BadInput` if there is no such frame."""
-        from xrddiff.judge.views.inspection import show_mask
+        from xrddiff.judge.views.masks import show_mask
 
         n = self.frames.sizes["frame"]
         if not 0 <= frame < n:
@@ -249,7 +249,7 @@ class MaskOfFile:
     def save(self, path: str | os.PathLike, *, overwrite: bool = False) -> Path:
         """Write the mask to a .npy, .tif, .edf or .h5, which `mask=` reads again; returns the path. overwrite: replace a file."""
         from xrddiff.data.formats.mask_files import check_mask_name, write_mask
-        from xrddiff.judge.views.inspection import reason_bits
+        from xrddiff.judge.views.masks import reason_bits
 
         with new_output(check_mask_name(path), reads=self.frames.attrs, overwrite=overwrite) as part:
             write_mask(part, self.valid, self.reasons, reason_bits())
@@ -274,7 +274,7 @@ def mask(file: str | os.PathLike, /, **words: Any) -> MaskOfFile:
     """
     from xrddiff.core.plugins import load_standing
     from xrddiff.judge.views.inspection import explain_mask
-    from xrddiff.judge.views.inspection import mask_table
+    from xrddiff.judge.views.masks import mask_table
 
     load_standing()
     frames, reasons, _, said = explain_mask(os.fspath(file), **words)

@@ -21,7 +21,7 @@ from ...data.frames.automask import Automask, masking_of
 from ...data.frames.frames import frame_mask
 from ...data.frames.geometry import Geometry, PanelGeometry
 from ...data.frames.masks import FILE_BIT, GIVEN_BIT, bad_values
-from ...judge.views.inspection import PLUGIN_COLOUR, RULE_COLOURS, reason_bits
+from ...judge.views.masks import PLUGIN_COLOUR, RULE_COLOURS, reason_bits
 from ...judge.views.plots import MASKED
 
 # %% auto #0

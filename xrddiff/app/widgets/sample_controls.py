@@ -31,7 +31,7 @@ from ...learn.loading.augmentations import TOLD
 from ...learn.training.checkpoints import load_checkpoint
 from ...physics.indexing.cells import Cell
 from ...physics.indexing.known_lattices import crystals_of, expected_spots, says_crystals
-from ...run.execution.finished import draw_samples
+from ...run.execution.drawing import draw_samples
 
 if TYPE_CHECKING:
     import xarray as xr

@@ -30,7 +30,7 @@ from ...core.text import plain_text
 from ..frames.bounds import check_packed, most_bytes
 from .gate import check_size
 from ..remote.remote_folder import MOST_METADATA
-from ..remote.remote_folder import METADATA, MOST_ARRAYS
+from ..remote.remote_zarr import METADATA, MOST_ARRAYS
 
 # %% auto #0
 __all__ = ['MOST_SHARDED', 'CheckedStore', 'asked_bytes', 'checked_array']

@@ -312,7 +312,7 @@ def zarr_place(path: str | Path | RemoteFolder) -> Any:
         from xrddiff.data.headers.checked_zarr import CheckedStore
 
         return CheckedStore(path)
-    from xrddiff.data.remote.remote_folder import RemoteZarr
+    from xrddiff.data.remote.remote_zarr import RemoteZarr
 
     return RemoteZarr(path)
 

@@ -32,15 +32,9 @@ from xrddiff.data.remote.servers import (
     stamp_of,
     understood,
 )
-import asyncio
-import sys
-from collections.abc import AsyncIterator
-from zarr.abc.store import ByteRequest, OffsetByteRequest, RangeByteRequest, Store, SuffixByteRequest
-from zarr.core.buffer import Buffer, BufferPrototype
-from ...core.text import say
 
 # %% auto #0
-__all__ = ['MOST_METADATA', 'METADATA', 'MOST_ARRAYS', 'RemoteFolder', 'RemoteZarr']
+__all__ = ['MOST_METADATA', 'RemoteFolder']
 
 # %% ../../../nbs/data/remote/remote_folder.ipynb #7d3b3e00
 class _Questions:
@@ -251,88 +245,3 @@ class RemoteFolder:
         for name in names:
             if (stamp := self.known.get(name)) is not None:
                 self.kept.record(name, stamp, anew=True)
-
-# %% ../../../nbs/data/remote/remote_folder.ipynb #7ba5f009
-METADATA = ("zarr.json", ".zarray", ".zgroup", ".zattrs", ".zmetadata")
-MOST_ARRAYS = 5_000  # metadata files that are looked for in one store
-
-# %% ../../../nbs/data/remote/remote_folder.ipynb #131caab9
-class RemoteZarr(Store):
-    """A read-only store for zarr-python, with the files of a `RemoteFolder`."""
-
-    supports_writes = supports_deletes = False
-    supports_listing = True
-
-    def __init__(self, folder: RemoteFolder):
-        super().__init__(read_only=True)
-        self.folder, self._said, self.looked, self.problem = folder, False, 0, ""
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, RemoteZarr) and other.folder is self.folder
-
-    def __str__(self) -> str:
-        return str(self.folder)
-
-    def _get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None) -> Buffer | None:
-        start, length = 0, None
-        if isinstance(byte_range, RangeByteRequest):
-            start, length = byte_range.start, byte_range.end - byte_range.start
-        elif isinstance(byte_range, OffsetByteRequest):
-            start = byte_range.offset
-        elif isinstance(byte_range, SuffixByteRequest):
-            start, length = -byte_range.suffix, byte_range.suffix
-        if length == 0:
-            return prototype.buffer.from_bytes(b"")
-        if key.rpartition("/")[2] in METADATA:
-            self.looked += 1
-            if self.looked > MOST_ARRAYS:
-                self.problem = (
-                    f"{self.folder} has more than {MOST_ARRAYS} groups and arrays; expected a store of frames"
-                )
-                return None
-            if start == 0 and length is None:
-                whole = self.folder.whole(key)
-                return None if whole is None else prototype.buffer.from_bytes(whole)
-        found = self.folder.part(key, start, length)
-        if found is None:
-            self._note(key)
-            return None
-        return prototype.buffer.from_bytes(found[0])
-
-    def _note(self, key: str) -> None:
-        """Report once that a chunk is missing."""
-        if not self._said and key.rpartition("/")[2] not in METADATA:
-            self._said = True
-            say(
-                f"xrddiff: note: {self.folder}/{key} is not on the server; zarr fills such a chunk with the fill value",
-                file=sys.stderr,
-            )
-
-    async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
-        return await asyncio.to_thread(self._get, key, prototype, byte_range)
-
-    async def get_partial_values(
-        self, prototype: BufferPrototype, key_ranges: Iterable[tuple[str, ByteRequest | None]]
-    ) -> list[Buffer | None]:
-        return list(await asyncio.gather(*(self.get(key, prototype, part) for key, part in key_ranges)))
-
-    async def exists(self, key: str) -> bool:
-        return await asyncio.to_thread(self.folder.whole, key) is not None
-
-    async def list_dir(self, prefix: str) -> AsyncIterator[str]:
-        for name in await asyncio.to_thread(self.folder.names, prefix.rstrip("/")):
-            yield name
-
-    async def list(self) -> AsyncIterator[str]:
-        async for name in self.list_prefix(""):
-            yield name
-
-    async def list_prefix(self, prefix: str) -> AsyncIterator[str]:
-        for name in await asyncio.to_thread(self.folder.names, prefix.rstrip("/")):
-            yield f"{prefix}{name}"
-
-    async def set(self, key: str, value: Buffer) -> None:
-        raise NotImplementedError(f"{self} is read-only")
-
-    async def delete(self, key: str) -> None:
-        raise NotImplementedError(f"{self} is read-only")

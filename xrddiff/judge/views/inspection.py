@@ -33,17 +33,9 @@ from ...data.frames.rows import ArrayRows, Rows, rows_behind
 from ...data.headers.gate import filter_names, is_hdf5, open_hdf5, read_whole, readable
 from ...data.remote.remote_folder import RemoteFolder
 from ...learn.loading.catalog import load
-from matplotlib.colors import to_rgb
-from matplotlib.patches import Patch
-import scipy
-from ...core.text import for_plot
-from ...data.frames.geometry import PanelGeometry, geometry_of
-from ...data.frames.masks import FILE_BIT, all_rules
-from .plots import SMALL, TINY, Picture, intensity_norm
 
 # %% auto #0
-__all__ = ['RULE_COLOURS', 'PLUGIN_COLOUR', 'Description', 'frame_statistics', 'describe_frames', 'inspect_file', 'explain_mask',
-           'reason_bits', 'why_masked', 'mask_table', 'show_mask']
+__all__ = ['Description', 'frame_statistics', 'describe_frames', 'inspect_file', 'explain_mask']
 
 # %% ../../../nbs/judge/views/inspection.ipynb #e9f7acf8
 _SHOWN_AS = {"wavelength": "wavelength_Å", "distance": "distance_mm", "pixel_size": "pixel_µm"}
@@ -331,119 +323,3 @@ def explain_mask(path: str | Path, /, *, automask: Sequence[str] | None = None, 
             f"{n} of {total} frames looked at; pixels out of range, sentinels and saturation are judged frame by frame when frames are read"
         )
     return plain, reasons, reasons == 0, {"rules": [r.name for r in masking.rules], "notes": notes}
-
-# %% ../../../nbs/judge/views/inspection.ipynb #58ea5c19
-RULE_COLOURS = {
-    "file": "#7f7f7f",
-    "given": "#56B4E9",
-    "range": "#E69F00",
-    "sentinel": "#CC79A7",
-    "saturation": "#F0E442",
-    "edges": "#0072B2",
-    "dead": "#D55E00",
-    "shadow": "#7B4FA3",
-}
-PLUGIN_COLOUR = "#009E73"
-
-
-def reason_bits() -> dict[str, int]:
-    """The bit of each reason, by name, in order of precedence."""
-    return {"file": FILE_BIT, "given": GIVEN_BIT} | {r.name: r.bit for r in all_rules().values()}
-
-
-def why_masked(reasons: np.ndarray) -> dict[str, np.ndarray]:
-    """Split masked pixels by reason: name -> bool mask.
-
-    Each pixel of `reasons` (bits) is counted under its first reason. Reasons without pixels are
-    left out.
-    """
-    out, left = {}, reasons.copy()
-    for name, bit in reason_bits().items():
-        here = left & bit > 0
-        if here.any():
-            out[name] = here
-            left[here] = 0
-    return out
-
-# %% ../../../nbs/judge/views/inspection.ipynb #5c0de004
-def mask_table(reasons: np.ndarray, rules: Sequence[str] = ()) -> pd.DataFrame:
-    """How many pixels each reason masks: a row for each, and the last one for the valid pixels.
-
-    - `reasons`: bits, with the shape of a frame. `rules`: names that have a row although they mask nothing.
-
-    Columns: `pixels`; `share` of the frame; `alone`, those that no other reason masks (missing for the valid ones).
-    """
-    first, rows = why_masked(reasons), {}
-    for name, bit in reason_bits().items():
-        if name in first or name in rules:
-            hit = reasons & bit > 0
-            rows[name] = (int(hit.sum()), float(hit.mean()), int((reasons == bit).sum()))
-    rows["valid"] = (int((reasons == 0).sum()), float((reasons == 0).mean()), pd.NA)
-    table = pd.DataFrame.from_dict(rows, orient="index", columns=["pixels", "share", "alone"])
-    return table.astype({"alone": "Int64"}).rename_axis("rule")
-
-# %% ../../../nbs/judge/views/inspection.ipynb #955d4932
-def _flat(ds: xr.Dataset, image: np.ndarray, inside: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """A panel stack as one image, and the mask of its pixels."""
-    if image.ndim == 2:
-        return image, inside
-    try:
-        geometry = geometry_of(ds, 0)
-    except BadInput:
-        geometry = None
-    if isinstance(geometry, PanelGeometry):
-        return geometry.assemble(image, inside)
-    return image.reshape(-1, image.shape[-1]), inside.reshape(-1, image.shape[-1])
-
-
-def _enlarge_isolated(bad: np.ndarray, pixels: int) -> np.ndarray:
-    """`bad` with isolated pixels enlarged enough to be visible in a picture of `pixels` a side."""
-    reach = int(np.ceil(max(bad.shape) / pixels))
-    label, n = scipy.ndimage.label(bad, np.ones((3, 3)))
-    few = np.bincount(label.ravel(), minlength=n + 1) <= 9
-    few[0] = False
-    return bad | scipy.ndimage.binary_dilation(few[label], np.ones((3, 3)), iterations=reach)
-
-
-def show_mask(ds: xr.Dataset, reasons: np.ndarray, i: int = 0, *, title: str = "", pixels: int = 900) -> Picture:
-    """Show frame `i` in grey with masked pixels coloured by reason, and a legend with their
-    numbers.
-
-    - `reasons`: bits, with the shape of a frame.
-    - `title`: of the picture.
-    - `pixels`: size of the picture, for enlarging isolated pixels.
-    """
-    everywhere = np.ones(reasons.shape, bool)
-    image, inside = _flat(ds, frame_image(ds, i).astype(np.float64), everywhere)
-    image = np.where(np.isfinite(image) & inside, image, np.nan)
-    why = why_masked(reasons)
-    bits, _ = _flat(ds, reasons.astype(np.float64), everywhere)
-    good = inside & (np.nan_to_num(bits) == 0)
-    norm = intensity_norm(image[good] if good.any() else image, "asinh", ds["intensity"].attrs.get("background_sigma"))
-    grey = np.nan_to_num(np.clip(norm(np.nan_to_num(image)), 0, 1))[..., None] * np.full(3, 0.92)
-    colours = np.where(inside[..., None], np.asarray(grey, np.float64), 1.0)
-    for name, where in reversed(why.items()):
-        flat, _ = _flat(ds, where.astype(np.float64), everywhere)
-        colours[_enlarge_isolated(np.nan_to_num(flat) > 0.5, pixels) & inside] = to_rgb(
-            RULE_COLOURS.get(name, PLUGIN_COLOUR)
-        )
-    aspect = image.shape[0] / image.shape[1]
-    figure = Picture(8.2, float(np.clip(6.4 * aspect + 0.3, 2.2, 9)))
-    ax = figure.add_subplot()
-    ax.imshow(
-        colours,
-        interpolation="nearest" if max(image.shape) < pixels else "antialiased",
-        extent=(0, image.shape[1], image.shape[0], 0),
-    )
-    ax.set_axis_off()
-    ax.set_title(for_plot(title), fontsize=SMALL)
-    n = reasons.size
-    lines = [Patch(fc="#555555", label=f"valid  {(reasons == 0).sum():,}  ({(reasons == 0).mean():.2%})")]
-    lines += [
-        Patch(fc=RULE_COLOURS.get(k, PLUGIN_COLOUR), label=for_plot(f"{k}  {v.sum():,}  ({v.sum() / n:.2%})"))
-        for k, v in why.items()
-    ]
-    figure.legend(
-        handles=lines, loc="outside right upper", fontsize=TINY + 1, frameon=False, title="pixels", title_fontsize=SMALL
-    )
-    return figure
