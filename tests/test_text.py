@@ -225,8 +225,7 @@ def figures(odd: str):
     from xrddiff.app.widgets import widget_base as shown
     from xrddiff.app.widgets.canvas import CanvasImage, draw_pictures
     from xrddiff.core.ranks.scaling import plot_scaling
-    from xrddiff.judge.views import charts, latent_map, plots, samples
-    from xrddiff.judge.views import inspection as masks
+    from xrddiff.judge.views import charts, latent_map, masks, plots, samples
     from xrddiff.judge.views import twins as comparison
     from xrddiff.run.studies import comparison as runs
 
