@@ -242,6 +242,24 @@ def test_a_submission_that_is_only_shown_leaves_nothing(tmp_path, monkeypatch, c
     assert "#SBATCH --output" in capsys.readouterr().out and not list(tmp_path.iterdir())
 
 
+def test_a_file_that_a_verb_reads_is_never_its_output(tmp_path, monkeypatch, capsys):
+    """Whatever argument names it: a profile, a script, a network of peaks. Without the rule, `--overwrite` replaces it."""
+    monkeypatch.chdir(tmp_path)
+    Path("own.yaml").write_text("nodes: 1\n")
+    Path("own.py").write_text("print(1)\n")
+    Path("net.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    np.save("run.npy", np.ones((2, 16, 16), np.float32))
+    kept = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    submit, words = ["cluster", "submit", "--config", "own.yaml"], ["model=vae_kl", "data=sim128"]
+    for argv in (
+        [*submit, *words, "-o", "own.yaml", "--overwrite"],
+        [*submit, "--script", "own.py", "-o", "own.py", "--overwrite"],
+        ["data", "inspect", "run.npy", "--png", "net.png", "--overwrite", "peaks=net:net.png"],
+    ):
+        assert "would be both read and written" in refused(capsys, *argv)
+        assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == kept
+
+
 def test_few_former_attempts_are_kept(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run = create_run(compose_plan(["run_name=often"]))

@@ -198,7 +198,7 @@ def inspect_and_draw(
     - `frame`: number of the frame to draw.
     - `png`: where to save the picture (here, under the file's name). `no_png`: no picture.
     """
-    reads = [file, words]
+    reads = [file, peaks, words]
     if not no_png:
         given, png = png, png or picture_name(file, frame)
         try:
@@ -222,7 +222,7 @@ class MaskOfFile:
 
     - `frames`: the frames as the file has them.
     - `reasons`: (y, x), bits of the rules that mask a pixel in any frame that was looked at.
-    - `table`: a row for each rule, see `judge.views.inspection.mask_table`. `notes`: the rules, in sentences.
+    - `table`: a row for each rule, see `judge.views.masks.mask_table`. `notes`: the rules, in sentences.
     """
 
     frames: xr.Dataset
@@ -270,7 +270,7 @@ def mask(file: str | os.PathLike, /, **words: Any) -> MaskOfFile:
     """Which pixels of a file are masked, and why, as `xrddiff data mask` says it.
 
     - `file`: any supported file, a folder of images, or the name of a set. `words`: of `open_frames`, as in
-    `automask=["range", "edges"]`, `mask="bad.npy"`. Raises `BadInput` for a file that cannot be read.
+      `automask=["range", "edges"]`, `mask="bad.npy"`. Raises `BadInput` for a file that cannot be read.
     """
     from xrddiff.core.plugins import load_standing
     from xrddiff.judge.views.inspection import explain_mask

@@ -93,22 +93,21 @@ def submit(
     if local and plan.array:
         raise BadInput("--array needs a cluster; on this machine: xrddiff run --multirun")
     if shown:
-        return _show_script(plan.local_script() if local else plan.cluster_script(), output, overwrite, script)
+        text = plan.local_script() if local else plan.cluster_script()
+        return _show_script(text, output, [profile.config, overrides, script, command], overwrite)
     return Found(None, (), _run_here(plan)) if local else _send(plan)
 
 
-def _show_script(text: str, output: str | None, overwrite: bool, reads: Any = None) -> Found:
-    """Print or save a batch script."""
+def _show_script(text: str, output: str | None, reads: Any, overwrite: bool) -> Found:
+    """Print or save a batch script; `reads` are the inputs, never replaced."""
     write_or_print(text, output, reads, overwrite=overwrite)
     return Found(None)
 
 
 def _send(plan: JobPlan) -> Found:
     """Submit a plan; the submission is recorded in the ledger."""
-    from xrddiff.run.slurm.submission import send_plan, sent_lines
-
-    sent = send_plan(plan)
-    return Found({"job": sent.id, "runs": sent.run_dirs}, [sent_lines(plan, sent)])
+    sent = send_or_show(plan, False)
+    return Found({"job": sent.number, "runs": sent.runs}, [sent.lines])
 
 
 def _run_here(plan: JobPlan) -> int:
@@ -156,7 +155,9 @@ def resume(
     former = found.submission.profile if found.submission else None
     chosen = chosen_profile(profile.profile, profile.config, former, **profile.replaced)
     plan = plan_resume(found, chosen, list(overrides), job_name)
-    return _show_script(plan.cluster_script(), output, overwrite) if dry_run or output else _send(plan)
+    if dry_run or output:
+        return _show_script(plan.cluster_script(), output, [target, profile.config, overrides], overwrite)
+    return _send(plan)
 
 # %% ../../../nbs/app/verbs/jobs.ipynb #a8aeff0f
 @verb("cluster status", "the queue, with epoch and loss of each run")

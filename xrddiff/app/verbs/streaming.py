@@ -135,7 +135,7 @@ def stream(
     progress: bool = True,
     **words: Any,
 ) -> StreamAnswers:
-    """Found frames as they arrive: hit or blank, peaks, lattice and, with a run, how untypical it
+    """Answer frames as they arrive: hit or blank, peaks, lattice and, with a run, how untypical it
     finds them and their latents: `xrddiff stream tcp://detector:9999 --run RUN`. Every frame is
     answered once; a full buffer makes the sender wait, or with --drop gives up the oldest frame. With a cell and a space group
     lattices are integrated and merged, and the page says how many more frames are needed. It ends with the source, after

@@ -51,7 +51,6 @@ TOLD = {
     "nodes": "replaces the value of the profile, like the following options",
     "tasks_per_node": "ranks on each node",
     "time_limit": "the time limit",
-    "account": "", "partition": "", "qos": "", "constraint": "", "reservation": "",
     "job_name": "name of the job (default: that of the model)",
     "words": "values that the file does not contain: wavelength= (Å), distance=, pixel_size= (m), beam_center=[x,y] (px), units=, …, "
     "geometry= (a .poni, CrystFEL .geom or DIALS .expt file), dataset= (where in an HDF5 file the frames are), "
@@ -347,8 +346,11 @@ class Verb:
     @property
     def words_of_run(self) -> bool:
         """Whether it takes words of a run, such as `model=ddpm`."""
+        free = self.free  # words of frames are keywords of the function
         return (
-            self.free is not None and self.free.name in ("overrides", "given") or self.trusts and self.free is not None
+            free is not None
+            and free.kind is inspect.Parameter.VAR_POSITIONAL
+            and free.name in ("overrides", "given", "words")
         )
 
     @cached_property
@@ -382,7 +384,7 @@ class Verb:
             if p.free:
                 continue
             value = getattr(args, p.name, p.default)
-            if p.kind is inspect.Parameter.POSITIONAL_ONLY or p.positional:
+            if p.positional:
                 given.append(value)
             else:
                 words[p.name] = value
