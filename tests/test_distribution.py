@@ -31,14 +31,13 @@ from xrddiff.judge.metrics.distribution import (
     set_distances,
     wasserstein,
 )
+from xrddiff.judge.metrics.copies import find_copies
 from xrddiff.judge.metrics.diversity import (
     PAIRED,
     block_means,
     class_recovery,
     distances_within,
     frame_distances,
-    nearest_pattern,
-    nearest_training,
     ratio_interval,
     wilson_interval,
 )
@@ -313,14 +312,18 @@ def test_distances_between_nearly_equal_frames_are_not_lost():
 
 def test_copies_are_found_among_many_and_blanks_do_no_harm():
     rng = np.random.default_rng(5)
-    training, held_out, fresh = (rng.normal(size=(n, 400)) for n in (2500, 120, 120))
-    copies = training[1500:1520] + 0.5 * rng.normal(size=(20, 400))
-    near, which = nearest_pattern(copies, training)
-    assert which.tolist() == list(range(1500, 1520)) and near.max() < 1
-    honest, cheat = (nearest_training(s, training, held_out) for s in (fresh, np.concatenate([copies, fresh[20:]])))
-    assert abs(honest["z"]) < 3 and honest["copied"] < 0.06
-    assert cheat["copied"] >= 20 / 120 and cheat["nearer"] > honest["nearer"]
-    assert np.isfinite(nearest_pattern(np.zeros((1, 400)), training)[0]).all()
+    training, held_out, fresh = (rng.normal(size=(n, 400)) for n in (1000, 120, 120))
+    copies = training[500:520] + 0.5 * rng.normal(size=(20, 400))
+    cheat = np.concatenate([copies, np.zeros((1, 400)), fresh[21:]])
+
+    def found(samples):
+        rows = ({"blocks": v, "peaks": np.zeros_like(v)} for v in (samples, training, held_out))
+        return find_copies(*rows, (20, 20))
+
+    assert found(fresh).copied < 0.06 and found(fresh).repeated < 0.06
+    mixed = found(cheat)
+    assert mixed.source[:20].tolist() == list(range(500, 520)) and mixed.source[20] == -1
+    assert 20 / 120 <= mixed.copied < 0.22 and mixed.copied_ci[0] > 0.1
 
 
 def test_recovery_weighs_the_classes_and_bounds_the_ratio():

@@ -258,7 +258,7 @@ def test_the_rules_read_what_the_report_reads():
         """Findings by rule, and the report's sentences, where `right` of 10 samples of a class are what was asked for."""
         confusion = right * np.eye(10, dtype=int) + (10 - right) * np.roll(np.eye(10, dtype=int), 3, 1)
         answer = class_answer(names, confusion, held_out)
-        judgement = Judgement({}, {}, {}, 1.0, {"distances": "few"}, answers={"digit": answer}, **words)
+        judgement = Judgement({}, {}, None, 1.0, {"distances": "few"}, answers={"digit": answer}, **words)
         evidence = Evidence(facts=used | judged_facts(judgement))
         rules = look(evidence, "result", ["samples_out_of_range", "condition_ignored"])
         return {f.rule: f.seen for f in rules}, [words for _, words in verdict_of(judgement).lines]
@@ -282,7 +282,7 @@ def test_a_guessing_classifier_accuses_no_model():
     from xrddiff.learn.telemetry.rules import Evidence, look
 
     answer = class_answer(["a", "b"], np.array([[10, 10], [10, 10]]), np.array([[6, 5], [5, 6]]))
-    facts = judged_facts(Judgement({}, {}, {}, 1.0, answers={"kind": answer}))
+    facts = judged_facts(Judgement({}, {}, None, 1.0, answers={"kind": answer}))
     assert facts["answers"] and look(Evidence(facts=facts), "result", ["condition_ignored"]) == []
 
 

@@ -29,6 +29,7 @@ def make_twin(
     format: str = "h5",
     distance_range: float = 0.03,
     seed: int = 0,
+    most: int | None = None,
     output: str | None = None,
 ) -> Code:
     """Learn a twin of a detector from measured frames: its background, its noise, the shapes and the brightness of its spots.
@@ -42,11 +43,12 @@ def make_twin(
     - `n`: number of new frames. `format`: of their file: h5, cxi, nxs or zarr.
     - `distance_range`: search the distance within ± this share of it.
     - `seed`: frame i of a seed is always the same. `output`: folder for the results (NAME-twin).
+    - `most`: number of exposures of each half that are used (60, or as many as fit in memory).
     """
     from xrddiff.judge.inference.twins import TwinPlan
     from xrddiff.run.execution.comparing import execute_twin, folder_for
 
-    plan = TwinPlan(**_plan_fields(frames, cell, intensities, group, n, format, distance_range, seed))
+    plan = TwinPlan(**_plan_fields(frames, cell, intensities, group, n, format, distance_range, seed, most))
     folder = execute_twin(plan, folder_for("twin", plan.frames[0], output))
     say(f"frames: {folder / plan.output}")
     show_summary(folder)
@@ -55,7 +57,7 @@ def make_twin(
 
 def _plan_fields(
     given: Sequence[str], cell: str | None, intensities: str | None, group: str | None, n: int, format: str,
-    distance_range: float, seed: int,
+    distance_range: float, seed: int, most: int | None,
 ) -> dict[str, Any]:  # fmt: skip
     """The fields of a `TwinPlan`. given: files and words."""
     words = [w for w in given if "=" in w and not os.path.exists(os.path.expanduser(w))]
@@ -64,7 +66,7 @@ def _plan_fields(
         raise BadInput("no frames are named; expected files or folders of measured exposures")
     return dict(
         frames=files, cell=absolute_path(cell), intensities=absolute_path(intensities), group=group, n=n,
-        output=f"frames.{format}", distance_range=distance_range, seed=seed, words=frame_words(words),
+        output=f"frames.{format}", distance_range=distance_range, seed=seed, most=most, words=frame_words(words),
     )  # fmt: skip
 
 # %% ../../../nbs/app/verbs/twin.ipynb #bc455611
@@ -78,6 +80,7 @@ def recover_spots(
     format: str = "cxi",
     distance_range: float = 0.03,
     seed: int = 0,
+    most: int | None = None,
     program: list[str] | None = None,
     blank: bool = False,
     timeout: float = 3600.0,
@@ -99,7 +102,7 @@ def recover_spots(
     from xrddiff.run.execution.comparing import execute_recovery, folder_for
 
     programs = tuple(absolute_program(p) for p in program or PROGRAMS)
-    told = _plan_fields(frames, cell, intensities, group, n, format, distance_range, seed)
+    told = _plan_fields(frames, cell, intensities, group, n, format, distance_range, seed, most)
     plan = RecoveryPlan(**told, programs=programs, blank=blank, timeout=timeout, env=env or [])
     earlier = earlier_recovery(plan)
     default = f"{earlier}-again" if earlier is not None else None

@@ -21,6 +21,7 @@ from ...core.errors import BadInput, nearest
 from ...core.plugins import attempt
 from ...core.registry import Names, get
 from ...data.formats.store import read_store
+from ...data.frames.exposures import find_exposures, groups_apart
 from ...data.frames.frames import frame_count
 from ...data.frames.peaks import find_frame_peaks
 from ...data.frames.selection import evenly_spaced, select_frames
@@ -58,8 +59,8 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['LATTICES', 'CONTROLS', 'cells_of', 'unmatched_cells', 'LatticePart', 'SetLattices', 'blocks_of', 'Counterparts',
-           'SampleEvaluation', 'CodecEvaluation', 'principal_components', 'reference_rows', 'unseen_still',
-           'samples_of', 'open_evaluation']
+           'units_by_name', 'SampleEvaluation', 'CodecEvaluation', 'principal_components', 'reference_rows',
+           'unseen_still', 'samples_of', 'open_evaluation']
 
 # %% ../../../nbs/judge/inference/evaluation.ipynb #0591289d
 def cells_of(frames: xr.Dataset, cell: Any = None) -> list[tuple[Cell, np.ndarray]]:
@@ -242,13 +243,15 @@ class Counterparts:
         others = unmatched_cells(self.samples, select_frames(self.frames, index), cell)
         return f"no held-out frame has the crystal asked for ({', '.join(map(str, others[:3]))})" if others else ""
 
-    def classes(self, titles: Mapping[str, Sequence[str]], index: np.ndarray) -> dict[str, list[str]] | None:
-        """The class of each held-out frame and of each sample, in the order of their numbers, of the first condition
+    def classes(
+        self, titles: Mapping[str, Sequence[str]], index: Mapping[str, np.ndarray]
+    ) -> dict[str, list[str]] | None:
+        """The class of each real frame and of each sample, in the order of their numbers, of the first condition
         that both have; None if there is none.
 
-        titles: condition -> names of its classes. index: the held-out frames.
+        titles: condition -> names of its classes. index: the frames of each set of real frames.
         """
-        sets = {"held out": (self.frames, np.sort(index))}
+        sets = {name: (self.frames, np.sort(at)) for name, at in index.items()}
         sets["samples"] = self.samples, np.argsort(self.samples["sample"].values)
         for name, own in titles.items():
             if all(name in ds.variables for ds, _ in sets.values()):
@@ -256,6 +259,16 @@ class Counterparts:
                 known = dict(enumerate(own))
                 return {part: [known.get(int(k), "unknown") for k in v] for part, v in numbers.items()}
         return None
+
+# %% ../../../nbs/judge/inference/evaluation.ipynb #653f9768
+def units_by_name(frames: xr.Dataset, index: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The group of each frame of some sets, in the order of their numbers, according to labels, files and the frames that
+    windows were cut from.
+
+    index: the frame numbers of each set.
+    """
+    groups, _ = groups_apart(frames, find_exposures(frames, most=0).number)
+    return {name: groups[np.sort(at)] for name, at in index.items()}
 
 # %% ../../../nbs/judge/inference/evaluation.ipynb #b02cec46
 class SampleEvaluation:
@@ -395,7 +408,8 @@ class SampleEvaluation:
         lattices = self._lattices.tables(indexed, why)
         words = dict(condition=self.condition, answers=answers, why=why, lattices=lattices)
         words |= dict(drawn=drawn_range(self.samples), apart=self.like.missing(self.prepared.held_out, self.cell))
-        words["classes"] = self.like.classes(self.judges.classes, self.numbers["held out"])
+        words["classes"] = self.like.classes(self.judges.classes, self.numbers)
+        words["units"] = units_by_name(self.prepared.frames, self.numbers)
         return judge_summaries(sets, self.ruler, seed=self.plan.evaluation.seed, **words)
 
 # %% ../../../nbs/judge/inference/evaluation.ipynb #d6eadbda

@@ -19,7 +19,9 @@ from ...data.frames.frames import frame_count, frame_mask
 from ...data.frames.peaks import find_frame_peaks
 from ...data.frames.rows import frame_reader
 from ..metrics.judgement import Judgement, judge_summaries
-from ..metrics.set_summaries import Ruler
+from ..metrics.copies import find_units
+from ..metrics.set_summaries import Ruler, peak_blocks
+from ..metrics.two_sample import SEEN
 from ...physics.indexing.series import index_series
 from ...physics.twins.measured_backgrounds import FEWEST_EXPOSURES
 from ...physics.twins.twin import KINDS, Twin, twin_frames
@@ -33,9 +35,9 @@ from ...physics.indexing.expected_intensities import CrystalIntensities, read_in
 from ...physics.twins.twin import learn_twin
 
 # %% auto #0
-__all__ = ['WINDOW', 'WINDOWS', 'FULL', 'BRIGHTNESS', 'WAYS', 'NEAR', 'MOST_LEARNT', 'MEMORY', 'FEWER', 'halves',
-           'places_of_windows', 'cut_windows', 'frames_found', 'TwinJudgement', 'judge_twin', 'twin_table',
-           'twin_words', 'twin_record', 'given_intensities', 'most_learnt', 'TwinPlan']
+__all__ = ['WINDOW', 'WINDOWS', 'FULL', 'BRIGHTNESS', 'WAYS', 'FEWEST_CRYSTALS', 'SIDE', 'NEAR', 'MOST_LEARNT', 'MEMORY', 'FEWER',
+           'halves', 'places_of_windows', 'cut_windows', 'frames_found', 'TwinJudgement', 'judge_twin', 'crystals_of',
+           'exposure_units', 'twin_table', 'twin_words', 'twin_record', 'given_intensities', 'most_learnt', 'TwinPlan']
 
 # %% ../../../nbs/judge/inference/twins.ipynb #7ce772e3
 def halves(n: int) -> tuple[list[int], list[int]]:
@@ -91,11 +93,13 @@ def cut_windows(frames: xr.Dataset, places: Sequence[tuple[slice, ...]], valid: 
 BRIGHTNESS = (0.1, 0.5, 0.9)  # quantiles of the intensities of peaks
 
 
-def frames_found(frames: xr.Dataset, cell: Any, distance_range: float, by_chance: float = 0.0) -> dict[str, Any]:
+def frames_found(
+    frames: xr.Dataset, cell: Any, distance_range: float, by_chance: float = 0.0, peaks: pd.DataFrame | None = None
+) -> dict[str, Any]:
     """Peaks of each frame, quantiles of their intensities, the share of frames with a lattice, and of peaks on one; and the
-    kind of each frame. by_chance: how far peaks stand out at most in a frame without a spot.
+    kind of each frame. by_chance: how far peaks stand out at most in a frame without a spot. peaks: found if they are not known.
     """
-    n, peaks = frame_count(frames), find_frame_peaks(frames)
+    n, peaks = frame_count(frames), find_frame_peaks(frames) if peaks is None else peaks
     each = np.bincount(peaks["frame"], minlength=n)
     out = {"frames": n, "peaks": each.tolist()}
     bright = peaks["intensity"].to_numpy()
@@ -127,6 +131,7 @@ class TwinJudgement:
     - `frames`: "learnt", "held out", and each of `WAYS`: `frames_found`.
     - `drawn`: were the intensities of reflections drawn, since no file has them?
     - `cut`: the windows of "held out", and of each of `WAYS`. `seen`: of the exposures, in sentences.
+    - `crystals`: about how many crystals the exposures are of; exposures without common spots count as one each.
     """
 
     windows: Mapping[str, Judgement]
@@ -134,6 +139,7 @@ class TwinJudgement:
     drawn: bool = True
     cut: Mapping[str, xr.Dataset] = field(default_factory=dict)
     seen: tuple[str, ...] = ()
+    crystals: int = 0
 
     @property
     def best(self) -> str:
@@ -167,13 +173,44 @@ def judge_twin(
     ruler = Ruler(cut["held out"], mask=np.ones(cut["held out"]["intensity"].shape[1:], bool))
     real = {name: ruler.measure(w) for name, w in cut.items()}
     cut |= {way: cut_windows(d, places, valid) for way, d in made.items()}
-    tests = {way: judge_summaries(real | {"samples": ruler.measure(cut[way])}, ruler, seed=seed) for way in WAYS}
+    peaks = {name: find_frame_peaks(d) for name, d in (("learnt", learnt), ("held out", held))}
+    unit = exposure_units(peaks, frame_count(learnt), n, learnt["intensity"].shape[1:])
+    units = {"train": np.repeat(unit[: -n or None], len(places)), "held out": np.repeat(unit[-n:], len(places))}
+    units["samples"] = np.repeat([f"made {i}" for i in range(n)], len(places))
+    tests = {
+        way: judge_summaries(real | {"samples": ruler.measure(cut[way])}, ruler, seed=seed, units=units) for way in WAYS
+    }
     most = twin.by_chance or most_by_chance(e, twin.backgrounds, twin.noise)
     sets = {"learnt": (learnt, distance_range), "held out": (held, distance_range)} | {
         w: (d, 0.0) for w, d in made.items()
     }
-    frames = {name: frames_found(d, e.indexing.cell, reach, most) for name, (d, reach) in sets.items()}
-    return TwinJudgement(tests, frames, drawn, cut, twin.seen)
+    frames = {name: frames_found(d, e.indexing.cell, reach, most, peaks.get(name)) for name, (d, reach) in sets.items()}
+    return TwinJudgement(
+        tests,
+        frames,
+        drawn,
+        cut,
+        twin.seen,
+        len(np.unique(crystals_of(peaks, frame_count(learnt), n, learnt["intensity"].shape[1:]))),
+    )
+
+# %% ../../../nbs/judge/inference/twins.ipynb #5c03aeba
+FEWEST_CRYSTALS, SIDE = 4, 64  # crystals that are units of a test; blocks on a side
+
+
+def crystals_of(peaks: Mapping[str, pd.DataFrame], learnt: int, held: int, shape: tuple[int, ...]) -> np.ndarray:
+    """Return the crystal of each exposure, first of the learnt ones, then of the held-out ones, as numbers (n,).
+
+    peaks: of the sets "learnt" and "held out". learnt, held: their numbers of exposures. shape: of their pixels.
+    """
+    rows = (peak_blocks(peaks[name], n, shape, 1.0, SIDE) for name, n in (("learnt", learnt), ("held out", held)))
+    return find_units(np.concatenate(list(rows)), shape)
+
+
+def exposure_units(peaks: Mapping[str, pd.DataFrame], learnt: int, held: int, shape: tuple[int, ...]) -> np.ndarray:
+    """Return the unit of each exposure: its crystal, or the exposure itself if there are few crystals; as `crystals_of`."""
+    crystal = crystals_of(peaks, learnt, held, shape)
+    return crystal if len(np.unique(crystal)) >= FEWEST_CRYSTALS else np.arange(learnt + held)
 
 # %% ../../../nbs/judge/inference/twins.ipynb #fa02a01a
 def twin_table(judged: TwinJudgement) -> pd.DataFrame:
@@ -183,15 +220,12 @@ def twin_table(judged: TwinJudgement) -> pd.DataFrame:
         title = WAYS[way]
         for kind, row in (("samples", title), ("control", "held-out exposures")):
             if kind in j.two_samples:
-                test = j.two_samples[kind].table["auc"]
-                rows.setdefault("AUC, statistics", {})[row] = test["all"]
-                if "pictures" in test:
-                    rows.setdefault("AUC, small network", {})[row] = test["pictures"]
+                rows.setdefault("AUC of a classifier", {})[row] = j.two_samples[kind].value
         for name, found in j.distances().items():
             ratio = found.get("samples / floor of real frames", np.nan)
             rows.setdefault(f"{name}, times the floor", {})[title] = ratio
-        if j.memory:
-            rows.setdefault("windows that copy a learnt one", {})[title] = j.memory["copied"]
+        if j.copies is not None:
+            rows.setdefault("windows that copy a learnt one", {})[title] = j.copies.copied
     names = {"learnt": "learnt exposures", "held out": "held-out exposures"} | WAYS
     for which, found in judged.frames.items():
         for name, value in found.items():
@@ -232,21 +266,40 @@ def _kinds_in_words(kinds: Sequence[str]) -> list[str]:
     return [f"The {len(kinds)} exposures that were learnt from are {', '.join(found)}{loose}."]
 
 
+def _window_words(judged: TwinJudgement, best: str) -> str:
+    """Describe the test of windows, in a sentence."""
+    tests = judged.windows[best].two_samples
+    test, control = tests["samples"], tests.get("control")
+    exposures = sum(len(judged.frames[name]["peaks"]) for name in ("learnt", "held out"))
+    of = f"{exposures} exposures of about {judged.crystals} crystals"
+    if control is not None and control.interval[0] > 0.5:
+        low, high = control.interval
+        return (
+            f"No verdict on windows: a classifier recognises held-out exposures among learnt ones themselves, AUC "
+            f"{control.value:.2f} ({low:.2f} to {high:.2f}; {of})."
+        )
+    (low, high), beside = (
+        test.interval,
+        "" if control is None else f", {control.value:.2f} between learnt and held-out exposures",
+    )
+    number = f"AUC {test.value:.2f} ({low:.2f} to {high:.2f}; 0.5 is chance{beside}; {of})"
+    if low > 0.5:
+        return f"A classifier recognises windows of {WAYS[best]}: {number}."
+    if test.least <= SEEN:
+        return f"A classifier does not recognise windows of {WAYS[best]}: {number}; it would miss a difference below AUC {test.least:.2f}."
+    return f"Too few exposures to say whether windows of {WAYS[best]} are like measured ones: {number}; a classifier would miss a difference below AUC {test.least:.2f}."
+
+
 def twin_words(judged: TwinJudgement) -> list[str]:
     """Return good and bad uses of the frames, in sentences."""
     best, out = judged.best, []
     j, test = judged.windows[best], judged.windows[best].two_samples.get("samples")
     if test is not None:
-        low, high = test.interval
-        easy, control = "cannot tell" if low <= 0.5 else "tells", j.two_samples.get("control")
-        real = "" if control is None else f", {control.value:.0%} between learnt and held-out exposures"
-        out.append(
-            f"A classifier {easy} windows of {WAYS[best]} from held-out ones: it is right in {test.value:.0%} of pairs ({low:.0%} to {high:.0%}; 50% is chance{real})."
-        )
+        out.append(_window_words(judged, best))
     other = judged.windows["blanks" if best == "twin" else "twin"].two_samples.get("samples")
     if other is not None:
         title = WAYS["blanks" if best == "twin" else "twin"]
-        out.append(f"For {title} it is right in {other.value:.0%}.")
+        out.append(f"For {title} the AUC is {other.value:.2f} ({other.interval[0]:.2f} to {other.interval[1]:.2f}).")
     ours, real = judged.frames[best], judged.frames["held out"]
     good, bad = [], []
     (good if ours["rate"] >= 0.95 * real["rate"] else bad).append(
@@ -256,7 +309,7 @@ def twin_words(judged: TwinJudgement) -> list[str]:
     (good if worst <= NEAR * apart else bad).append(
         f"efficiencies of peak finders (quantiles of peak intensities within a factor of {worst:.2f}, {apart:.2f} between learnt and held-out exposures)"
     )
-    copied = j.memory.get("copied", 0.0) if j.memory else 0.0
+    copied = 0.0 if j.copies is None else j.copies.copied
     (good if copied <= 0.02 else bad).append(f"training networks ({copied:.0%} of the windows copy a learnt one)")
     if judged.drawn:
         bad.append("intensities of this crystal (|F|² was drawn, since no file of it was given)")
@@ -274,6 +327,7 @@ def twin_record(judged: TwinJudgement) -> dict[str, Any]:
         "words": twin_words(judged),
         "windows": windows,
         "frames": {k: dict(v) for k, v in judged.frames.items()},
+        "crystals": judged.crystals,
     }
 
 # %% ../../../nbs/judge/inference/twins.ipynb #6a438e31
@@ -305,6 +359,7 @@ class TwinPlan:
     - `group`: space group; None takes that of the file or of the frames, or none beyond the centring.
     - `n`: new frames. `output`: the name of their file: .h5, .cxi, .nxs, .zarr.
     - `distance_range`: relative; the distance is searched within ± this.
+    - `most`: exposures of each half that are used at most; None: 60, or as many as fit in memory, but 24.
     - `words`: further words of `open_frames`, such as `wavelength`.
     """
 
@@ -316,9 +371,12 @@ class TwinPlan:
     output: str = "frames.h5"
     distance_range: float = 0.03
     seed: int = 0
+    most: int | None = None
     words: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if self.most is not None and self.most < FEWEST_EXPOSURES:
+            raise BadInput(f"most is {self.most}; expected at least {FEWEST_EXPOSURES} exposures of each half")
         if self.n < 1:
             raise BadInput(f"n is {self.n}; expected at least 1 new frame")
         if self.seed < 0 or not 0 <= self.distance_range < 0.5:
@@ -338,8 +396,15 @@ class TwinPlan:
 
     def halves(self, frames: xr.Dataset) -> tuple[xr.Dataset, xr.Dataset]:
         """The exposures that are learnt from, and those held out: of each at most `most_learnt`."""
-        most = most_learnt(frames)
+        most = self.most or most_learnt(frames)
         return tuple(select_frames(frames, evenly_spaced(half, most)) for half in halves(frame_count(frames)))
+
+    def used(self, frames: xr.Dataset) -> str:
+        """Describe the exposures that are used: "60 + 60 of 400 exposures (most=…)"; "" if all are."""
+        n, parts = frame_count(frames), [frame_count(half) for half in self.halves(frames)]
+        return (
+            "" if sum(parts) == n else f"{parts[0]} + {parts[1]} of {n} exposures are used (`most` sets another number)"
+        )
 
     def known(self) -> CrystalIntensities | None:
         """The intensities of the crystal's reflections, if a file has them."""

@@ -5,6 +5,7 @@
 # %% ../../../nbs/judge/metrics/frame_statistics.ipynb #99f24927
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -24,9 +25,11 @@ if TYPE_CHECKING:
     import xarray as xr
 
 # %% auto #0
-__all__ = ['RINGS', 'SECTORS', 'SHARES', 'ABOVE', 'SPOTS', 'STEPS', 'LARGEST', 'neighbour_vectors', 'neighbour_spacing',
-           'spot_shapes', 'strong_peaks', 'median_shape', 'shape_table', 'polar_map', 'without_spots', 'share_of',
-           'window_mean', 'noise_statistics', 'spot_statistics', 'FrameStatistics', 'photon_pictures']
+__all__ = ['RINGS', 'SECTORS', 'SHARES', 'ABOVE', 'QUANTILES', 'LAGS', 'NOISE', 'ROUGH', 'BRIGHT', 'SHAPES', 'SPOTS', 'STEPS',
+           'LARGEST', 'neighbour_vectors', 'neighbour_spacing', 'spot_shapes', 'strong_peaks', 'median_shape',
+           'shape_table', 'polar_map', 'without_spots', 'share_of', 'window_mean', 'lag_correlation', 'noise_of',
+           'noise_statistics', 'block_sums', 'roughness', 'spot_profiles', 'spot_statistics', 'FrameStatistics',
+           'photon_pictures']
 
 # %% ../../../nbs/judge/metrics/frame_statistics.ipynb #4416ba81
 def neighbour_vectors(peaks: pd.DataFrame, geometry: Geometry | PanelGeometry) -> np.ndarray:
@@ -129,6 +132,7 @@ def _radii(ds: xr.Dataset, peaks: pd.DataFrame) -> np.ndarray:
 RINGS, SECTORS = 20, 8
 SHARES = (0, 1, 2, 3, 4, 5)  # photons in a pixel
 ABOVE = (10, 20, 40, 80, 160, 320, 640)
+QUANTILES = (0.5, 0.9, 0.99, 0.999)  # of the pixels of a frame
 
 
 def polar_map(frames: xr.Dataset) -> tuple[np.ndarray, np.ndarray]:
@@ -167,48 +171,133 @@ def window_mean(n: np.ndarray, valid: np.ndarray, size: int = 5) -> np.ndarray:
     return total / np.maximum(weight, 1e-6)
 
 
+LAGS = ((0, 1), (1, 0), (1, 1), (1, -1), (0, 2), (2, 0), (0, 4), (4, 0))  # pixels down, and to the right
+
+
+def lag_correlation(rest: np.ndarray, seen: np.ndarray, down: int, right: int) -> np.ndarray:
+    """Correlation of each frame's residuals with those `down` and `right` of them, (frame,).
+
+    rest: residuals (frame, …, y, x), 0 where they are not seen. seen: bool, the same shape.
+    """
+    axes, left = tuple(range(1, rest.ndim)), max(-right, 0)
+    height, width = rest.shape[-2] - down, rest.shape[-1] - abs(right)
+    here = np.s_[..., :height, left : left + width]
+    there = np.s_[..., down:, left + right : left + right + width]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        covariance = (rest[here] * rest[there]).sum(axes, dtype=np.float64) / (seen[here] & seen[there]).sum(axes)
+        return covariance / ((rest**2).sum(axes, dtype=np.float64) / seen.sum(axes))
+
+
+def noise_of(rest: np.ndarray, mean: np.ndarray, seen: np.ndarray, lags: Sequence[tuple[int, int]]) -> np.ndarray:
+    """Logarithm of variance over mean, of the fourth moment over the square of the second, and the correlations at `lags`
+    of the residuals of each frame: (frame, 2 + lag).
+
+    rest: (frame, …, y, x). mean: of their windows. seen: bool, where they count.
+    """
+    axes, rest = tuple(range(1, rest.ndim)), np.where(seen, rest, 0)
+    z2 = rest**2 / np.maximum(mean, 1e-2)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        variance = (rest**2).sum(axes, dtype=np.float64) / (mean * seen).sum(axes, dtype=np.float64)
+        tails = (z2**2).sum(axes, dtype=np.float64) * seen.sum(axes) / z2.sum(axes, dtype=np.float64) ** 2
+        columns = [np.log(variance), np.log(tails), *(lag_correlation(rest, seen, *lag) for lag in lags)]
+    return np.stack(columns, 1)
+
+
 def noise_statistics(n: np.ndarray, valid: np.ndarray) -> np.ndarray:
-    """Logarithm of variance over mean, and correlations with the pixel to the right, below, and both: (frame, 4).
+    """The noise of each frame, as `NOISE` has it, (frame, statistic).
 
     n: photons (frame, …, y, x). valid: bool, the same shape.
     """
-    mean = window_mean(n, valid)
-    rest = n - mean
-    quiet = valid & (np.abs(rest) <= 5 * np.sqrt(np.maximum(mean, 0) + 1))
-    rest, axes = np.where(quiet, rest, 0), tuple(range(1, n.ndim))
-    with np.errstate(invalid="ignore", divide="ignore"):
-        variance = (rest**2).sum(axes, dtype=np.float64)
-        columns = [np.log(variance / (mean * quiet).sum(axes, dtype=np.float64))]
-        for down, right in ((0, 1), (1, 0), (1, 1)):
-            height, width = n.shape[-2] - down, n.shape[-1] - right
-            a, b = rest[..., :height, :width], rest[..., down:, right:]
-            pairs = (quiet[..., :height, :width] & quiet[..., down:, right:]).sum(axes)
-            columns.append((a * b).sum(axes, dtype=np.float64) / pairs / (variance / quiet.sum(axes)))
-    return np.stack(columns, 1)
+    mean, axes = np.maximum(window_mean(n, valid), 0), tuple(range(1, n.ndim))
+    rest, noise = n - mean, np.sqrt(mean + 1)
+    quiet = valid & (np.abs(rest) <= 5 * noise)
+    bright = quiet & (mean > np.quantile(mean, 0.75, axis=axes, keepdims=True))
+    around = (9 * window_mean(n, valid, 3) - n) / 8
+    hot = valid & (n - around > 5 * np.sqrt(np.maximum(around, 0) + 1)) & (around < mean + 2 * noise / np.sqrt(8))
+    zeros, expected = (quiet & (np.rint(n) == 0)).sum(axes), (np.exp(-mean) * quiet).sum(axes, dtype=np.float64)
+    others = [np.log((zeros + 1) / (expected + 1)), np.log1p((valid & ~quiet).sum(axes)), np.log1p(hot.sum(axes))]
+    every, where_bright = noise_of(rest, mean, quiet, LAGS), noise_of(rest, mean, bright, LAGS[:4])
+    return np.concatenate([every, np.stack(others, 1), where_bright], 1)
+
+
+_MOMENTS = ("log of variance / mean", "log of the 4th moment / square of the 2nd")
+NOISE = (
+    *_MOMENTS,
+    *(f"correlation at {lag}" for lag in LAGS),
+    *("log of zeros / expected ones", "log of pixels above 5σ", "log of hot pixels"),
+    *(f"{name}, brightest quarter" for name in (*_MOMENTS, *(f"correlation at {lag}" for lag in LAGS[:4]))),
+)
+
+# %% ../../../nbs/judge/metrics/frame_statistics.ipynb #fb1ede01
+ROUGH = (8, 16, 32)  # px
+
+
+def block_sums(values: np.ndarray, k: int) -> np.ndarray:
+    """Sums of images (frame, …, y, x) over blocks of k × k pixels; those at the far edges are smaller."""
+    for axis in (-1, -2):
+        values = np.add.reduceat(values, np.arange(0, values.shape[axis], k), axis)
+    return values
+
+
+def roughness(rest: np.ndarray, mean: np.ndarray, seen: np.ndarray) -> np.ndarray:
+    """$R_k$ of each frame for the `ROUGH` k, (frame, k).
+
+    rest: the background less its `mean`, (frame, …, y, x). seen: bool, the same shape.
+    """
+    axes, rest = tuple(range(1, rest.ndim)), np.where(seen, rest, 0)
+    light = np.maximum((mean * seen).sum(axes, dtype=np.float64), 1e-6)
+    return np.stack([np.log((block_sums(rest, k) ** 2).sum(axes, dtype=np.float64) / light + 1e-6) for k in ROUGH], 1)
 
 # %% ../../../nbs/judge/metrics/frame_statistics.ipynb #4565eb9f
+BRIGHT = (0.1, 0.5, 0.9, 1.0)  # quantiles of the spots' intensities
+SHAPES = ("width", "elongation", "share in the brightest pixel", "halo")
 SPOTS = (
     "log of their number",
-    "log intensity, median",
+    *(f"log intensity, {q:.0%}" for q in BRIGHT),
     "log intensity, spread",
     "pixels, median",
-    "width",
-    "elongation",
+    *SHAPES,
+    *(f"{name}, brightest quarter" for name in SHAPES),
 )
 
 
+def spot_profiles(image: np.ndarray, peaks: pd.DataFrame, mask: np.ndarray) -> pd.DataFrame:
+    """`SHAPES` of peaks: those of `spot_shapes`, the share in the brightest pixel, and the halo, the excess 3.5 to 6 px away
+    over that within 3.5 px; NaN as there.
+
+    image, mask: (y, x) or (panel, ss, fs). peaks: as in `spot_shapes`.
+    """
+    *_, height, width = image.shape
+    panel = peaks["panel"].to_numpy(np.intp) if image.ndim == 3 else np.zeros(len(peaks), np.intp)
+    fs, ss = peaks["fs"].to_numpy(), peaks["ss"].to_numpy()
+    at, _, _, d2, near = pixels_around(fs, ss, panel * height * width, (height, width), 6.0)
+    good = near & mask.ravel()[at]
+    excess = np.where(good, image.ravel()[at].astype(np.float64) - peaks["background"].to_numpy()[:, None], 0)
+    inside = d2 <= 3.5**2
+    with np.errstate(divide="ignore", invalid="ignore"):
+        total = np.where(inside, excess, 0).sum(1)
+        sharp = np.where(inside, excess, 0).max(1, initial=0) / total
+        halo = np.where(inside, 0, excess).sum(1) / total
+    out = spot_shapes(image, peaks, mask).assign(peak=sharp, halo=halo)
+    return out.where(out["width"].notna()).set_axis(list(SHAPES), axis=1)
+
+
 def spot_statistics(n: np.ndarray, valid: np.ndarray, peaks: pd.DataFrame, unit: float) -> np.ndarray:
-    """`SPOTS` of each frame, (frame, 6); NaN where a frame has too few peaks.
+    """`SPOTS` of each frame, (frame, statistic); NaN where a frame has too few peaks.
 
     n: photons (frame, …, y, x). valid: bool, the same shape. peaks: as `find_frame_peaks` returns them. unit: of a photon.
     """
     out = np.full((len(n), len(SPOTS)), np.nan)
-    out[:, 0] = 0
+    out[:, 0], first = 0, 3 + len(BRIGHT)
     for frame, table in peaks.groupby("frame"):
-        bright = np.log(np.maximum(table["intensity"].to_numpy() / unit, 1e-3))
-        out[frame, :3] = np.log1p(len(table)), np.median(bright), bright.std() if len(table) > 1 else np.nan
-        out[frame, 3] = table["pixels"].median() if "pixels" in table else np.nan
-        out[frame, 4:] = median_shape(n[frame], table.assign(background=table["background"] / unit), valid[frame])
+        light = table["intensity"].to_numpy() / unit
+        bright, strong = np.log(np.maximum(light, 1e-3)), strong_peaks(table)
+        shapes = spot_profiles(n[frame], strong.assign(background=strong["background"] / unit), valid[frame])
+        top = shapes[strong["intensity"].to_numpy() / unit >= np.quantile(light, 0.75)]
+        pixels = table["pixels"].median() if "pixels" in table else np.nan
+        out[frame, 0], out[frame, 1 : first - 2] = np.log1p(len(table)), np.quantile(bright, BRIGHT)
+        out[frame, first - 2 : first] = bright.std() if len(table) > 1 else np.nan, pixels
+        out[frame, first:] = [*shapes.median(), *top.median()]
     return out
 
 # %% ../../../nbs/judge/metrics/frame_statistics.ipynb #ac7e4c09
@@ -232,8 +321,9 @@ class FrameStatistics:
         *(("profile", f"log of the mean in ring {i + 1} of {RINGS}") for i in range(RINGS)),
         *(("histogram", f"share of pixels with {i} photons") for i in SHARES),
         *(("histogram", f"share of pixels above {i} photons") for i in ABOVE),
-        ("noise", "log of variance / mean"),
-        *(("noise", f"correlation with the pixel {where}") for where in ("to the right", "below", "across")),
+        *(("histogram", f"log of the {q:.1%} quantile") for q in QUANTILES),
+        *(("noise", name) for name in NOISE),
+        *(("roughness", f"log of variance / mean over {k} px") for k in ROUGH),
         *(("azimuth", f"sector {i + 1} of {SECTORS}") for i in range(SECTORS)),
         *(("azimuth", f"{f} 2φ, {where} third") for f in ("cos", "sin") for where in ("inner", "middle", "outer")),
         *(("spots", name) for name in SPOTS),
@@ -268,22 +358,25 @@ class FrameStatistics:
             profile = np.divide(*ring_sums(flat, seen, self.ring, RINGS))
             share = [((np.rint(flat) == k) & seen).sum(1) / seen.sum(1) for k in SHARES]
             share += [(flat > k).sum(1) / seen.sum(1) for k in ABOVE]
+            level = np.nanquantile(np.where(seen, flat, np.nan), QUANTILES, axis=1)
+            mean = np.where(seen, np.nan_to_num(profile)[:, self.ring], 0).reshape(n.shape)
+            background = without_spots(n, mean)
             in_spots = np.bincount(peaks["frame"].to_numpy(), peaks["intensity"].to_numpy() / self.unit, len(n))
             columns = [
                 np.log(np.maximum(profile, 1e-3)),
                 np.stack(share, 1),
+                np.log1p(np.maximum(level, 0)).T,
                 noise_statistics(n, valid),
-                self._azimuth(flat, seen, profile),
+                roughness(background - mean, mean, valid),
+                self._azimuth(background.reshape(flat.shape), mean.reshape(flat.shape), seen),
                 spot_statistics(n, valid, peaks, self.unit),
                 (in_spots / flat.sum(1))[:, None],
             ]
         return np.concatenate(columns, 1).astype(np.float32)
 
-    def _azimuth(self, n: np.ndarray, seen: np.ndarray, profile: np.ndarray) -> np.ndarray:
-        """Sectors and second harmonics relative to the rings."""
-        mean = np.where(seen, np.nan_to_num(profile)[:, self.ring], 0)
+    def _azimuth(self, level: np.ndarray, mean: np.ndarray, seen: np.ndarray) -> np.ndarray:
+        """Sectors and second harmonics of the background relative to the mean of its rings."""
         waves = np.cos(2 * self.phi), np.sin(2 * self.phi)
-        level = without_spots(n, mean)
         sectors = share_of(level, mean, seen, self.sector, SECTORS)
         known = np.isfinite(sectors)
         middle = np.where(known, sectors, 0).sum(1, keepdims=True) / known.sum(1, keepdims=True)

@@ -14,10 +14,12 @@ import pandas as pd
 
 from ...core.plugins import failure_of
 from ...core.registry import Names, entries
+from ...data.frames.exposures import join_groups
 from ...data.frames.frames import frame_count
 from ...data.frames.selection import evenly_spaced, select_frames
 from .distribution import DISTANCES, compare_sets, ratio_table, times_floor
-from .diversity import nearest_training
+from .diversity import set_coverage
+from .copies import Copies, find_copies, find_units
 from .set_summaries import Ruler, SetSummary
 from .two_sample import FEWEST_TOLD, TwoSample, two_sample
 
@@ -25,7 +27,8 @@ if TYPE_CHECKING:
     import xarray as xr
 
 # %% auto #0
-__all__ = ['FEWEST', 'FLOORS', 'title_of', 'Judgement', 'peak_quantiles', 'judge_samples', 'judged_rows', 'judge_summaries']
+__all__ = ['FEWEST', 'FLOORS', 'title_of', 'Judgement', 'peak_quantiles', 'judge_samples', 'judged_rows', 'judge_summaries',
+           'units_of']
 
 # %% ../../../nbs/judge/metrics/judgement.ipynb #ce19b620
 def title_of(distance: str) -> str:
@@ -59,7 +62,8 @@ class Judgement:
 
     - `rows`: distances (`compare_sets`) for "samples", "floor" and, in a latent, "autoencoder".
     - `summaries`: the measurements of each set.
-    - `memory`: nearest-training copies, from `nearest_training`.
+    - `copies`: samples that repeat training frames or each other (`find_copies`); None if that was not looked for.
+    - `coverage`: of "samples" and of "floor", two sets of real frames: `set_coverage` by "features" and by "statistics".
     - `scale`: of the ruler.
     - `why`: the reason for each missing number, by name.
     - `condition`: the condition requested of all samples, as text.
@@ -72,7 +76,7 @@ class Judgement:
 
     rows: dict[str, dict[str, float]]
     summaries: dict[str, SetSummary]
-    memory: dict[str, float]
+    copies: Copies | None
     scale: float
     why: dict[str, str] = field(default_factory=dict)
     condition: str = ""
@@ -80,6 +84,7 @@ class Judgement:
     lattices: dict[str, pd.DataFrame] = field(default_factory=dict)
     drawn: dict[str, Any] | None = None
     two_samples: dict[str, TwoSample] = field(default_factory=dict)
+    coverage: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
 
     def ratio(self, distance: str, floor: str = "floor") -> float:
         """A distance of the samples as a multiple of a floor; NaN if that is undefined.
@@ -125,7 +130,7 @@ class Judgement:
     def record(self) -> dict[str, Any]:
         """All numbers, as JSON values."""
         return {
-            "rows": self.rows, "memory": self.memory, "peaks": self.peaks().to_dict(orient="index"), "why": self.why,
+            "rows": self.rows, "copies": self.copies and self.copies.record(), "coverage": self.coverage, "peaks": self.peaks().to_dict(orient="index"), "why": self.why,
             "condition": self.condition, "answers": self.answers, "drawn": self.drawn,
             "lattices": {k: found.to_dict(orient="index") for k, found in self.lattices.items()},
             "two_samples": {k: found.record() for k, found in self.two_samples.items()},
@@ -194,6 +199,7 @@ def judge_summaries(
     splits: int = 16,
     seed: int = 0,
     classes: Mapping[str, Sequence[Any]] | None = None,
+    units: Mapping[str, Sequence[Any]] | None = None,
     apart: str = "",
     **words: Any,
 ) -> Judgement:
@@ -202,7 +208,9 @@ def judge_summaries(
     - `seen`: measurements of "train", "held out", "samples" and, in a latent, "autoencoder".
     - `ruler`: the ruler that they were measured with.
     - `splits`, `seed`: as in `compare_sets`.
-    - `classes`: the class of each frame of "held out" and of "samples".
+    - `classes`: the class of each frame of "train", "held out" and "samples".
+    - `units`: the unit of each frame of "train" and "held out", such as its crystal, by name; frames that share spots
+      are of one unit too (`find_units`).
     - `apart`: why the samples have no counterpart among real frames; they are then compared with none.
     - `words`: further fields of `Judgement`.
 
@@ -224,33 +232,84 @@ def judge_summaries(
         }
         if "autoencoder" in seen:
             rows["autoencoder"] = compare_sets(seen["train"], seen["autoencoder"], **options)
+    copies, covered, told = None, {}, {}
     if all(counts[name] for name in parts):
-        memory = nearest_training(*(seen[name].blocks for name in ("samples", "train", "held out")))
+        maps = ({"blocks": seen[name].blocks, "peaks": seen[name].spots} for name in ("samples", "train", "held out"))
+        copies = find_copies(*maps, ruler.shape)
     else:
-        memory = {}
-        why["memory"] = _counted(counts, few, words)
-    told = {} if apart else _two_samples(seen, seed, classes)
+        why["copies"] = _counted(counts, few, words)
+    if not apart and all(counts[name] for name in parts):
+        covered = _coverage(seen)
+        told = _two_samples(seen, seed, classes, units_of(seen, units or {}, copies, ruler.shape))
     if "samples" not in told and not apart:
-        why["two-sample AUC"] = f"it takes {FEWEST_TOLD} frames to train on and {FEWEST_TOLD} to test, of either kind"
-    judgement = Judgement(rows, dict(seen), memory, ruler.scale, why, two_samples=told, **words)
+        why["two-sample AUC"] = f"it takes {FEWEST_TOLD} frames of either kind, of two units at least"
+    judgement = Judgement(rows, dict(seen), copies, ruler.scale, why, two_samples=told, coverage=covered, **words)
     why |= {d: _no_ratio(judgement, d) for d in DISTANCES if rows and not np.isfinite(judgement.ratio(d))}
     return judgement
 
 # %% ../../../nbs/judge/metrics/judgement.ipynb #937453fd
-def _two_samples(
-    seen: Mapping[str, SetSummary], seed: int, classes: Mapping[str, Sequence[Any]] | None
-) -> dict[str, TwoSample]:
-    """The two-sample tests of all `seen` sets with enough frames."""
-    if not {"train", "held out", "samples"} <= set(seen):
-        return {}
-    train, real = seen["train"], seen["held out"]
-    halves = train.take(slice(0, None, 2)), train.take(slice(1, None, 2))
-    own = None if classes is None else (classes["held out"], classes["samples"])
-    tests = {"samples": (train, real, seen["samples"], own), "control": (halves[0], real, halves[1], None)}
+def units_of(
+    seen: Mapping[str, SetSummary],
+    units: Mapping[str, Sequence[Any]],
+    copies: Copies | None,
+    shape: tuple[int, ...],
+) -> dict[str, np.ndarray]:
+    """Return the unit of each frame of each set, as text (n,), by name (`units`) and by measurement (`find_units`).
+
+    A reconstruction has the unit of its frame, and a sample that repeats a frame has that of the frame.
+    shape: of the pixels of a frame.
+    """
+    own = {name: np.array([f"{name} {k}" for k in s.number], object) for name, s in seen.items()}
+    own |= {name: np.array([f"unit {u}" for u in units[name]], object) for name in units if name in seen}
+    parts = [len(seen["train"])]
+    real = np.concatenate([own["train"], own["held out"]]).astype(str)
+    alike = find_units(np.concatenate([seen["train"].spots, seen["held out"].spots]), shape)
+    own["train"], own["held out"] = np.split(join_groups(real, alike).astype(object), parts)
+    if copies is not None and copies.source is not None:
+        made = own["samples"].copy()
+        for which, theirs in ((copies.first, own["samples"]), (copies.source, own["train"])):
+            made = np.where(which >= 0, theirs[which], made)
+        own["samples"] = made
     if "autoencoder" in seen:
-        tests["autoencoder"] = train, real, seen["autoencoder"], None
-    found = {name: two_sample(*sets, seed=seed, classes=own) for name, (*sets, own) in tests.items()}
+        unit = dict(zip(seen["held out"].number.tolist(), own["held out"], strict=True))
+        own["autoencoder"] = np.array(
+            [unit.get(int(k), f"autoencoder {k}") for k in seen["autoencoder"].number], object
+        )
+    return own
+
+
+def _two_samples(
+    seen: Mapping[str, SetSummary], seed: int, classes: Mapping[str, Sequence[Any]] | None, unit: Mapping[str, np.ndarray]
+) -> dict[str, TwoSample]:  # fmt: skip
+    """Return the two-sample tests of all `seen` sets with enough frames; unit: of each frame of each set."""
+    apart = ~np.isin(seen["train"].number, seen["held out"].number)
+    parts = {name: (seen[name].statistics, unit[name], (classes or {}).get(name)) for name in seen if name in unit}
+    parts["train"] = tuple(None if v is None else np.asarray(v)[apart] for v in parts["train"])
+    every = (
+        np.concatenate([a, b]) if a is not None and b is not None else None
+        for a, b in zip(parts["train"], parts["held out"], strict=True)
+    )
+    tests = {"samples": (tuple(every), parts["samples"]), "control": (parts["train"], parts["held out"])}
+    if "autoencoder" in seen:
+        tests["autoencoder"] = parts["train"], parts["autoencoder"]
+    found = {}
+    for name, ((real, u, a), (made, v, b)) in tests.items():
+        own = (a, b) if name == "samples" and a is not None and b is not None else None
+        found[name] = two_sample(real, made, units=(u, v), seed=seed, classes=own, curve=name == "samples")
     return {name: test for name, test in found.items() if test is not None}
+
+
+def _coverage(seen: Mapping[str, SetSummary]) -> dict[str, dict[str, dict[str, float]]]:
+    """Return `set_coverage` of the samples and of training frames, for held-out frames, by features and by statistics."""
+    kinds, n = ("features", "statistics"), min(len(seen[name]) for name in ("train", "held out", "samples"))
+    rows = {
+        name: seen[name].take(evenly_spaced(range(len(seen[name])), n)) for name in ("train", "held out", "samples")
+    }
+    sets = {"samples": "samples", "floor": "train"}
+    return {
+        title: {kind: set_coverage(getattr(rows["held out"], kind), getattr(rows[name], kind)) for kind in kinds}
+        for title, name in sets.items()
+    }
 
 
 def _counted(counts: Mapping[str, int], name: str, words: Mapping[str, Any]) -> str:

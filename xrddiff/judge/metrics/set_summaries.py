@@ -35,7 +35,7 @@ from .radial_profiles import bin_edges, bin_numbers
 # %% auto #0
 __all__ = ['LARGEST', 'ENCODER', 'LEVELS', 'encoder_input', 'FrameEncoder', 'encoder_record', 'read_encoder', 'frame_features',
            'numbers_of', 'frame_metric', 'ReferenceDetector', 'noise_scale', 'rings_of', 'level_of', 'table_of',
-           'peak_pixels', 'frame_numbers', 'Ruler', 'SetSummary', 'measure_block']
+           'peak_pixels', 'peak_blocks', 'frame_numbers', 'Ruler', 'SetSummary', 'measure_block']
 
 # %% ../../../nbs/judge/metrics/set_summaries.ipynb #70aad292
 LARGEST = 256**2  # pixels of a frame; larger ones are summed over blocks
@@ -317,6 +317,21 @@ def peak_pixels(peaks: pd.DataFrame, shape: tuple[int, ...]) -> tuple[np.ndarray
     return (peaks["panel"].to_numpy(), y, x) if "panel" in peaks else (y, x)
 
 
+def peak_blocks(peaks: pd.DataFrame, n: int, shape: tuple[int, ...], scale: float, side: int) -> np.ndarray:
+    """Return the brightness of the peaks of `n` frames in the blocks of `block_means`, (n, block) float32.
+
+    shape: of the pixels of a frame. scale: the noise. side: see `block_means`.
+    """
+    *_, height, width = shape
+    k = -(-max(height, width) // side)
+    rows, columns = -(-height // k), -(-width // k)
+    *panel, y, x = peak_pixels(peaks, shape)
+    cell = ((panel[0] if panel else 0) * rows + y // k) * columns + x // k
+    bright = np.log1p(np.maximum(peaks["intensity"].to_numpy(), 0) / scale)
+    cells = rows * columns * (shape[0] if len(shape) == 3 else 1)
+    return table_of(peaks["frame"].to_numpy(), cell, (n, cells), bright).astype(np.float32)
+
+
 def _digest(about: Sequence[Any], arrays: Sequence[np.ndarray]) -> str:
     """A short name for values in JSON's types and arrays; equal for equal values."""
     digest = hashlib.blake2b(json.dumps(about, sort_keys=True, default=str).encode(), digest_size=8)
@@ -433,6 +448,7 @@ class SetSummary:
     - `peaks`: number of peaks (n,).
     - `peak_intensity`, `peak_radius`: histograms (n, bin) and (n, ring) of the peaks.
     - `blocks`: block means (n, block), see `block_means`.
+    - `spots`: brightness of the peaks in each block, (n, block), the logarithm of 1 + intensity over noise.
     - `features`: of the encoder (n, feature), see `metrics.encoder`.
     - `statistics`: (n, statistic), see `metrics.frame_statistics`.
     - `pictures`: (n, y, x) int8, asinh of the photons in steps of 1 / `STEPS`.
@@ -450,6 +466,7 @@ class SetSummary:
     peak_intensity: np.ndarray
     peak_radius: np.ndarray
     blocks: np.ndarray
+    spots: np.ndarray
     features: np.ndarray
     statistics: np.ndarray
     pictures: np.ndarray
@@ -536,6 +553,7 @@ def measure_block(
         peak_intensity=table_of(owner, level_of(bright), levels).astype(np.int32),
         peak_radius=table_of(owner, ruler.cell[peak_pixels(peaks, ruler.shape)], (n, cells)).astype(np.int32),
         blocks=block_means(u, valid, ruler.side),
+        spots=peak_blocks(peaks, n, ruler.shape, ruler.scale, ruler.side),
         features=frame_features(frames, ruler.detector.step),
         statistics=ruler.statistics(photons, valid, peaks),
         pictures=photon_pictures(photons, valid),

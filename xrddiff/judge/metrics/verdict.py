@@ -5,8 +5,8 @@
 # %% ../../../nbs/judge/metrics/verdict.ipynb #7fd66e6d
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,13 +19,14 @@ from .diversity import wilson_interval
 from .judgement import Judgement, peak_quantiles, title_of
 from .physics import physics_words
 from .set_summaries import LEVELS, SetSummary
-from .two_sample import GROUPS, two_sample_words
+from .two_sample import FEWEST_TOLD, GROUPS, seen_words, two_sample_words
 from ...learn.telemetry.rules import OF_SAMPLES, VERDICT, Evidence, Finding, look
 
 # %% auto #0
 __all__ = ['COUNTS', 'PROFILES', 'SPOTS', 'LATTICES', 'PLACES', 'VARIETY', 'FAR', 'VERY_FAR', 'TOLD_APART', 'SURELY', 'COPIED',
-           'Fault', 'distance_faults', 'classifier_faults', 'rule_findings', 'other_faults', 'Verdict', 'verdict_of',
-           'findings_of', 'judged_record']
+           'COVERED', 'OF_SIX', 'USES', 'STATES', 'GRAVITY', 'Fault', 'distance_faults', 'classifier_faults',
+           'variety_faults', 'rule_findings', 'other_faults', 'Verdict', 'states_of', 'verdict_of', 'findings_of',
+           'judged_record']
 
 # %% ../../../nbs/judge/metrics/verdict.ipynb #5cd46fe8
 COUNTS, PROFILES, SPOTS, LATTICES = "photon statistics", "radial profiles", "peak finding", "indexing"
@@ -38,7 +39,14 @@ _OF_DISTANCE = {
     "diversity": VARIETY,
     "frechet": VARIETY,
 }
-_OF_GROUP = {"profile": PROFILES, "histogram": COUNTS, "noise": COUNTS, "azimuth": PLACES, "spots": SPOTS}
+_OF_GROUP = {
+    "profile": PROFILES,
+    "roughness": PROFILES,
+    "histogram": COUNTS,
+    "noise": COUNTS,
+    "azimuth": PLACES,
+    "spots": SPOTS,
+}
 
 
 @dataclass(frozen=True)
@@ -46,15 +54,17 @@ class Fault:
     """Evidence against samples.
 
     - `name`: of the rule that found it.
-    - `severity`: "error" or "warning".
+    - `severity`: "error", "warning", or "note" for a small one.
     - `words`: a sentence without its full stop.
     - `spoils`: the uses that samples are then not good for; empty means all.
+    - `suspected`: the difference is small, or not beyond doubt.
     """
 
     name: str
     severity: str
     words: str
     spoils: tuple[str, ...] = ()
+    suspected: bool = False
 
 # %% ../../../nbs/judge/metrics/verdict.ipynb #e6ff7c0c
 FAR, VERY_FAR = 2.0, 4.0  # times the floor of real frames
@@ -148,27 +158,63 @@ def distance_faults(judgement: Judgement) -> list[Fault]:
 
 # %% ../../../nbs/judge/metrics/verdict.ipynb #d9058d13
 TOLD_APART, SURELY = 0.6, 0.9  # of the lower end of the interval of an AUC
-COPIED = 0.03  # of the lower end of the interval of the share of copies
+COPIED = 0.03  # of the lower end of the interval of a share of copies
+COVERED = 0.1  # by how much less of the real frames samples may cover
+OF_SIX = 1.35  # half an interval of 95% for one of six numbers over that for one number
+
+
+def _suspect(row: pd.Series) -> bool:
+    """Return whether an AUC is above 0.5, although it is one of six."""
+    return row["auc"] - OF_SIX * (row["auc"] - row["low"]) > 0.5
 
 
 def classifier_faults(judgement: Judgement) -> list[Fault]:
-    """A fault for each group of statistics by which a classifier tells samples from real frames; one for all
-    of them, or for pictures, if no single group does.
-    """
+    """Return a fault for each group of statistics by which a classifier recognises samples, and one for all of them."""
     if (told := judgement.two_samples.get("samples")) is None:
         return []
-    table, out = told.table, []
-    for group in [g for g in GROUPS if table.loc[g, "low"] > TOLD_APART]:
-        value, low, high = table.loc[group, ["auc", "low", "high"]]
+    out = []
+    for group, row in told.table.loc[list(GROUPS)].iterrows():
+        if not (shown := row["low"] > TOLD_APART) and not _suspect(row):
+            continue
         top = told.weights[told.weights["group"] == group].iloc[0]
         most = f"{top['name']} is {top['made']:.3g} in samples, {top['real']:.3g} in real frames"
-        words = f"By {group} alone a classifier tells samples from real frames in {value:.0%} of pairs ({low:.0%} to {high:.0%}); {most}"
-        out.append(Fault(f"samples: {group}", "error" if low > SURELY else "warning", words, (_OF_GROUP[group],)))
-    low, high = told.interval
-    if not out and low > TOLD_APART:
-        by = "all statistics" if told.first == "all" else told.first
-        words = f"A classifier of {by} tells samples from real frames in {told.value:.0%} of pairs ({low:.0%} to {high:.0%})"
-        out.append(Fault("samples: told apart", "error" if low > SURELY else "warning", words, (VARIETY,)))
+        words = f"By {group} alone a classifier recognises samples, {_auc_words(row)}; {most}"
+        out.append(Fault(f"samples: {group}", _severity(row), words, (_OF_GROUP[group],), not shown))
+    row = told.table.loc["all"]
+    if row["low"] > 0.5:
+        words = f"A classifier of all statistics recognises samples, {_auc_words(row)}"
+        out.append(Fault("samples: told apart", _severity(row), words, (VARIETY,), row["low"] <= TOLD_APART))
+    return out
+
+
+def _severity(row: pd.Series) -> str:
+    return "error" if row["low"] > SURELY else "warning" if row["low"] > TOLD_APART else "note"
+
+
+def _auc_words(row: pd.Series) -> str:
+    return f"AUC {row['auc']:.2f} (95% CI {row['low']:.2f} to {row['high']:.2f})"
+
+
+def variety_faults(judgement: Judgement) -> list[Fault]:
+    """Return faults of samples that repeat each other or training frames, or miss a part of the real frames."""
+    out, copies = [], judgement.copies
+    for share, ci, name, words in () if copies is None else (
+        (copies.repeated, copies.repeated_ci, "samples: repeats", "of the samples repeat another sample"),
+        (copies.copied, copies.copied_ci, "samples: copies", "of the samples repeat a training frame"),
+    ):  # fmt: skip
+        if ci[0] > COPIED:
+            changed = "as they are, mirrored, turned, shifted, scaled or with other noise"
+            out.append(Fault(name, "error", f"{share:.0%} {words} ({ci[0]:.0%} to {ci[1]:.0%}; {changed})"))
+    n = min(
+        (len(judgement.summaries[k]) for k in ("held out", "train", "samples") if k in judgement.summaries), default=0
+    )
+    for kind, made in judgement.coverage.get("samples", {}).items():
+        a, b = made["coverage"], judgement.coverage["floor"][kind]["coverage"]
+        if not a == a or wilson_interval(a, n)[1] >= wilson_interval(b, n)[0]:
+            continue
+        words = f"Samples cover {a:.0%} of the held-out frames by {kind}, training frames {b:.0%}"
+        shown = a < b - COVERED
+        out.append(Fault(f"samples: coverage of {kind}", "warning" if shown else "note", words, (VARIETY,), not shown))
     return out
 
 
@@ -183,32 +229,33 @@ def rule_findings(judgement: Judgement) -> list[Finding]:
 
 
 def other_faults(judgement: Judgement) -> list[Fault]:
-    """Faults of copies, lattices, conditions, and of values beyond the limits."""
+    """Return faults of lattices, conditions, and of values beyond the limits."""
     out = [Fault(f.rule, f.severity, f.seen, _SPOILT[f.rule]) for f in rule_findings(judgement)]
-    copied = judgement.memory.get("copied", np.nan)
-    if copied == copied and wilson_interval(copied, len(judgement.summaries["samples"]))[0] > COPIED:
-        words = (
-            f"{copied:.0%} of the samples are nearer to one training frame than to any other frame: they may be copies"
-        )
-        out.insert(0, Fault("samples: copies", "error", words))
     for name, answer in judgement.answers.items():
         out += [
             Fault("samples: peaks of a class", "warning", w.rstrip("."), (SPOTS,)) for w in peak_words(name, answer)
         ]
     if {"held out", "samples"} <= set(judgement.lattices) and judgement.rows:
         real, made = judgement.lattices["held out"], judgement.lattices["samples"]
-        worse = [name for name in made.index.intersection(real.index) if _worse(name, real, made)]
-        words = physics_words(real.loc[worse], made.loc[worse])
-        out += [Fault("samples: lattices", "warning", w.rstrip("."), (LATTICES,)) for w in words]
+        for name in made.index.intersection(real.index):
+            if (worse := _worse(name, real, made)) > 0:
+                words = physics_words(real.loc[[name]], made.loc[[name]])
+                severity, suspected = ("note", True) if worse < 1 else ("warning", False)
+                out += [Fault("samples: lattices", severity, w.rstrip("."), (LATTICES,), suspected) for w in words]
     return out
 
 
-def _worse(name: str, real: pd.DataFrame, made: pd.DataFrame) -> bool:
-    """Whether lattices of samples are worse in this number by more than matters, a tenth or a quarter of a distance."""
+def _worse(name: str, real: pd.DataFrame, made: pd.DataFrame) -> float:
+    """Return by how much lattices of samples are worse in this number, 1 where it matters: a tenth, or a quarter of a distance."""
     a, b = made.loc[name, "value"], real.loc[name, "value"]
-    return a > 1.25 * b if name == "rmsd_px" else a < b - 0.1
+    return (a / b - 1) / 0.25 if name == "rmsd_px" else (b - a) / 0.1
 
 # %% ../../../nbs/judge/metrics/verdict.ipynb #42472425
+USES = (COUNTS, PROFILES, SPOTS, PLACES, LATTICES, VARIETY)
+STATES = ("shown", "suspected", "not seen", "not tested")
+GRAVITY = ("error", "warning", "note")
+
+
 def _listed(names: Sequence[str]) -> str:
     return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
 
@@ -219,39 +266,52 @@ def _lower(words: str) -> str:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Findings against samples, the gravest first, and the uses without a finding.
+    """Findings against samples, the gravest first, and the state of each use.
 
     - `faults`: see `Fault`.
-    - `good`: uses that were tested.
+    - `states`: use -> (one of `STATES`, the reason in words).
     - `remarks`: sentences that stand beside it.
-    - `why`: why the samples were not compared with real frames; "" if they were.
+    - `why`: why there is no verdict; "" if there is one.
+    - `power`: what would have been seen, in words.
     """
 
-    faults: tuple[Fault, ...]
-    good: tuple[str, ...]
+    faults: tuple[Fault, ...] = ()
+    states: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     remarks: tuple[str, ...] = ()
     why: str = ""
+    power: str = ""
+
+    def uses(self, state: str) -> list[str]:
+        """Return the uses in one of the `STATES`."""
+        return [use for use, (own, _) in self.states.items() if own == state]
 
     @property
     def severity(self) -> str:
-        """Of the gravest fault; "note" without any."""
-        return self.faults[0].severity if self.faults else "note"
+        """Of the gravest fault; "note" without any, "warning" if there is no verdict."""
+        unknown = "warning" if self.why and self.states else "note"
+        return min((f.severity for f in self.faults), key=GRAVITY.index, default=unknown)
 
     @property
     def line(self) -> str:
         """The first sentence of everything that is said about the samples."""
-        good = f" Nothing was found against {_listed(self.good)}." if self.good else ""
-        if not self.faults:
-            return (
-                f"These frames were not compared with real ones: {self.why}."
-                if self.why
-                else f"Good for {_listed(self.good)}: nothing that was measured tells them from real frames."
-            )
-        first = self.faults[0]
-        if not first.spoils:
+        first = self.faults[0] if self.faults else None
+        if first is not None and not first.spoils:
             return f"Do not use these frames: {_lower(first.words)}."
-        bad = _listed(list(dict.fromkeys(use for f in self.faults for use in f.spoils)))
-        return f"Do not use these frames for {bad}: {_lower(first.words)}.{good}"
+        shown, suspected, unseen = (self.uses(state) for state in STATES[:3])
+        parts = []
+        if shown:
+            parts.append(f"Do not use these frames for {_listed(shown)}: {_lower(first.words)}.")
+        if self.why:
+            return " ".join([*parts, f"No verdict on {'other uses' if shown else 'these frames'}: {self.why}."])
+        if suspected:
+            parts.append(
+                f"Suspected against {_listed(suspected)}" + (f": {_lower(first.words)}." if not shown else ".")
+            )
+        if unseen:
+            parts.append(f"No difference was seen in {_listed(unseen)} ({self.power}).")
+        elif not shown:
+            parts.append(f"{'Otherwise too' if suspected else 'Too'} few frames to say ({self.power}).")
+        return " ".join(parts)
 
     @property
     def lines(self) -> list[tuple[str, str]]:
@@ -264,23 +324,64 @@ class Verdict:
         return {"line": self.line, "severity": self.severity, **asdict(self)}
 
 # %% ../../../nbs/judge/metrics/verdict.ipynb #d84e88c1
-def _tested(judgement: Judgement) -> list[str]:
-    """The uses that something was measured for."""
-    out = [PROFILES, COUNTS, SPOTS] if judgement.rows and judgement.summaries["held out"].peaks.any() else []
-    out += [PROFILES, COUNTS] if judgement.rows and not out else []
-    out += [PLACES] if judgement.rows else []
-    out += [LATTICES] if judgement.rows and {"held out", "samples"} <= set(judgement.lattices) else []
-    return out + ([VARIETY] if judgement.rows else [])
+def _tests_of(judgement: Judgement) -> dict[str, str]:
+    """Return, for each use, what would have been seen by its tests, in words; "" for a use without a test, or with too few frames."""
+    told = judgement.two_samples.get("samples")
+    if told is None or not told.enough:
+        return {}
+    out = {use: "" for use in USES}
+    for group, use in _OF_GROUP.items():
+        if (least := told.table.loc[group, "least"]) < 1 and not out[use]:
+            out[use] = f"a difference below AUC {least:.2f} in {group} would be missed"
+    if not judgement.summaries["held out"].peaks.any():
+        out[SPOTS] = ""
+    rates = judgement.lattices.get("samples")
+    if rates is not None and "held out" in judgement.lattices and "rate" in rates.index:
+        low, high = rates.loc["rate", ["low", "high"]]
+        out[LATTICES] = f"{rates.loc['rate', 'value']:.0%} of the samples index ({low:.0%} to {high:.0%})"
+    if judgement.copies is not None:
+        out[VARIETY] = (
+            f"{seen_words(told)}; {judgement.copies.copied:.0%} copies, {judgement.copies.repeated:.0%} repeats"
+        )
+    return out
+
+
+def states_of(judgement: Judgement, faults: Sequence[Fault]) -> dict[str, tuple[str, str]]:
+    """Return the state of each use, and the reason in words."""
+    tested, told = _tests_of(judgement), judgement.two_samples.get("samples")
+    few = f"too few frames to say: {seen_words(told)}" if told is not None and not told.enough else "no test of it"
+    uses = dict.fromkeys([*USES, *(use for f in faults for use in f.spoils)])
+    out = {}
+    for use in uses:
+        against = [f for f in faults if use in f.spoils or not f.spoils]
+        if shown := [f for f in against if not f.suspected]:
+            out[use] = "shown", shown[0].words
+        elif against:
+            out[use] = "suspected", against[0].words
+        else:
+            out[use] = ("not seen", tested[use]) if tested.get(use) else ("not tested", few)
+    return out
+
+
+def _gravity(fault: Fault) -> tuple[Any, ...]:
+    """Return the place of a fault among others: what spoils all uses, then loss of variety, then by severity."""
+    variety = fault.name.startswith(("samples: coverage", "samples: diversity"))
+    return (
+        bool(fault.spoils),
+        fault.suspected,
+        not variety,
+        GRAVITY.index(fault.severity),
+        fault.spoils[:1] == (VARIETY,),
+    )
 
 
 def verdict_of(judgement: Judgement) -> Verdict:
-    """Return the uses that samples are good for, from all measurements."""
-    found = [*other_faults(judgement), *distance_faults(judgement), *classifier_faults(judgement)]
-    order = {"error": 0, "warning": 1}
-    faults = sorted(found, key=lambda f: (bool(f.spoils), order[f.severity], f.spoils[:1] == (VARIETY,)))
-    spoilt = {use for f in faults for use in f.spoils}
-    good = [] if any(not f.spoils for f in faults) else [use for use in _tested(judgement) if use not in spoilt]
-    remarks = [two_sample_words(judgement.two_samples)] if "samples" in judgement.two_samples else []
+    """Return the uses that samples are not good for, and what is not known, from all measurements."""
+    compared = [*distance_faults(judgement), *classifier_faults(judgement)]
+    by_comparison = {f.name for f in compared}
+    faults = sorted([*variety_faults(judgement), *other_faults(judgement), *compared], key=_gravity)
+    told = judgement.two_samples
+    remarks = [two_sample_words(told)] if "samples" in told else []
     drawn = judgement.drawn
     if drawn is not None and drawn["beyond"] and "samples_out_of_range" not in {f.name for f in faults}:
         remarks.append(f"{range_words(drawn)}.")
@@ -290,17 +391,26 @@ def verdict_of(judgement: Judgement) -> Verdict:
         remarks.append(
             f"With the cells that were asked for, {rate['value']:.0%} ({rate['low']:.0%} to {rate['high']:.0%}) of the samples index."
         )
-    why = "" if judgement.rows or judgement.two_samples else judgement.why.get("distances", "nothing was measured")
-    return Verdict(tuple(faults), tuple(good), tuple(remarks), why)
+    why = "" if judgement.rows or told else judgement.why.get("distances", "nothing was measured")
+    if "control" in told and told["control"].interval[0] > 0.5:
+        row = told["control"].table.loc["all"]
+        why = f"held-out frames differ from training frames themselves, {_auc_words(row)}, so samples cannot be compared with them"
+        faults = [f for f in faults if f.name not in by_comparison]
+    states = states_of(judgement, faults)
+    if why:
+        states = {use: own if own[0] == "shown" else ("not tested", why) for use, own in states.items()}
+    power = seen_words(told["samples"]) if "samples" in told else f"fewer than {FEWEST_TOLD} frames of either kind"
+    return Verdict(tuple(faults), states, tuple(remarks), why, power)
 
 # %% ../../../nbs/judge/metrics/verdict.ipynb #2d6f726a
 _CAUSES = {
+    "samples: repeats": ("The model has collapsed to a few frames.", "Train on more frames; lower inference.guidance_scale; sample with another sampler."),
     "samples: copies": ("The model has learnt its training frames by heart.", "Train on more frames, for fewer steps, or a smaller model."),
     "samples: peak_count": ("Spots are smoothed away, or the model is young.", "Train longer; look at the peaks that the autoencoder keeps; tell the model its lattices (model.condition_maps=[lattice])."),
     "samples: diversity": ("The model draws too few kinds of frames, or too many.", "Train longer; lower inference.guidance_scale."),
     "samples: lattices": ("The spots of a sample are not those of one crystal.", "Tell the model its lattices (model.condition_maps=[lattice]); train longer."),
 }  # fmt: skip
-_CAUSE = ("The model is young, or its autoencoder loses this.", "Train longer; look at the row of the reconstructions, which the samples cannot be better than.")  # fmt: skip
+_CAUSE = ("The model is undertrained, or the autoencoder discards this information.", "Train longer; look at the row of the reconstructions, which the samples cannot be better than.")  # fmt: skip
 
 
 def findings_of(verdict: Verdict) -> list[Finding]:

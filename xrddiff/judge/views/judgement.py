@@ -16,7 +16,7 @@ from ..metrics.conditions import answer_table, answer_words
 from ..metrics.distribution import DISTANCES
 from ..metrics.frame_statistics import STEPS
 from ..metrics.judgement import title_of
-from ..metrics.two_sample import SETS
+from ..metrics.two_sample import SETS, seen_words
 from ..metrics.verdict import findings_of, rule_findings, verdict_of
 from .plots import INTENSITY, LINES, SMALL, Picture, _tidy
 from .report import FINDINGS, Report
@@ -27,16 +27,16 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from xrddiff.judge.metrics.judgement import Judgement
-    from xrddiff.judge.metrics.set_summaries import SetSummary
     from xrddiff.judge.metrics.two_sample import TwoSample
 
 # %% auto #0
-__all__ = ['LATENTS', 'FIRST', 'plot_aucs', 'show_surest', 'two_sample_pictures', 'add_two_sample', 'aucs_by_group',
-           'first_numbers', 'generation_pictures', 'add_generation', 'add_answers', 'add_distances', 'add_lattices']
+__all__ = ['LATENTS', 'FIRST', 'plot_aucs', 'plot_curve', 'show_pair', 'show_surest', 'two_sample_pictures', 'add_two_sample',
+           'aucs_by_group', 'first_numbers', 'generation_pictures', 'add_generation', 'add_answers', 'add_distances',
+           'add_variety', 'add_lattices']
 
 # %% ../../../nbs/judge/views/judgement.ipynb #7157f595
 def plot_aucs(found: Mapping[str, TwoSample]) -> Figure:
-    """AUC of each group of statistics, of all, and of pictures, with intervals of 95%; a colour for each set."""
+    """Plot the AUC of each group of statistics and of all, with intervals of 95%; a colour for each set."""
     rows = _rows_of(found)
     figure = Picture(5.4, 0.9 + 0.32 * len(rows))
     ax = figure.subplots()
@@ -54,11 +54,46 @@ def plot_aucs(found: Mapping[str, TwoSample]) -> Figure:
     return figure
 
 
-def show_surest(real: SetSummary, made: SetSummary, found: TwoSample, n: int = 4) -> Figure:
-    """The frames with the surest classification: `n` held-out frames that look real, and `n` samples that do not."""
+def plot_curve(test: TwoSample) -> Figure:
+    """Plot the AUC over the number of frames, and its extrapolation."""
+    figure = Picture(4.6, 2.4)
+    ax, curve = figure.subplots(), test.curve
+    ax.plot(curve["frames"], curve["auc"], "o-", color=LINES[1], ms=4, lw=1, label="samples")
+    if test.limit == test.limit:
+        ax.axhline(test.limit, color=LINES[1], lw=0.8, ls="--", label="very many frames")
+    ax.axhline(0.5, color="k", lw=0.8, ls=":")
+    ax.set(xscale="log", ylim=(0.4, 1.02))
+    ax.set_xticks(curve["frames"], [str(n) for n in curve["frames"]], minor=False)
+    ax.minorticks_off()
+    _tidy(ax, "frames of either kind").set_ylabel("AUC", fontsize=SMALL)
+    ax.legend(fontsize=SMALL, frameon=False)
+    return figure
+
+
+def show_pair(judgement: Judgement) -> Figure | None:
+    """Show the sample and the training frame, and the two samples, that are most similar; None if nothing was compared."""
+    copies = judgement.copies
+    if copies is None or not copies.of:
+        return None
+    made, train = (judgement.summaries[name].pictures for name in ("samples", "train"))
+    shown = [(made[copies.pair[0]], "a sample"), (train[copies.pair[1]], f"training frame, {copies.similarity[0]:.2f}")]
+    shown += [(made[copies.twins[0]], "a sample"), (made[copies.twins[1]], f"another, {copies.similarity[1]:.2f}")]
+    figure = Picture(8.0, 2.0 * min(made.shape[1] / made.shape[2], 2.0) + 0.35)
+    for ax, (picture, title) in zip(figure.subplots(1, 4), shown, strict=True):
+        ax.imshow(picture / STEPS, cmap=INTENSITY, vmin=0, interpolation="nearest")
+        ax.set_title(title, fontsize=SMALL, loc="left")
+        ax.set_axis_off()
+    return figure
+
+
+def show_surest(real: np.ndarray, made: np.ndarray, found: TwoSample, n: int = 4) -> Figure:
+    """Show the frames with the surest classification: `n` real frames that look real, and `n` samples that do not.
+
+    real, made: pictures of the frames that were compared, (n, y, x).
+    """
     chosen = found.surest(n)
-    pictures = {"real": real.pictures[chosen["real"]], "made": made.pictures[chosen["made"]]}
-    height, width = real.pictures.shape[1:]
+    pictures = {"real": real[chosen["real"]], "made": made[chosen["made"]]}
+    height, width = real.shape[1:]
     side = 8.0 / (2 * n)
     figure = Picture(8.0, min(side * height / width, 4.0) + 0.35)
     axes = figure.subplots(1, 2 * n, squeeze=False)[0]
@@ -67,18 +102,22 @@ def show_surest(real: SetSummary, made: SetSummary, found: TwoSample, n: int = 4
         ax.imshow(picture / STEPS, cmap=INTENSITY, vmin=0, vmax=max(top, 1e-3), interpolation="nearest")
     for ax in axes:
         ax.set_axis_off()
-    for ax, title in zip(axes[::n], ("held-out frames, surely real", "samples, surely not"), strict=True):
+    for ax, title in zip(axes[::n], ("real frames, surely real", "samples, surely not"), strict=True):
         ax.set_title(title, fontsize=SMALL, loc="left")
     return figure
 
 # %% ../../../nbs/judge/views/judgement.ipynb #fc713fa0
 def two_sample_pictures(judgement: Judgement) -> dict[str, Figure]:
-    """The figures "aucs" and "surest"; none where nothing was tested."""
-    found = judgement.two_samples
+    """Return the figures "aucs", "curve", "surest" and "pair", those of them for which something was tested."""
+    found, out = judgement.two_samples, {}
+    if (pair := show_pair(judgement)) is not None:
+        out["pair"] = pair
     if "samples" not in found:
-        return {}
-    sets = (judgement.summaries[name] for name in ("held out", "samples"))
-    return {"aucs": plot_aucs(found), "surest": show_surest(*sets, found["samples"])}
+        return out
+    train, real, made = (judgement.summaries[name] for name in ("train", "held out", "samples"))
+    both = np.concatenate([train.pictures[~np.isin(train.number, real.number)], real.pictures])
+    out |= {"aucs": plot_aucs(found), "surest": show_surest(both, made.pictures, found["samples"])}
+    return out | ({"curve": plot_curve(found["samples"])} if len(found["samples"].curve) > 1 else {})
 
 
 def add_two_sample(report: Report, judgement: Judgement, pictures: Mapping[str, Figure]) -> None:
@@ -88,20 +127,30 @@ def add_two_sample(report: Report, judgement: Judgement, pictures: Mapping[str, 
         return
     told = found["samples"]
     text = (
-        "A classifier is trained on training frames and half of the samples, and tested on held-out frames and the other half. "
-        "AUC: in how many of the pairs of a real frame and a sample it finds the sample; 0.5 is a coin. "
-        f"The number that counts is that of {_label(told.first)}, chosen before the test. "
-        "Fresh real frames: training frames in the place of samples."
+        "Two classifiers are trained on four fifths of the frames and tested on the others, in turn; frames of one unit (crystal, "
+        "shot group, exposure) stay together. AUC: in how many of the pairs of a real frame and a sample the sample has the higher "
+        "score; 0.5 is a coin. The number that counts is that of all statistics: of the classifier that does better on a part of its training "
+        f"frames. Held-out frames are compared with training frames. {_counted_units(told)}"
     )
     report.add(
         "Can a classifier tell samples from real frames?", text, table=aucs_by_group(found), figure=pictures.get("aucs")
     )
+    if "curve" in pictures:
+        beyond = f" Very many frames would give about {told.limit:.2f}." if told.limit == told.limit else ""
+        text = f"The same test of parts of the frames.{beyond} {seen_words(told)}."
+        report.add("How many frames it takes", text, figure=pictures["curve"])
     text = "Means of the statistics that weigh most in the answer by all statistics, and the frames with the surest classification."
     report.add("What the classifier looks at", text, table=_weights_table(told), figure=pictures.get("surest"))
     if len(told.classes):
         report.add(
             "Class by class", "The same classifier, tested on the frames of each class.", table=_readable(told.classes)
         )
+
+
+def _counted_units(test: TwoSample) -> str:
+    """Describe the frames and their units: "1250 real frames of 25 units, 600 samples of 600"."""
+    real, made = (int(test.table.loc["all", kind]) for kind in ("real", "made"))
+    return f"{real} real frames of {test.units[0]} units, {made} samples of {test.units[1]}."
 
 
 def aucs_by_group(found: Mapping[str, TwoSample]) -> pd.DataFrame:
@@ -217,6 +266,9 @@ def add_generation(
         numbers = first_numbers(judgement)
         lines = [first] if numbers is None else [first, ("", FIRST)]
         report.add("In short", lines=lines, table=numbers, part="verdict")
+        if verdict.states:
+            uses = pd.DataFrame.from_dict(dict(verdict.states), orient="index", columns=["a difference is", "because"])
+            report.add("Uses", table=uses, part="verdict")
         findings = [*others, *(("", line) for line in answers), *remedies]
     left = f"Left: held-out frames{condition}. Right: samples{about}. One intensity scale for all."
     beyond = f" {range_words(drawn)}." if drawn is not None and drawn["beyond"] else ""
@@ -270,14 +322,31 @@ def add_distances(report: Report, judgement: Judgement, pictures: Mapping[str, F
     peaks = judgement.peaks().rename(columns={"none": "share without any"})
     report.add("Peaks in a frame", "Quantiles over the frames of each set.", table=peaks)
     report.add("Distributions", figure=pictures.get("distributions"))
-    if judgement.memory:
-        copies = {
-            "nearer to a training frame than training frames are to one another (0.5: no)": judgement.memory["nearer"],
-            "share that is as near as one training frame in a hundred": judgement.memory["copied"],
+    add_variety(report, judgement, pictures)
+
+
+def add_variety(report: Report, judgement: Judgement, pictures: Mapping[str, Figure]) -> None:
+    """Add how many samples repeat training frames or each other, and how much of the real frames they cover."""
+    if (copies := judgement.copies) is not None and copies.of:
+        rows = {
+            "samples that repeat a training frame": (copies.copied, *copies.copied_ci),
+            "samples that repeat another sample": (copies.repeated, *copies.repeated_ci),
         }
-        report.add(
-            "Nearest-training copies", "Are samples copies of training frames?", table=pd.DataFrame({"value": copies})
+        text = (
+            f"{copies.of} samples among {copies.among} training frames, as they are, mirrored, turned, shifted, scaled or with other "
+            "noise. A repeat is more similar than 99 of 100 held-out frames are to a training frame, so one in a hundred is one by chance. "
+            "The most similar pairs are shown, with their similarity (1: equal)."
         )
+        table = pd.DataFrame.from_dict(rows, orient="index", columns=["share", "from", "to"])
+        report.add("Copies and repeats", text, table=table, figure=pictures.get("pair"))
+    if judgement.coverage:
+        names = {"samples": "samples", "floor": "training frames"}
+        rows = {f"{names[k]}, by {kind}": row for k, own in judgement.coverage.items() for kind, row in own.items()}
+        text = (
+            "Precision, density: samples within reach of the neighbours of held-out frames. Recall, coverage: held-out frames "
+            "with a sample within reach (Naeem et al. 2020). Training frames show what perfect samples would get."
+        )
+        report.add("Coverage", text, table=pd.DataFrame.from_dict(rows, orient="index"))
 
 
 def _reason(judgement: Judgement, name: str) -> str:
