@@ -216,7 +216,7 @@ def row_of(fit: CrossFit, among: np.ndarray | None = None) -> dict[str, float]:
     low, high = auc_interval(value, n / design, m / design)
     return {"auc": value, "low": low, "high": high, "design": design, "real": n, "made": m}
 
-# %% ../../../nbs/judge/metrics/two_sample.ipynb #34ecb257
+# %% ../../../nbs/judge/metrics/two_sample.ipynb #7c3e3d13
 def learnt_auc(delta: float | np.ndarray, n: float | np.ndarray, p: float) -> Any:
     """Return the AUC of a linear classifier of `p` statistics that differ by `delta` deviations, trained on `n` frames
     of either kind.
@@ -237,7 +237,7 @@ def smallest_seen(n: float, m: float, p: float, *, design: float = 1.0, power: f
     delta = scipy.optimize.brentq(lambda d: learnt_auc(d, trained, p) - aim, 1e-6, 20.0)
     return float(scipy.stats.norm.cdf(delta / np.sqrt(2)))
 
-# %% ../../../nbs/judge/metrics/two_sample.ipynb #32d88f64
+# %% ../../../nbs/judge/metrics/two_sample.ipynb #f6c94408
 PARTS = {1 / 8: 4, 1 / 4: 3, 1 / 2: 2}  # of the units, and how often they are drawn
 
 
@@ -259,9 +259,11 @@ def learning_curve(
             if np.bincount(y[part], minlength=2).min() < FEWEST_TOLD:
                 continue
             fit = cross_fit(x[part], y[part], units[part], (name,), seed=seed, repeats=1)
-            rows.append((_harmonic(y[part]), np.nanmean(fit.aucs())))
-    table = pd.DataFrame(rows, columns=["frames", "auc"]).groupby("frames", as_index=False).mean()
-    return pd.concat([table, pd.DataFrame({"frames": [_harmonic(y)], "auc": [whole]})], ignore_index=True)
+            rows.append((share, _harmonic(y[part]), np.nanmean(fit.aucs())))
+    table = (
+        pd.DataFrame([*rows, (1.0, _harmonic(y), whole)], columns=["share", "frames", "auc"]).groupby("share").mean()
+    )
+    return table.astype({"frames": int}).reset_index(drop=True)
 
 
 def _harmonic(y: np.ndarray) -> int:
@@ -408,7 +410,7 @@ def two_sample(
         _of_classes(fits["all"], classes), points, extrapolated(points), counts,
     )  # fmt: skip
 
-# %% ../../../nbs/judge/metrics/two_sample.ipynb #24343731
+# %% ../../../nbs/judge/metrics/two_sample.ipynb #1fff6254
 def _numbered(units: tuple[Sequence[Any], Sequence[Any]] | None, sizes: tuple[int, int]) -> np.ndarray:
     """Return the units of all frames as numbers, (n,)."""
     if units is None:
@@ -453,12 +455,14 @@ SETS = {"samples": "samples", "control": "held-out frames", "autoencoder": "reco
 
 def seen_words(test: TwoSample) -> str:
     """Describe what the test would have seen: "64 samples; a difference below AUC 0.77 would be missed"."""
-    real, made = (int(test.table.loc["all", kind]) for kind in ("real", "made"))
-    few = [f"{u} units" for u, n in zip(test.units, (real, made), strict=True) if u < n]
-    of = f" ({' and '.join(few)})" if few else ""
+    real, made = (
+        f"{int(test.table.loc['all', kind])} {title}"
+        + (f" of {u} units" if u < 0.9 * test.table.loc["all", kind] else "")
+        for kind, title, u in zip(("real", "made"), ("real frames", "samples"), test.units, strict=True)
+    )
     if test.least >= 1:
-        return f"{made} samples and {real} real frames{of}; they are too few to see any difference"
-    return f"{made} samples and {real} real frames{of}; a difference below AUC {test.least:.2f} would be missed"
+        return f"{made} and {real}, too few to see any difference"
+    return f"{made} and {real}; a difference below AUC {test.least:.2f} would be missed"
 
 
 def two_sample_words(found: Mapping[str, TwoSample]) -> str:

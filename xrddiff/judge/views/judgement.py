@@ -17,7 +17,7 @@ from ..metrics.distribution import DISTANCES
 from ..metrics.frame_statistics import STEPS
 from ..metrics.judgement import title_of
 from ..metrics.two_sample import SETS, seen_words
-from ..metrics.verdict import findings_of, rule_findings, verdict_of
+from ..metrics.verdict import STATES, findings_of, rule_findings, verdict_of
 from .plots import INTENSITY, LINES, SMALL, Picture, _tidy
 from .report import FINDINGS, Report
 from .samples import plot_distribution, plot_ratios, show_samples
@@ -193,6 +193,19 @@ LATENTS = {
 FIRST = "AUC: in how many pairs of a frame and a sample a classifier finds the sample; 0.5 is chance. Floor: the distance between two sets of real frames."
 
 
+_STATE_WORDS = {
+    "shown": "a difference is shown",
+    "suspected": "a difference is suspected",
+    "not seen": "no difference is seen",
+    "not tested": "not tested",
+}
+
+
+def _sentence(words: str) -> str:
+    """Return words as a sentence."""
+    return f"{words[:1].upper()}{words[1:]}."
+
+
 def first_numbers(judgement: Judgement) -> pd.DataFrame | None:
     """Up to four numbers of samples beside those of real frames: the two-sample AUC, peaks, frames that index,
     and the distance that is largest as a multiple of its floor; None if there is none.
@@ -267,8 +280,12 @@ def add_generation(
         lines = [first] if numbers is None else [first, ("", FIRST)]
         report.add("In short", lines=lines, table=numbers, part="verdict")
         if verdict.states:
-            uses = pd.DataFrame.from_dict(dict(verdict.states), orient="index", columns=["a difference is", "because"])
-            report.add("Uses", table=uses, part="verdict")
+            kinds = dict(zip(STATES, ("warning", "note", "", ""), strict=True))
+            uses = [
+                (kinds[state], f"{use[:1].upper()}{use[1:]}: {_STATE_WORDS[state]}. {_sentence(because)}")
+                for use, (state, because) in verdict.states.items()
+            ]
+            report.add("Uses", lines=uses, part="verdict")
         findings = [*others, *(("", line) for line in answers), *remedies]
     left = f"Left: held-out frames{condition}. Right: samples{about}. One intensity scale for all."
     beyond = f" {range_words(drawn)}." if drawn is not None and drawn["beyond"] else ""
@@ -351,8 +368,7 @@ def add_variety(report: Report, judgement: Judgement, pictures: Mapping[str, Fig
 
 def _reason(judgement: Judgement, name: str) -> str:
     """Why a number is missing, as a sentence."""
-    title, reason = title_of(name), judgement.why[name]
-    return f"{title[:1].upper()}{title[1:]}: {reason}."
+    return _sentence(f"{title_of(name)}: {judgement.why[name]}")
 
 
 def add_lattices(report: Report, judgement: Judgement) -> None:
