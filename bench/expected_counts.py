@@ -1,6 +1,6 @@
 """What do the network of expected counts, and being told how bright a frame is, do for samples?
 
-    OMP_NUM_THREADS=1 python bench/expected_counts.py [--seeds 5] [--long 1] [--samples 250] [--folder FOLDER]
+    OMP_NUM_THREADS=1 python bench/expected_counts.py [--seeds 5] [--long 1] [--samples 600] [--folder FOLDER]
 
 Trains the model of `make demo` three times for each seed: told the hit class alone, also the levels of background and spots, and these without the maps of the crystals. Each is sampled with its network of expected counts and without it. For `--long` seeds it also
 trains four times as many frames for eight times as many steps (half an hour on two cores). A classifier tells samples from held-out frames (AUC of the two-sample test); beside it stand what a judge of brightness looks at, and the best that a simulator does without a
@@ -24,7 +24,7 @@ from xrddiff.data.frames.labels import background_level, with_labels
 from xrddiff.data.frames.noise import draw_counts
 from xrddiff.data.frames.peaks import find_frame_peaks
 from xrddiff.data.frames.selection import select_frames
-from xrddiff.judge.inference.evaluation import SampleEvaluation
+from xrddiff.judge.inference.evaluation import SampleEvaluation, units_by_name
 from xrddiff.judge.inference.sample_jobs import open_sample_job
 from xrddiff.judge.metrics.frame_statistics import FrameStatistics
 from xrddiff.judge.metrics.set_summaries import SetSummary
@@ -78,6 +78,13 @@ def judged(run: Path, samples: int, seed: int) -> dict[str, dict[str, float]]:
     words = [f"inference.num_samples={samples}", "inference.batch_size=50"]
     evaluation = SampleEvaluation(run, inference_plan(run, words), run / "samples" / "samples.zarr")
     train, real = (evaluation.measure(name, slice(None)) for name in ("train", "held out"))
+    named = units_by_name(evaluation.prepared.frames, evaluation.numbers)
+    frames, units = np.concatenate([train.statistics, real.statistics]), [*named["train"], *named["held out"]]
+
+    def auc(made: SetSummary, own: list[str]) -> float:
+        return two_sample(frames, made.statistics, units=(units, own)).value
+
+    drawn_alone = [f"sample {i}" for i in range(samples)]
     held, learnt = (
         select_frames(evaluation.prepared.frames, part).load()
         for part in (evaluation.judged, evaluation.prepared.train)
@@ -85,7 +92,7 @@ def judged(run: Path, samples: int, seed: int) -> dict[str, dict[str, float]]:
     blanks = spots_on_blanks(learnt, samples, seed)
     shown = evaluation.ruler.measure(blanks)
     out = {"held out": numbers_of(held, real)}
-    out["blanks"] = numbers_of(blanks, shown) | {"auc": two_sample(train, real, shown).value}
+    out["blanks"] = numbers_of(blanks, shown) | {"auc": auc(shown, drawn_alone)}
     for name in ("without", "with"):
         job = open_sample_job(run, words)
         if name == "without":
@@ -97,8 +104,8 @@ def judged(run: Path, samples: int, seed: int) -> dict[str, dict[str, float]]:
         made, counted = evaluation.ruler.measure(drawn, draw=0), draw_counts(drawn, 0)
         again = evaluation.measure("autoencoder", slice(None))
         out[name] = numbers_of(counted, made) | {
-            "auc": two_sample(train, real, made).value,
-            "auc_autoencoder": two_sample(train, real, again).value,
+            "auc": auc(made, drawn_alone),
+            "auc_autoencoder": auc(again, list(named["held out"])),
         }
     return out
 
@@ -132,7 +139,7 @@ def page(found: dict[str, list[dict[str, Any]]], args: argparse.Namespace) -> li
         "",
         f"`OMP_NUM_THREADS=1 python bench/expected_counts.py --seeds {len(first)} --long {len(found.get(LONG, []))} --samples {args.samples}`; {machine('one thread')}.",
         "",
-        "The model of `make demo`, told the hit class alone or also the levels of background and spots, and these without the maps of the crystals, sampled with its network of expected counts and without it. Mean ± spread over the seeds. AUC: a classifier trained on training frames and half of the samples, and tested on held-out frames and the other half; .5 is chance.",
+        "The model of `make demo`, told the hit class alone or also the levels of background and spots, and these without the maps of the crystals, sampled with its network of expected counts and without it. Mean ± spread over the seeds. AUC: of the cross-fitted classifiers of the two-sample test; 0.5 is chance.",
         "",
         *markdown(["", *(title for title, _ in NUMBERS.values())], rows),
         "",
@@ -144,7 +151,7 @@ def main() -> None:
     parser = make_parser(__doc__)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--long", type=int, default=1)
-    parser.add_argument("--samples", type=int, default=250)
+    parser.add_argument("--samples", type=int, default=600)
     parser.add_argument("--folder", type=Path)
     args = parser.parse_args()
     same_terms()

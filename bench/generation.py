@@ -67,7 +67,7 @@ def quality(name: str, folder: Path) -> dict:
     run, seconds = train(name, folder)
     found = json.loads((run / "metrics" / "generation.json").read_text())
     rows = {label: {d: row[d] for d in DISTANCES} for label, row in found["rows"].items()}
-    told = {label: t["table"][t["first"]] for label, t in found["two_samples"].items()}
+    told = {label: t["table"]["all"] for label, t in found["two_samples"].items()}
     return {
         "words": MODELS[name],
         "settings": settings(load_config(run / "config.yaml")),
@@ -76,7 +76,7 @@ def quality(name: str, folder: Path) -> dict:
         "rows": rows,
         "told": told,
         "verdict": found["verdict"],
-        "memory": found["memory"],
+        "copies": found["copies"],
     }
 
 
