@@ -9,6 +9,7 @@ import gemmi
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import measured
 
 from xrddiff.app.verbs.main import main
 from xrddiff.core.errors import BadInput
@@ -21,9 +22,10 @@ from xrddiff.physics.indexing.known_lattices import known_lattices
 from xrddiff.physics.indexing.reflections import reflection_table
 from xrddiff.physics.indexing.series import index_series
 from xrddiff.physics.indexing.stream import write_stream
-from xrddiff.physics.merging.files import read_unmerged_mtz, write_unmerged_mtz
+from xrddiff.physics.merging.files import read_dials, read_unmerged_mtz, write_unmerged_mtz
 from xrddiff.physics.merging.merged import merge_reflections
 from xrddiff.physics.merging.observations import OVERLAPPED
+from xrddiff.physics.merging.statistics import half_set_agreement, shell_table
 from xrddiff.physics.merging.symmetry import asymmetric_unit, space_group
 from xrddiff.physics.simulation.crystal import reflections
 from xrddiff.physics.simulation.experiments import find_experiment
@@ -91,7 +93,8 @@ def test_partialities_come_nearer_to_the_truth_than_means(table, truth):
         merged = merge_reflections(table, method)
         known = merged.table[merged.table["count"] >= 2].merge(truth, on=list("hkl"))
         cc[method] = np.corrcoef(known["intensity"], known["f2"])[0, 1]
-        assert (abs(merged.chi_squared() - 1) < 0.15).all()
+        # an average of partial spots has a scatter that no error model knows
+        assert (abs(merged.chi_squared() - 1) < (0.15 if method == "partial" else 0.2)).all()
     assert cc["partial"] > 0.975 > cc["mean"]
 
 
@@ -312,3 +315,72 @@ def test_what_cannot_be_merged_is_refused_in_a_sentence(folder, tmp_path, capsys
     words = [] if name.endswith("mtz") else ["--space-group", "P 43 21 2", "--cell", "79.1,79.1,37.9,90,90,90"]
     assert main(["merge", str(tmp_path / name), *words, "-o", str(tmp_path / "out")]) == 2
     assert said in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+# ---------------------------------------------------------------- what a batch of few observations may say
+
+
+def few_a_batch(each: float, *, stills: bool, batches: int = 180, seed: int = 0) -> tuple[pd.DataFrame, pd.Series]:
+    """Observations of batches that have about `each`, of which each reflection has about twelve; and the true intensities."""
+    rng = np.random.default_rng(seed)
+    m = max(60, int(each * batches / 12))
+    d = rng.uniform(0.9, 8, m)
+    true = rng.exponential(400 * np.exp(-3 / d**2))
+    hkl = np.column_stack([np.arange(m) + 1, np.zeros((m, 2), int)])
+    turn = np.linspace(0, 1, batches)
+    log_scale, b = 0.4 * np.sin(5 * turn) + 0.2 * np.cos(13 * turn), 2 * np.sin(3 * turn + 1)
+    if stills:
+        log_scale, b = rng.normal(0, 0.5, batches), rng.normal(0, 3, batches)
+    count = rng.poisson(each, batches).clip(1)
+    frame = np.repeat(np.arange(batches), count)
+    of = np.concatenate([rng.permutation(m)[:n] for n in count])
+    mean = np.exp(log_scale[frame] - b[frame] / (2 * d[of] ** 2)) * true[of]
+    sigma = np.sqrt(mean + 30)
+    table = pd.DataFrame(hkl[of], columns=["h", "k", "l"]).assign(
+        frame=frame, crystal=0, intensity=rng.normal(mean, np.hypot(sigma, 0.03 * mean)), sigma=sigma, d=d[of], isym=1
+    )
+    table = table if stills else table.assign(sweep=0)
+    return table, pd.Series(true, pd.MultiIndex.from_arrays(hkl.T, names=["h", "k", "l"]))
+
+
+def cc_to(merged, truth: pd.Series) -> float:
+    both = pd.concat([merged.table.set_index(["h", "k", "l"])["intensity"], truth], axis=1, join="inner").dropna()
+    return float(np.corrcoef(both.to_numpy().T)[0, 1])
+
+
+@pytest.mark.parametrize("stills", [False, True])
+@pytest.mark.parametrize("each", [2, 5, 10, 50])
+def test_what_is_printed_agrees_with_the_truth_however_few_observations_a_batch_has(each, stills):
+    """CC* of halves that are scaled apart is the correlation to the truth, or less; and both are high."""
+    table, truth = few_a_batch(each, stills=stills)
+    merged = merge_reflections(table, "mean")
+    told, real = half_set_agreement(merged.table)["cc_star"], cc_to(merged, truth)
+    assert real > 0.985 and told < real + 0.01
+
+
+def test_images_of_a_sweep_are_not_scaled_freely():
+    table, truth = few_a_batch(2, stills=False)
+    free = merge_reflections(table.drop(columns="sweep"), "mean")
+    assert cc_to(merge_reflections(table, "mean"), truth) > cc_to(free, truth)
+
+
+def test_quartz_with_one_image_a_batch_is_as_dials_has_it():
+    folder = measured("processed/quartz__scaled.refl").parent
+    scaled = read_dials(folder / "quartz__scaled.refl").table
+    w = scaled["sigma"] ** -2.0
+    sums = scaled.assign(w=w, wi=w * scaled["intensity"]).groupby(["h", "k", "l"])[["w", "wi"]].sum()
+    for name, least in (("integrated", 0.99), ("scaled", 0.999)):
+        result = merge_data(MergePlan(str(folder / f"quartz__{name}.refl"), draws=20))
+        assert cc_to(result.merged, sums["wi"] / sums["w"]) > least
+        said = " ".join(result.notes)
+        assert "1 sweep of 101 images" in said and "indexed in one" in said and "without partialities" in said
+
+
+def test_more_reflections_than_there_are_is_refused():
+    table, _ = few_a_batch(10, stills=True)
+    every = np.array([(h, k, l) for h in range(-2, 3) for k in range(-2, 3) for l in range(-2, 3) if (h, k, l) != (0, 0, 0)])
+    of = every[np.arange(len(table)) % len(every)]  # all of a sphere, in a group whose unit is a small part of it
+    d = 20 / np.linalg.norm(of, axis=1)
+    merged = merge_reflections(table.assign(h=of[:, 0], k=of[:, 1], l=of[:, 2], d=d), "mean")
+    with pytest.raises(BadInput, match="not in the asymmetric unit"):
+        shell_table(merged, (20, 20, 20, 90, 90, 90), gemmi.SpaceGroup("P 4 3 2"), shells=1, d_min=6.0)

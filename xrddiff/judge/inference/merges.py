@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import gemmi
@@ -23,7 +24,7 @@ from ...data.formats.peak_files import need_stream
 from ...data.formats.readers import open_frames
 from ...data.frames.selection import evenly_spaced
 from ...learn.loading.catalog import load
-from ...physics.indexing.cells import CENTRINGS, Cell, fit_cell, read_cell
+from ...physics.indexing.cells import Cell, fit_cell, read_cell
 from ...physics.indexing.indexer import cell_of_frames, check_search
 from ...physics.indexing.known_lattices import known_lattices
 from ...physics.indexing.reflections import reflection_table, stream_reflections
@@ -44,7 +45,7 @@ from ...physics.merging.symmetry import asymmetric_unit, space_group, twin_laws
 from ...physics.simulation.crystal_files import group_of_cell_file
 
 # %% auto #0
-__all__ = ['FEW', 'MergePlan', 'Gathered', 'gather_reflections', 'MergeResult', 'merge_data', 'merge_gathered']
+__all__ = ['FEW', 'FEW_SEEN', 'MergePlan', 'Gathered', 'gather_reflections', 'MergeResult', 'merge_data', 'merge_gathered']
 
 # %% ../../../nbs/judge/inference/merges.ipynb #473baa94
 @dataclass(frozen=True)
@@ -224,13 +225,8 @@ def _of_frames(plan: MergePlan, ds: xr.Dataset) -> Gathered:
     group = _group_of(plan, ds.attrs.get("space_group"))
     cell = read_cell(plan.cell) if plan.cell is not None else cell_of_frames(ds)
     if cell is not None:
-        _, change = fit_cell(cell, group)  # before minutes of indexing
-        if cell.centring == "P" and (change == np.eye(3)).all() and group.centring_type() in CENTRINGS:
-            cell = Cell(cell.parameters, group.centring_type())  # numbers alone do not say it
-        if cell.centring not in ("P", group.centring_type()):
-            raise BadInput(
-                f"the cell {cell} is centred otherwise than the space group {group.xhm()}; expected the same"
-            )
+        fitted, change = fit_cell(cell, group)  # before minutes of indexing
+        cell = fitted if (change == np.eye(3)).all() else cell
     wanted, notes = range(ds.sizes["frame"]), []
     if plan.limit is not None and plan.limit < len(wanted):
         wanted = [int(i) for i in evenly_spaced(np.arange(len(wanted)), plan.limit)]
@@ -261,7 +257,7 @@ def _of_frames(plan: MergePlan, ds: xr.Dataset) -> Gathered:
     return Gathered(table, ordered, group, float(table["wavelength"].median()), tuple(notes))
 
 # %% ../../../nbs/judge/inference/merges.ipynb #c538a513
-FEW = 20  # crystals: fewer make halves that say little
+FEW, FEW_SEEN = 20, 5  # crystals: fewer make halves that say little; observations of a crystal
 
 
 @dataclass(frozen=True, eq=False)
@@ -295,27 +291,59 @@ def merge_data(plan: MergePlan, frames: xr.Dataset | None = None) -> MergeResult
     return merge_gathered(plan, gather_reflections(plan, frames))
 
 
+def _alike(table: pd.DataFrame, laws: Sequence[np.ndarray], group: gemmi.SpaceGroup) -> tuple[pd.DataFrame, list[str]]:
+    """Return the observations, indexed alike if that makes crystals agree better, and notes. All images of a sweep are indexed in one way."""
+    sweep = table["sweep"].to_numpy() if "sweep" in table else np.full(len(table), -1)
+    own = table[["frame", "crystal"] if "crystal" in table else ["frame"]]
+    named = table.assign(frame=np.where(sweep >= 0, table["frame"].max() + 1 + sweep, table["frame"]))
+    alike = resolve_ambiguity(named, laws, group)
+    (after, before), many = alike.gain, f"{group.hm} can be indexed in {len(laws) + 1} ways"
+    if len(alike.way) < 2:
+        return table, [
+            f"{many}, and the images of its sweep are indexed in one; which way is that of other data, they do not tell"
+        ]
+    if not alike.changed or not after > before:
+        return table, [
+            f"{many}: crystals agree best as they are (correlation {before:.2f}); which way is that of other data, they do not tell"
+        ]
+    said = f"{many}: {alike.changed} of {len(alike.way)} crystals were turned, and the correlation between crystals is {after:.2f} (before: {before:.2f}); which way is that of other data, they do not tell"
+    return alike.table.assign(**{name: own[name] for name in own}), [said]
+
+
 def merge_gathered(plan: MergePlan, gathered: Gathered) -> MergeResult:
     """Index alike where there is an ambiguity, scale and merge the gathered data. Raises `BadInput` for fewer than two crystals."""
     notes, table = list(gathered.notes), gathered.table
     if laws := twin_laws(gathered.cell.parameters, gathered.group):
-        alike = resolve_ambiguity(table, laws, gathered.group)
-        table, (after, before) = alike.table, alike.gain
-        notes.append(
-            f"{gathered.group.hm} can be indexed in {len(laws) + 1} ways: {alike.changed} of {len(alike.way)} crystals were turned, and the correlation between crystals is {after:.2f} (before: {before:.2f}); which way is that of other data, they do not tell"
-        )
+        table, said = _alike(table, laws, gathered.group)
+        notes += said
     if plan.d_min is not None:
         table = table[table["d"] >= plan.d_min]
+    method, known = plan.method, "excitation" in table and bool(np.nan_to_num(table["excitation"]).any())
+    if method == "partial" and not known:
+        method = "mean"
+        notes.append(
+            "the observations have no excitation errors, so they are averaged without partialities (method mean)"
+        )
     if len(group_crystals(table)[0]) == 1:
         told = f" ({'; '.join(gathered.notes)})" if gathered.notes else ""
         raise BadInput(
             f"{plain_text(plan.source)} has one crystal{told}, and no halves to compare; expected two or more"
         )
-    merged = merge_reflections(table, plan.method, seed=plan.seed, group=gathered.group)
+    merged = merge_reflections(table, method, seed=plan.seed, group=gathered.group)
     if len(merged.half) < FEW:
         notes.append(f"{len(merged.half)} crystals: halves of so few say little; {FEW} or more do")
     if empty := int((merged.seen.of_crystals(merged.weight) == 0).sum()):
         notes.append(f"{empty} crystals are so weak beside the others that nothing of them is merged")
+    few = merged.seen.of_crystals() < FEW_SEEN
+    if few.any():
+        first = ", ".join(str(int(f)) for f in merged.seen.crystals[few, 0][:5])
+        notes.append(
+            f"{int(few.sum())} of {len(few)} crystals or images have fewer than {FEW_SEEN} observations ({first}{', …' if few.sum() > 5 else ''}): their scales are mostly those of the others"
+        )
+    if sweeps := merged.seen.sweeps:
+        notes.append(
+            f"{len(sweeps)} sweep{'s' * (len(sweeps) > 1)} of {sum(map(len, sweeps))} images, with scales that change by {merged.scaling.smooth:g} in ln g from one to the next"
+        )
     if merged.outliers:
         notes.append(f"{merged.outliers} observations are outliers, more than 6σ from the others, and are left out")
     if merged.posterior is not None:

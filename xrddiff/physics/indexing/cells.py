@@ -173,9 +173,16 @@ def _crystfel_cell(text: str, name: str) -> Cell:
 def fit_cell(cell: Cell, group: gemmi.SpaceGroup, like: Cell | None = None) -> tuple[Cell, np.ndarray]:
     """The cell with its axes in the order that a space group wants, and the `change` (3, 3) of `fit_axes` that leads there.
 
-    like: a cell in the axes of the group, which decides between orders that fit. Raises `BadInput` if none does.
+    A cell given as numbers alone, which is primitive, takes the centring of the group. Every command that has both asks here.
+    like: a cell in the axes of the group, which decides between orders that fit. Raises `BadInput` if none does, or if the cell is
+    centred otherwise than the group.
     """
     found, change = fit_axes(cell.parameters, group, like=None if like is None else like.parameters)
+    centring = group.centring_type()
+    if cell.centring == "P" and (change == np.eye(3)).all() and centring in CENTRINGS:
+        return Cell(found, centring), change
+    if cell.centring not in ("P", centring):
+        raise BadInput(f"the cell {cell} is centred otherwise than the space group {group.xhm()}; expected the same")
     return Cell(found, cell.centring), change
 
 # %% ../../../nbs/physics/indexing/cells.ipynb #3920caaa

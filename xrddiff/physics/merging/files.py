@@ -226,6 +226,7 @@ def read_unmerged_mtz(path: str | os.PathLike) -> Unmerged:
     own, notes = _batches(mtz, table["frame"].to_numpy(), name)
     if "sweep" in own:
         table["crystal"] = own["sweep"]
+        table["sweep"] = np.where(own["turns"], own["sweep"], -1)
     wavelength = next((w for w in found if 0 < w < 100), own.get("wavelength", 0.0))
     return Unmerged(table, cell, group, wavelength, (*parts, *notes))
 
@@ -234,7 +235,7 @@ _PHI = 36  # words of a batch header, of real numbers: φ at the begin and the e
 
 
 def _batches(mtz: gemmi.Mtz, frames: np.ndarray, name: str) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """The contents of the batch headers: the number of the `sweep` of each observation, from 0, and the `wavelength`; and notes.
+    """The contents of the batch headers: the number of the `sweep` of each observation, from 0, whether the crystal `turns` in it, and the `wavelength`; and notes.
 
     Batches of a sweep are of one data set and crystal, and their numbers follow one another.
     """
@@ -263,7 +264,9 @@ def _batches(mtz: gemmi.Mtz, frames: np.ndarray, name: str) -> tuple[dict[str, A
             for at in (sweep == k for k in range(min(sweep[-1] + 1, 4)))
         ]
         notes.append(f"it has {sweep[-1] + 1} sweeps: {', '.join(said)}{', …' if sweep[-1] > 3 else ''}")
-    out = {"sweep": sweep[np.searchsorted(number, frames)]}
+    turns = (turned[:, 1] != turned[:, 0]) & np.isfinite(turned).all(1)
+    at = np.searchsorted(number, frames)
+    out = {"sweep": sweep[at], "turns": turns[at]}
     return out | ({"wavelength": float(waves.mean())} if len(waves) else {}), tuple(notes)
 
 
@@ -346,6 +349,7 @@ def read_xds(path: str | os.PathLike) -> Unmerged:
     table = table[table["sigma"] > 0].astype({"frame": int, "crystal": int}).reset_index(drop=True)
     table = _in_our_unit(table, table[["h", "k", "l"]].to_numpy(), cell, group)
     notes = (f"{misfit} observations that XDS marks as misfits are left out",) if misfit else ()
+    table["sweep"] = table["crystal"]
     return Unmerged(table, cell, group, float(found.wavelength), notes)
 
 # %% ../../../nbs/physics/merging/files.ipynb #713ff708
@@ -390,6 +394,8 @@ def read_dials(path: str | os.PathLike, experiments: str | os.PathLike | None = 
         pd.DataFrame(about).astype({"frame": int, "crystal": int}), columns["miller_index"][good], cell, group
     )
     check_indices(table, name)
+    images = table.groupby("crystal")["frame"].transform("nunique")
+    table["sweep"] = np.where(images > 1, table["crystal"], -1)  # an experiment of one image is a still
     left = len(good) - len(table)
     notes = (f"{left} of {len(good)} reflections are left out, as DIALS flags them",) if left else ()
     return Unmerged(table, cell, group, wavelength, notes)

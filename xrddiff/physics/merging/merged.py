@@ -300,7 +300,7 @@ class Merged:
     `half_1`, `half_2`, the means of two random halves of the crystals; and `plus`, `sigma_plus`, `count_plus`, `minus`, … of
     I(+) and I(-). NaN where there is no observation.
     seen, scaling, errors: the input of the merge, and its models. factor, weight: G and 1/σ'² of each observation (n,); weight 0: left out.
-    half: 0 or 1, of each crystal (F,). outliers: number of observations left out as outliers. posterior: of the method "posterior".
+    half: 0 or 1, of each crystal (F,). apart: G of each observation by a scaling of its own half alone (n,). outliers: number of observations left out as outliers. posterior: of the method "posterior".
     """
 
     table: pd.DataFrame
@@ -312,6 +312,7 @@ class Merged:
     weight: np.ndarray
     half: np.ndarray
     outliers: int
+    apart: np.ndarray
     posterior: SharedIntensities | None = None
 
     @property
@@ -319,20 +320,20 @@ class Merged:
         """Full intensities (n,) of observations: I/G; NaN for those that were left out."""
         return np.where(self.weight > 0, self.seen.value / np.where(self.factor > 0, self.factor, np.nan), np.nan)
 
-    def mean(self, chosen: np.ndarray | float = 1.0) -> tuple[np.ndarray, np.ndarray]:
-        """Intensities and Σ w G² (m,) with the weights times `chosen` (n,); NaN where there is none."""
-        w = self.weight * chosen
-        total = self.seen.sums(w * self.factor**2)
+    def mean(self, chosen: np.ndarray | float = 1.0, factor: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Intensities and Σ w G² (m,) with the weights times `chosen` (n,); NaN where there is none. factor: another G (n,)."""
+        w, factor = self.weight * chosen, self.factor if factor is None else factor
+        total = self.seen.sums(w * factor**2)
         have = np.where(total > 0, total, np.nan)
-        return self.seen.sums(w * self.factor * self.seen.value) / have, total
+        return self.seen.sums(w * factor * self.seen.value) / have, total
 
     def drawn(self, weight: np.ndarray) -> pd.DataFrame:
         """The table with crystals of these weights (F,), such as how often each is drawn: `h`, `k`, `l`, `d`, `intensity`, `sigma`, `count`,
-        `half_1`, `half_2`. Scales, errors and halves stay.
+        `half_1`, `half_2`. Scales, errors and halves stay; the halves have been scaled apart.
         """
         w = np.asarray(weight, float)[self.seen.crystal]
         intensity, total = self.mean(w)
-        halves = {f"half_{i + 1}": self.mean(w * (self.half == i)[self.seen.crystal])[0] for i in (0, 1)}
+        halves = {f"half_{i + 1}": self.mean(w * (self.half == i)[self.seen.crystal], self.apart)[0] for i in (0, 1)}
         sigma = np.where(total > 0, total, np.nan) ** -0.5
         count = self.seen.sums(w * (self.weight > 0))
         return self.seen.table(intensity=intensity, sigma=sigma, count=count, **halves)
@@ -378,7 +379,7 @@ def merge_reflections(
     expected = factor * np.maximum(_start(seen, factor, usable), 0)[seen.which]
     for number in range(ROUNDS):
         weight = np.where(usable & ~outlier, 1 / errors.variance(seen.variance(expected) ** 0.5, expected), 0.0)
-        merged = Merged(pd.DataFrame(), method, seen, scaling, errors, factor, weight, half, int(outlier.sum()))
+        merged = Merged(pd.DataFrame(), method, seen, scaling, errors, factor, weight, half, int(outlier.sum()), factor)
         expected, share = _expected(merged)
         residual, kept = seen.value - expected, weight > 0
         new = kept & far_out(residual, weight, share, seen.which)
@@ -387,10 +388,30 @@ def merge_reflections(
         outlier, kept = outlier | new, kept & ~new
         sigma = seen.variance(expected)[kept] ** 0.5
         errors = fit_errors(sigma, expected[kept], residual[kept], share[kept])
-    merged = _with_table(merged)
+    merged = _with_table(replace(merged, apart=_scaled_apart(merged, rounds)))
     if method != "posterior":
         return merged
     return replace(merged, posterior=shared_intensities(seen, scaling, group, seed=seed))
+
+
+def _scaled_apart(merged: Merged, rounds: int) -> np.ndarray:
+    """Return G (n,) of observations by scalings of the halves, each fitted to its half alone, on the scale of the first.
+
+    Rotations and stretches stay those of all crystals: half of few crystals do not bear them.
+    """
+    seen, out, smooth = merged.seen, merged.factor.copy(), merged.scaling.smooth
+    how = dict(method="mean") if merged.method == "mean" else dict(method="partial", start=merged.scaling, moves=False)
+    parts = [(merged.half == i)[seen.crystal] for i in (0, 1)]
+    if not all(part.any() for part in parts):
+        return out
+    for part in parts:
+        half = seen.only(part)
+        out[part] = fit_scaling(half, rounds=rounds, smooth=smooth, **how).factor(half)
+    one, other = (merged.mean(part.astype(float), out)[0] for part in parts)
+    both = np.isfinite(one) & np.isfinite(other)
+    ratio = (one[both] * other[both]).sum() / max((other[both] ** 2).sum(), 1e-300)
+    out[parts[1]] /= ratio if ratio > 0 else 1.0
+    return out
 
 
 def _start(seen: Observations, factor: np.ndarray, usable: np.ndarray) -> np.ndarray:

@@ -5,7 +5,7 @@
 # %% ../../../nbs/physics/merging/observations.ipynb #091a971b
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -45,6 +45,7 @@ class Observations:
     excitation: 1/Å (n,); 0 where it is not known.
     lever: change of the excitation error with a rotation of the crystal, 1/Å per rad, and with a stretch of g, 1/Å (n, 4).
     gain: by how much σ² grows with the intensity (n,); 0: σ is taken as it is.
+    sweep: number of the sweep of each crystal (F,), of a crystal that turns from image to image; −1: a still; None: all are stills.
     """
 
     crystals: np.ndarray
@@ -58,6 +59,21 @@ class Observations:
     excitation: np.ndarray
     lever: np.ndarray
     gain: np.ndarray | float = 0.0
+    sweep: np.ndarray | None = None
+
+    def only(self, chosen: np.ndarray) -> Observations:
+        """Return the `chosen` observations (bool, n), of the same crystals and reflections."""
+        rows = ("crystal", "which", "value", "sigma", "d", "isym", "excitation", "lever")
+        gain = self.gain if np.ndim(self.gain) == 0 else self.gain[chosen]
+        return replace(self, gain=gain, **{name: getattr(self, name)[chosen] for name in rows})
+
+    @property
+    def sweeps(self) -> list[np.ndarray]:
+        """The images of each sweep, in their order, as places in `crystals`."""
+        if self.sweep is None:
+            return []
+        every = (np.flatnonzero(self.sweep == k) for k in np.unique(self.sweep[self.sweep >= 0]))
+        return [at[np.argsort(self.crystals[at, 0], kind="stable")] for at in every]
 
     def variance(self, expected: np.ndarray) -> np.ndarray:
         """σ² (n,) if the intensities were those `expected` (n,)."""
@@ -145,7 +161,11 @@ def group_reflections(reflections: pd.DataFrame) -> Observations:
     excitation = table["excitation"].to_numpy(float) if "excitation" in table else zero
     isym = isym_of(table)
     d = table["d"].to_numpy(float)
-    return Observations(crystals, crystal, hkl, which, value, sigma, d, isym, excitation, _lever(table), gain)
+    sweep = None
+    if "sweep" in table and (table["sweep"] >= 0).any():
+        sweep = np.full(len(crystals), -1)
+        sweep[crystal] = table["sweep"].to_numpy(np.int64)
+    return Observations(crystals, crystal, hkl, which, value, sigma, d, isym, excitation, _lever(table), gain, sweep)
 
 # %% ../../../nbs/physics/merging/observations.ipynb #34129189
 def _lever(table: pd.DataFrame) -> np.ndarray:

@@ -8,16 +8,19 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
+from scipy.ndimage import uniform_filter1d
 
 from ...core.errors import BadInput
+from ...core.seeds import numpy_rng
 from .observations import Observations
 
 # %% auto #0
-__all__ = ['METHODS', 'LEAST_STRENGTH', 'WIDTHS', 'ERRORS', 'PRIORS', 'TAILS', 'partiality_of', 'Scaling', 'fit_scaling',
-           'weighted_mean', 'made_up_observations']
+__all__ = ['METHODS', 'SMOOTH', 'LEAST_STRENGTH', 'WIDTHS', 'ERRORS', 'PRIORS', 'LEAST_SPREAD', 'LEFT_OUT', 'MOST_TRIED', 'TAILS',
+           'ENOUGH_SEEN', 'partiality_of', 'Scaling', 'fit_scaling', 'weighted_mean', 'made_up_observations']
 
 # %% ../../../nbs/physics/merging/scaling.ipynb #5adcfb70
 METHODS = ("mean", "partial")
+SMOOTH = (0.003, 0.01, 0.03, 0.1, 0.3)  # s, the change of ln g from an image to the next
 LEAST_STRENGTH = 0.03  # of the median: crystals that are weaker recorded nothing, or were indexed wrongly
 
 
@@ -33,6 +36,7 @@ class Scaling:
     log_scale: ln g (F,). b: Å² (F,). moved: rotations φ and stretches δ (F, 4), rad and relative.
     width: R₀ in 1/Å and R₁; None without partialities. error: of the model, relative.
     covariance: of ln g, B and, where they were fitted, φ and δ of each crystal (F, 2 or 6, the same); None: not known.
+    spread: of ln g, and of B in Å², from still to still. smooth: s of sweeps.
     """
 
     log_scale: np.ndarray
@@ -41,6 +45,8 @@ class Scaling:
     width: tuple[float, float] | None = None
     error: float = 0.5
     covariance: np.ndarray | None = None
+    spread: tuple[float, float] = (1.0, 10.0)
+    smooth: float = SMOOTH[2]
 
     def excitation(self, seen: Observations) -> np.ndarray:
         """Excitation errors (n,) after rotations and stretches, 1/Å."""
@@ -81,7 +87,13 @@ class Scaling:
 WIDTHS = [(a, b) for a in (2e-4, 4e-4, 6e-4, 9e-4, 1.3e-3, 2e-3) for b in (0.0, 6e-4, 1.2e-3, 2.4e-3)]  # R₀ and R₁
 ERRORS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.8)
 PRIORS = np.array([1.0, 10.0, *[np.radians(0.1)] * 3, 2e-3])  # of ln g, B in Å², the rotation in rad, and the stretch
+LEAST_SPREAD = 0.02  # of the priors: crystals that differ by less are as good as equal
+LEFT_OUT, MOST_TRIED = (
+    0.2,
+    100_000,
+)  # share of observations that s is tested on; observations that it is fitted to, at most
 TAILS = 4.0  # ν of the residuals
+ENOUGH_SEEN = 50  # observations of an image and its neighbours, for a first scale
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,24 +152,78 @@ def _step(seen: Observations, now: Scaling, others: _Others, moves: bool) -> Sca
     columns = list((others.expected[:, None] * now.levers(seen, moves)).T)
     weight = others.trust / others.variance
     n = len(columns)
-    at = np.column_stack([np.zeros_like(now.b), now.b, now.moved])[:, :n]  # a step in ln g is free, up to its size
-    H, right = np.empty((len(at), n, n)), -at / PRIORS[:n] ** 2
+    at = np.column_stack([now.log_scale, now.b, now.moved])[:, :n]
+    H, right = np.empty((len(at), n, n)), np.zeros_like(at)
     for i in range(n):
         right[:, i] += seen.of_crystals(weight * columns[i] * (seen.value - others.expected))
         for j in range(n):
             H[:, i, j] = seen.of_crystals(weight * columns[i] * columns[j])
-    covariance = np.linalg.inv(H + np.diag(PRIORS[:n] ** -2))
-    step = np.einsum("fij,fj->fi", covariance, right)
+    prior = np.array([*now.spread, *PRIORS[2:]])[:n] ** -2.0
+    covariance = np.linalg.inv(H + np.diag(prior))
+    step = np.einsum("fij,fj->fi", covariance, right - at * prior)
+    for images in seen.sweeps:
+        apart = now.smooth**2 * np.maximum(np.diff(seen.crystals[images, 0]), 1)[:, None]
+        link = np.zeros((len(images) - 1, n))
+        link[:, :2] = (PRIORS[:2] ** -2.0) / apart
+        weak = np.where(np.arange(n) < 2, 0.1 * PRIORS[:n] ** -2.0, prior)  # where a sweep as a whole stands
+        step[images], covariance[images] = _along(
+            H[images] + np.diag(weak), right[images] - at[images] * weak, at[images], link
+        )
     step = np.clip(step, -2 * PRIORS[:n], 2 * PRIORS[:n])
     moved = now.moved + step[:, 2:] if moves else now.moved
     log_scale, b = now.log_scale + step[:, 0], now.b + step[:, 1]
-    return replace(now, log_scale=log_scale - log_scale.mean(), b=b - b.mean(), moved=moved, covariance=covariance)
+    log_scale, b = log_scale - log_scale.mean(), b - b.mean()
+    spread = _spread(seen, np.column_stack([log_scale, b]), covariance)
+    return replace(now, log_scale=log_scale, b=b, moved=moved, covariance=covariance, spread=spread)
+
+
+def _spread(seen: Observations, x: np.ndarray, covariance: np.ndarray) -> tuple[float, float]:
+    """Return the spread of ln g and of B (F, 2) of the stills: the expectation of their squares, between bounds."""
+    still = np.ones(len(x), bool) if seen.sweep is None else seen.sweep < 0
+    if still.sum() < 3:
+        return float(PRIORS[0]), float(PRIORS[1])
+    squares = x[still] ** 2 + np.diagonal(covariance[still], axis1=1, axis2=2)[:, :2]
+    found = np.clip(np.sqrt(squares.mean(0)), LEAST_SPREAD * PRIORS[:2], 3 * PRIORS[:2])
+    return float(found[0]), float(found[1])
+
+
+def _along(H: np.ndarray, right: np.ndarray, at: np.ndarray, link: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the step (N, n) of the images of a sweep, and its covariance (N, n, n), with `link` (N - 1, n) between neighbours.
+
+    H: (N, n, n), and right: (N, n), of each image alone. at: where the images are, (N, n).
+    """
+    pull = link * np.diff(at, axis=0)
+    right = right + np.pad(pull, [(0, 1), (0, 0)]) - np.pad(pull, [(1, 0), (0, 0)])
+    own = H + (np.pad(link, [(0, 1), (0, 0)]) + np.pad(link, [(1, 0), (0, 0)]))[:, :, None] * np.eye(H.shape[1])
+    inverse, y = np.empty_like(own), right.copy()
+    inverse[0] = np.linalg.inv(own[0])
+    for i in range(1, len(own)):
+        gain = link[i - 1][:, None] * inverse[i - 1]
+        inverse[i] = np.linalg.inv(own[i] - gain * link[i - 1])
+        y[i] += gain @ y[i - 1]
+    step, covariance = np.empty_like(y), inverse.copy()
+    step[-1] = inverse[-1] @ y[-1]
+    for i in range(len(own) - 2, -1, -1):
+        gain = inverse[i] * link[i]
+        step[i] = inverse[i] @ y[i] + gain @ step[i + 1]
+        covariance[i] += gain @ covariance[i + 1] @ gain.T
+    return step, covariance
 
 # %% ../../../nbs/physics/merging/scaling.ipynb #53fab777
-def fit_scaling(seen: Observations, method: str = "mean", rounds: int = 8, *, moves: bool = True) -> Scaling:
+def fit_scaling(
+    seen: Observations,
+    method: str = "mean",
+    rounds: int = 8,
+    *,
+    moves: bool = True,
+    smooth: float | None = None,
+    start: Scaling | None = None,
+) -> Scaling:
     """Scales, falloffs and, for the method "partial", rotations, stretches and the width of reflections. The geometric mean of the scales is 1, the mean of B is 0.
 
-    moves: refine rotations and stretches, where observations have their levers. Raises `BadInput` for an unknown method, or no excitation errors.
+    moves: refine rotations and stretches, where observations have their levers. smooth: s of sweeps; None finds it by cross-validation.
+    start: a scaling of the same crystals to begin with.
+    Raises `BadInput` for an unknown method, or no excitation errors.
     """
     if method not in METHODS:
         raise BadInput(f"method {method!r} is unknown; expected one of {', '.join(METHODS)}")
@@ -166,16 +232,16 @@ def fit_scaling(seen: Observations, method: str = "mean", rounds: int = 8, *, mo
         raise BadInput(
             "the reflections have no excitation errors, so their partiality is not known; expected the method 'mean'"
         )
-    strength = np.maximum(seen.of_crystals(np.maximum(seen.value, 0)) / np.maximum(seen.of_crystals(), 1), 1e-9)
-    start = np.log(strength) - np.log(strength).mean()
-    now = Scaling(start, np.zeros(F), np.zeros((F, 4)), WIDTHS[13] if partial else None)
+    if smooth is None:
+        smooth = _smoothest(seen, method, rounds, moves) if seen.sweeps else SMOOTH[2]
+    now = start or Scaling(_start(seen), np.zeros(F), np.zeros((F, 4)), WIDTHS[13] if partial else None, smooth=smooth)
     d, trust = seen.table()["d"].to_numpy(), np.ones(len(seen.d))
     floor, G = np.median(seen.sigma), now.factor(seen)
     w = 1 / np.maximum(seen.sigma, floor) ** 2
     intensity = seen.sums(w * G * seen.value) / np.maximum(seen.sums(w * G**2), 1e-30)
     for number in range(rounds):
         positive, shell = np.maximum(intensity, 0), _shell_means(d, intensity)
-        if number == 1:
+        if number == 1 and start is None:
             tried = [replace(now, width=w, error=e) for w in (WIDTHS if partial else [None]) for e in ERRORS]
         else:
             tried = _neighbours(now)
@@ -185,6 +251,48 @@ def fit_scaling(seen: Observations, method: str = "mean", rounds: int = 8, *, mo
         trust = found[best].trust if number else trust
         intensity = weighted_mean(seen, now, positive, trust)
     return now
+
+
+def _start(seen: Observations) -> np.ndarray:
+    """Return ln g (F,) to begin with, by the mean of observations; of an image of a sweep, by that of its neighbours too."""
+    total, number = seen.of_crystals(np.maximum(seen.value, 0)), seen.of_crystals().astype(float)
+    for images in seen.sweeps:
+        wide = int(np.ceil(ENOUGH_SEEN / max(number[images].mean(), 1)))
+        total[images], number[images] = (uniform_filter1d(v[images], wide, mode="nearest") for v in (total, number))
+    found = np.log(np.maximum(total / np.maximum(number, 1), 1e-9))
+    found = np.where(number > 0, found - found[number > 0].mean(), 0)
+    return found * number / (number + 5)
+
+
+def _smoothest(seen: Observations, method: str, rounds: int, moves: bool) -> float:
+    """Return the s by which the others predict a fifth of the observations best."""
+    rng = numpy_rng("smoothness of sweeps", len(seen.d))
+    if len(seen.d) > MOST_TRIED:  # some reflections, of all images
+        seen = seen.only(rng.random(len(seen.hkl))[seen.which] < MOST_TRIED / len(seen.d))
+    left = rng.random(len(seen.d)) < LEFT_OUT
+    fitted, test = seen.only(~left), seen.only(left)
+    surprise = []
+    for smooth in SMOOTH:
+        now = fit_scaling(fitted, method, rounds, moves=moves, smooth=smooth)
+        surprise.append(_surprise_of(fitted, test, now))
+    return SMOOTH[int(np.argmin(surprise))]
+
+
+def _surprise_of(fitted: Observations, test: Observations, now: Scaling) -> float:
+    """Return -2 ln of the probability of observations that a scaling was not `fitted` to, up to a constant."""
+    one = np.ones(len(fitted.d))
+    intensity = weighted_mean(fitted, now, np.zeros(len(fitted.hkl)), one)
+    positive = np.maximum(intensity, 0)
+    shell = _shell_means(fitted.table()["d"].to_numpy(), positive)
+    G = now.factor(fitted)
+    w = 1 / now.variance(fitted, G * positive[fitted.which])
+    total = fitted.sums(w * G**2) + shell**-2.0
+    value = ((fitted.sums(w * G * fitted.value) + 1 / shell) / total)[test.which]
+    own = now.factor(test)
+    variance = now.variance(test, own * value) + own**2 / total[test.which]
+    z2 = (test.value - own * value) ** 2 / variance
+    seen_twice = fitted.sums()[test.which] > 0
+    return float(np.sum((np.log(variance) + (TAILS + 1) * np.log1p(z2 / TAILS))[seen_twice]))
 
 
 def weighted_mean(

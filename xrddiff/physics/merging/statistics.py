@@ -144,4 +144,9 @@ def shell_table(
                 name, row[name], np.array([d[i][name] for d in drawn[1:]])
             )
         out.append(row)
+    if (beyond := out[-1]["completeness"]) > 1:
+        raise BadInput(
+            f"there are {beyond:.3g} times as many reflections as the cell and the space group have: their indices are not in the asymmetric "
+            "unit, or the cell is another one; expected those of one asymmetric unit"
+        )
     return pd.DataFrame(out, index=[*map(str, range(1, shells + 1)), "all"])

@@ -67,6 +67,13 @@ class MergeWish:
         return fit_cell(read_cell(self.cell), space_group(self.group))[0]
 
     @property
+    def indexed(self) -> Cell:
+        """The cell that lattices are searched with: with the centring of the group where numbers alone do not say it."""
+        own = read_cell(self.cell)
+        fitted, change = fit_cell(own, space_group(self.group))
+        return fitted if (change == np.eye(3)).all() else own
+
+    @property
     def plan(self) -> MergePlan:
         """The same for a merge. Raises `BadInput` for an unknown method, and numbers that cannot be."""
         return MergePlan("stream", group=self.group, method=self.method, d_min=self.d_min, draws=30)

@@ -524,7 +524,8 @@ def question_of(plan: StreamPlan) -> tuple[Question, Any]:
     if "stream" in read_kinds(plan.save) and group is None:
         raise BadInput("a CrystFEL stream has integrated crystals; expected a cell and a space group too")
     if plan.run is None:
-        return Question(None, plan.cell, plan.min_peaks, None, peaks, group), None
+        cell = plan.cell if plan.wish is None else plan.wish.indexed
+        return Question(None, cell, plan.min_peaks, None, peaks, group), None
     reference, template = reference_scores(plan.run), open_scorer(plan.run).generator.template
     cell = cell_of_frames(template) if plan.cell is None else plan.cell
     return Question(plan.run, cell, plan.min_peaks, reference, peaks, group), template
