@@ -107,7 +107,7 @@ def page(found: dict[str, Any]) -> list[str]:
     low, high = np.quantile(null, [0.025, 0.975])
     head = ["set", "AUC", "95% CI", *GROUPS, "linear", "boosted"]
     rows = []
-    for name, own in found["changed"].items() | {TITLES[k]: found[k] for k in TITLES}.items():
+    for name, own in (found["changed"] | {TITLES[k]: found[k] for k in TITLES}).items():
         t = own["table"]
         ends = f"{t['all']['low']:.2f} to {t['all']['high']:.2f}"
         rows.append(

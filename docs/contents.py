@@ -64,6 +64,7 @@ GUIDES = [
     "docs/commands.md",
     "docs/widgets.md",
     "docs/health.md",
+    "docs/ruler.md",
     "docs/tracking.md",
     "docs/many_runs.md",
     "slurm/README.md",

@@ -22,6 +22,7 @@ from xrddiff.data.frames.labels import (
 )
 from xrddiff.data.frames.selection import select_frames
 from xrddiff.judge.metrics.baselines import with_intensity
+from xrddiff.judge.metrics.copies import find_copies
 from xrddiff.judge.metrics.distribution import (
     DETAILS,
     DISTANCES,
@@ -31,7 +32,6 @@ from xrddiff.judge.metrics.distribution import (
     set_distances,
     wasserstein,
 )
-from xrddiff.judge.metrics.copies import find_copies
 from xrddiff.judge.metrics.diversity import (
     PAIRED,
     block_means,

@@ -18,7 +18,7 @@ from .points import Tiles, need_number
 from .widget_base import Panel
 from ...data.frames.frames import frame_mask
 from ...judge.inference.encoded import EncodedFrames
-from ...judge.metrics.code_use import code_means, code_pictures, count_codes
+from ...judge.views.latent_map import code_means, code_pictures, count_codes
 from ...judge.views.latent_map import show_codes
 from ...judge.views.plots import png
 

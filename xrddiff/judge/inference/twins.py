@@ -36,8 +36,9 @@ from ...physics.twins.twin import learn_twin
 
 # %% auto #0
 __all__ = ['WINDOW', 'WINDOWS', 'FULL', 'BRIGHTNESS', 'WAYS', 'FEWEST_CRYSTALS', 'SIDE', 'NEAR', 'MOST_LEARNT', 'MEMORY', 'FEWER',
-           'halves', 'places_of_windows', 'cut_windows', 'frames_found', 'TwinJudgement', 'judge_twin', 'crystals_of',
-           'exposure_units', 'twin_table', 'twin_words', 'twin_record', 'given_intensities', 'most_learnt', 'TwinPlan']
+           'halves', 'places_of_windows', 'cut_windows', 'frames_found', 'TwinJudgement', 'judge_twin',
+           'exposure_crystals', 'exposure_units', 'twin_table', 'twin_words', 'twin_record', 'given_intensities',
+           'most_learnt', 'TwinPlan']
 
 # %% ../../../nbs/judge/inference/twins.ipynb #7ce772e3
 def halves(n: int) -> tuple[list[int], list[int]]:
@@ -191,14 +192,14 @@ def judge_twin(
         drawn,
         cut,
         twin.seen,
-        len(np.unique(crystals_of(peaks, frame_count(learnt), n, learnt["intensity"].shape[1:]))),
+        len(np.unique(exposure_crystals(peaks, frame_count(learnt), n, learnt["intensity"].shape[1:]))),
     )
 
-# %% ../../../nbs/judge/inference/twins.ipynb #5c03aeba
+# %% ../../../nbs/judge/inference/twins.ipynb #8b7f66b3
 FEWEST_CRYSTALS, SIDE = 4, 64  # crystals that are units of a test; blocks on a side
 
 
-def crystals_of(peaks: Mapping[str, pd.DataFrame], learnt: int, held: int, shape: tuple[int, ...]) -> np.ndarray:
+def exposure_crystals(peaks: Mapping[str, pd.DataFrame], learnt: int, held: int, shape: tuple[int, ...]) -> np.ndarray:
     """Return the crystal of each exposure, first of the learnt ones, then of the held-out ones, as numbers (n,).
 
     peaks: of the sets "learnt" and "held out". learnt, held: their numbers of exposures. shape: of their pixels.
@@ -208,8 +209,8 @@ def crystals_of(peaks: Mapping[str, pd.DataFrame], learnt: int, held: int, shape
 
 
 def exposure_units(peaks: Mapping[str, pd.DataFrame], learnt: int, held: int, shape: tuple[int, ...]) -> np.ndarray:
-    """Return the unit of each exposure: its crystal, or the exposure itself if there are few crystals; as `crystals_of`."""
-    crystal = crystals_of(peaks, learnt, held, shape)
+    """Return the unit of each exposure: its crystal, or the exposure itself if there are few crystals; as `exposure_crystals`."""
+    crystal = exposure_crystals(peaks, learnt, held, shape)
     return crystal if len(np.unique(crystal)) >= FEWEST_CRYSTALS else np.arange(learnt + held)
 
 # %% ../../../nbs/judge/inference/twins.ipynb #fa02a01a

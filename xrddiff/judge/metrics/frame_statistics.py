@@ -25,11 +25,11 @@ if TYPE_CHECKING:
     import xarray as xr
 
 # %% auto #0
-__all__ = ['RINGS', 'SECTORS', 'SHARES', 'ABOVE', 'QUANTILES', 'LAGS', 'NOISE', 'ROUGH', 'BRIGHT', 'SHAPES', 'SPOTS', 'STEPS',
-           'LARGEST', 'neighbour_vectors', 'neighbour_spacing', 'spot_shapes', 'strong_peaks', 'median_shape',
-           'shape_table', 'polar_map', 'without_spots', 'share_of', 'window_mean', 'lag_correlation', 'noise_of',
-           'noise_statistics', 'block_sums', 'roughness', 'spot_profiles', 'spot_statistics', 'FrameStatistics',
-           'photon_pictures']
+__all__ = ['RINGS', 'SECTORS', 'SHARES', 'ABOVE', 'EVEN', 'QUANTILES', 'LAGS', 'NOISE', 'ROUGH', 'BRIGHT', 'SHAPES', 'SPOTS',
+           'STEPS', 'LARGEST', 'neighbour_vectors', 'neighbour_spacing', 'spot_shapes', 'strong_peaks', 'median_shape',
+           'shape_table', 'polar_map', 'without_spots', 'unevenness', 'share_of', 'window_mean', 'lag_correlation',
+           'noise_of', 'noise_statistics', 'sums_of_blocks', 'roughness', 'spot_profiles', 'spot_statistics',
+           'FrameStatistics', 'photon_pictures']
 
 # %% ../../../nbs/judge/metrics/frame_statistics.ipynb #4416ba81
 def neighbour_vectors(peaks: pd.DataFrame, geometry: Geometry | PanelGeometry) -> np.ndarray:
@@ -132,6 +132,7 @@ def _radii(ds: xr.Dataset, peaks: pd.DataFrame) -> np.ndarray:
 RINGS, SECTORS = 20, 8
 SHARES = (0, 1, 2, 3, 4, 5)  # photons in a pixel
 ABOVE = (10, 20, 40, 80, 160, 320, 640)
+EVEN = (4, 120)  # counts whose histogram is smooth
 QUANTILES = (0.5, 0.9, 0.99, 0.999)  # of the pixels of a frame
 
 
@@ -151,6 +152,21 @@ def polar_map(frames: xr.Dataset) -> tuple[np.ndarray, np.ndarray]:
 def without_spots(n: np.ndarray, mean: np.ndarray) -> np.ndarray:
     """Photons, clipped at three deviations above the `mean` of their ring."""
     return np.minimum(n, mean + 3 * np.sqrt(np.maximum(mean, 0) + 1))
+
+
+def unevenness(n: np.ndarray, seen: np.ndarray) -> np.ndarray:
+    """Excess of the scatter of the numbers of pixels with `EVEN` photons about those of their neighbours, (frame,).
+
+    n: photons (frame, pixel). seen: bool, the same shape.
+    """
+    first, last = EVEN
+    out = np.zeros(len(n))
+    for i, (x, ok) in enumerate(zip(n, seen, strict=True)):
+        whole = np.clip(np.rint(x[ok]), first - 1, last + 1).astype(np.int64) - (first - 1)
+        h = np.bincount(whole, minlength=last - first + 3)[1:-1].astype(float)
+        m = (h[:-2] + h[2:]) / 2
+        out[i] = ((h[1:-1] - m) ** 2 - 1.5 * m).sum() / np.sqrt(4.5 * (m**2).sum() + 1)
+    return out
 
 
 def share_of(part: np.ndarray, whole: np.ndarray, seen: np.ndarray, cell: np.ndarray, cells: int) -> np.ndarray:
@@ -228,11 +244,11 @@ NOISE = (
     *(f"{name}, brightest quarter" for name in (*_MOMENTS, *(f"correlation at {lag}" for lag in LAGS[:4]))),
 )
 
-# %% ../../../nbs/judge/metrics/frame_statistics.ipynb #fb1ede01
+# %% ../../../nbs/judge/metrics/frame_statistics.ipynb #0ffe52a8
 ROUGH = (8, 16, 32)  # px
 
 
-def block_sums(values: np.ndarray, k: int) -> np.ndarray:
+def sums_of_blocks(values: np.ndarray, k: int) -> np.ndarray:
     """Sums of images (frame, …, y, x) over blocks of k × k pixels; those at the far edges are smaller."""
     for axis in (-1, -2):
         values = np.add.reduceat(values, np.arange(0, values.shape[axis], k), axis)
@@ -246,7 +262,9 @@ def roughness(rest: np.ndarray, mean: np.ndarray, seen: np.ndarray) -> np.ndarra
     """
     axes, rest = tuple(range(1, rest.ndim)), np.where(seen, rest, 0)
     light = np.maximum((mean * seen).sum(axes, dtype=np.float64), 1e-6)
-    return np.stack([np.log((block_sums(rest, k) ** 2).sum(axes, dtype=np.float64) / light + 1e-6) for k in ROUGH], 1)
+    return np.stack(
+        [np.log((sums_of_blocks(rest, k) ** 2).sum(axes, dtype=np.float64) / light + 1e-6) for k in ROUGH], 1
+    )
 
 # %% ../../../nbs/judge/metrics/frame_statistics.ipynb #4565eb9f
 BRIGHT = (0.1, 0.5, 0.9, 1.0)  # quantiles of the spots' intensities
@@ -322,6 +340,7 @@ class FrameStatistics:
         *(("histogram", f"share of pixels with {i} photons") for i in SHARES),
         *(("histogram", f"share of pixels above {i} photons") for i in ABOVE),
         *(("histogram", f"log of the {q:.1%} quantile") for q in QUANTILES),
+        ("histogram", "unevenness of counts"),
         *(("noise", name) for name in NOISE),
         *(("roughness", f"log of variance / mean over {k} px") for k in ROUGH),
         *(("azimuth", f"sector {i + 1} of {SECTORS}") for i in range(SECTORS)),
@@ -366,6 +385,7 @@ class FrameStatistics:
                 np.log(np.maximum(profile, 1e-3)),
                 np.stack(share, 1),
                 np.log1p(np.maximum(level, 0)).T,
+                np.arcsinh(unevenness(flat, seen))[:, None],
                 noise_statistics(n, valid),
                 roughness(background - mean, mean, valid),
                 self._azimuth(background.reshape(flat.shape), mean.reshape(flat.shape), seen),

@@ -28,11 +28,12 @@ if TYPE_CHECKING:
 
     from xrddiff.judge.metrics.judgement import Judgement
     from xrddiff.judge.metrics.two_sample import TwoSample
+    from xrddiff.judge.metrics.verdict import Verdict
 
 # %% auto #0
 __all__ = ['LATENTS', 'FIRST', 'plot_aucs', 'plot_curve', 'show_pair', 'show_surest', 'two_sample_pictures', 'add_two_sample',
-           'aucs_by_group', 'first_numbers', 'generation_pictures', 'add_generation', 'add_answers', 'add_distances',
-           'add_variety', 'add_lattices']
+           'aucs_by_group', 'add_uses', 'first_numbers', 'generation_pictures', 'add_generation', 'add_answers',
+           'add_distances', 'add_variety', 'add_lattices']
 
 # %% ../../../nbs/judge/views/judgement.ipynb #7157f595
 def plot_aucs(found: Mapping[str, TwoSample]) -> Figure:
@@ -193,6 +194,17 @@ LATENTS = {
 FIRST = "AUC: in how many pairs of a frame and a sample a classifier finds the sample; 0.5 is chance. Floor: the distance between two sets of real frames."
 
 
+def add_uses(report: Report, verdict: Verdict) -> None:
+    """Add the state of each use, and the reason."""
+    kinds = dict(zip(STATES, ("warning", "note", "", ""), strict=True))
+    uses = [
+        (kinds[state], f"{use[:1].upper()}{use[1:]}: {_STATE_WORDS[state]}. {_sentence(because)}")
+        for use, (state, because) in verdict.states.items()
+    ]
+    if uses:
+        report.add("Uses", lines=uses, part="verdict")
+
+
 _STATE_WORDS = {
     "shown": "a difference is shown",
     "suspected": "a difference is suspected",
@@ -279,13 +291,7 @@ def add_generation(
         numbers = first_numbers(judgement)
         lines = [first] if numbers is None else [first, ("", FIRST)]
         report.add("In short", lines=lines, table=numbers, part="verdict")
-        if verdict.states:
-            kinds = dict(zip(STATES, ("warning", "note", "", ""), strict=True))
-            uses = [
-                (kinds[state], f"{use[:1].upper()}{use[1:]}: {_STATE_WORDS[state]}. {_sentence(because)}")
-                for use, (state, because) in verdict.states.items()
-            ]
-            report.add("Uses", lines=uses, part="verdict")
+        add_uses(report, verdict)
         findings = [*others, *(("", line) for line in answers), *remedies]
     left = f"Left: held-out frames{condition}. Right: samples{about}. One intensity scale for all."
     beyond = f" {range_words(drawn)}." if drawn is not None and drawn["beyond"] else ""

@@ -5,15 +5,19 @@
 # %% ../../../nbs/judge/views/latent_map.ipynb #b393bda8
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
+import torch
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
+from torch import Tensor
 
 from ...core.errors import BadInput
 from ...core.text import for_plot
+from ...learn.models.codebook import perplexity
 from xrddiff.judge.views.plots import (
     INTENSITY,
     LINES,
@@ -27,7 +31,8 @@ from xrddiff.judge.views.plots import (
 )
 
 # %% auto #0
-__all__ = ['UNKNOWN', 'NUMBERS', 'MARKS', 'class_colours', 'point_colours', 'plot_latent_map', 'tile_levels', 'show_codes']
+__all__ = ['UNKNOWN', 'NUMBERS', 'MARKS', 'class_colours', 'point_colours', 'plot_latent_map', 'tile_levels', 'show_codes',
+           'CodeUse', 'count_codes', 'code_pictures', 'code_means']
 
 # %% ../../../nbs/judge/views/latent_map.ipynb #4f2b956d
 UNKNOWN, NUMBERS = "#8c8c8c", "viridis"
@@ -118,7 +123,7 @@ def tile_levels(pictures: np.ndarray, norm: str = "asinh") -> np.ndarray:
 def show_codes(pictures: np.ndarray, shares: np.ndarray, n: int = 64, unit: str = "") -> Picture:
     """Show codes as tiles, the most used first.
 
-    - `pictures`: (K, s, s), see `metrics.code_use.code_pictures`.
+    - `pictures`: (K, s, s), see `code_pictures`.
     - `shares`: (K,), share of the places that have each code.
     - `n`: largest number of codes.
     """
@@ -137,3 +142,97 @@ def show_codes(pictures: np.ndarray, shares: np.ndarray, n: int = 64, unit: str 
         ax.set_axis_off()
     _colorbar(shown, axes, unit, pad=0.01, aspect=18)
     return figure
+
+# %% ../../../nbs/judge/views/latent_map.ipynb #e930bb27
+@dataclass(frozen=True)
+class CodeUse:
+    """How often each code occurs at each place in a set of frames: `places` (K, h, w) int32.
+
+    frames: number of frames that were counted.
+    """
+
+    places: np.ndarray
+    frames: int
+
+    @property
+    def counts(self) -> np.ndarray:
+        """How often each code is used, (K,) int64."""
+        return self.places.sum((1, 2), dtype=np.int64)
+
+    @property
+    def shares(self) -> np.ndarray:
+        """Share of all places that have each code, (K,)."""
+        return self.counts / self.counts.sum()
+
+    @property
+    def used(self) -> int:
+        """Number of codes that are used at all."""
+        return int((self.counts > 0).sum())
+
+    @property
+    def perplexity(self) -> float:
+        """The number of codes that, used equally often, would have the same entropy."""
+        return float(perplexity(torch.from_numpy(self.counts)))
+
+
+def count_codes(codes: np.ndarray, K: int) -> CodeUse:
+    """The use of `K` codes in `codes` (N, h, w), whole numbers from 0 to K − 1.
+
+    Raises `BadInput` for other shapes and numbers.
+    """
+    codes = np.asarray(codes)
+    if codes.ndim != 3 or not len(codes) or codes.min() < 0 or codes.max() >= K:
+        raise BadInput(f"codes have shape {codes.shape}; expected (N, h, w), with numbers from 0 to {K - 1}")
+    h, w = codes.shape[1:]
+    cells = codes.astype(np.int64) * (h * w) + np.arange(h * w).reshape(h, w)
+    places = np.bincount(cells.ravel(), minlength=K * h * w).reshape(K, h, w)
+    return CodeUse(places.astype(np.int32), len(codes))
+
+# %% ../../../nbs/judge/views/latent_map.ipynb #d075ea3d
+@torch.no_grad()
+def code_pictures(
+    decode_codes: Callable[[Tensor], Tensor], codes: Sequence[int], ground: int, *, around: int = 1, batch: int = 64
+) -> Tensor:
+    """Each code surrounded by another one, decoded: network values (len(codes), s, s), where s is
+    2·`around` + 1 places.
+
+    decode_codes: (B, h, w) → (B, 1, H, W), see `AutoencoderVQ.decode_codes`.
+    ground: the surrounding code.
+    around: places that are shown on each side of the code; the surroundings are three places wider.
+    batch: codes that are decoded together.
+    """
+    side = 2 * (around + 3) + 1
+    wanted, out = torch.as_tensor(np.asarray(codes, np.int64)), []
+    for part in wanted.split(batch):
+        tiles = torch.full((len(part), side, side), int(ground))
+        tiles[:, side // 2, side // 2] = part
+        frames = decode_codes(tiles)[:, 0]
+        f = frames.shape[-1] // side
+        shown = slice(3 * f, (side - 3) * f)
+        out.append(frames[:, shown, shown])
+    return torch.cat(out)
+
+# %% ../../../nbs/judge/views/latent_map.ipynb #16dccece
+def code_means(images: np.ndarray, valid: np.ndarray, codes: np.ndarray, K: int) -> np.ndarray:
+    """Mean of the block of pixels at the places of each code, (K, f, f) float32; NaN where there is
+    nothing to average.
+
+    images: (N, y, x), padded on the right and below to f times the codes if they are smaller.
+    valid: bool, (N, y, x) or (y, x).
+    codes: (N, h, w).
+    """
+    n, h, w = codes.shape
+    f = -(-images.shape[1] // h)
+    pad = [(0, 0), (0, h * f - images.shape[1]), (0, w * f - images.shape[2])]
+    valid = np.pad(np.broadcast_to(valid, images.shape), pad)
+    blocks = [
+        np.pad(np.where(valid[:, : images.shape[1], : images.shape[2]], images, 0), pad),
+        valid,
+    ]
+    which = codes.ravel()
+    sums = []
+    for block in blocks:
+        rows = block.reshape(n, h, f, w, f).transpose(0, 1, 3, 2, 4).reshape(-1, f * f).astype(np.float64)
+        sums.append(np.stack([np.bincount(which, column, minlength=K) for column in rows.T], 1))
+    with np.errstate(invalid="ignore"):
+        return (sums[0] / sums[1]).reshape(K, f, f).astype(np.float32)

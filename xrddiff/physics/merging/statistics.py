@@ -78,6 +78,15 @@ def _allowed(table: pd.DataFrame, group: gemmi.SpaceGroup) -> pd.DataFrame:
     return table[~group.operations().systematic_absences(table[["h", "k", "l"]].to_numpy(np.int32))]
 
 
+def _refuse_more_than_all(completeness: float) -> None:
+    """Raise `BadInput` for a completeness that cannot be."""
+    if completeness > 1:
+        raise BadInput(
+            f"there are {completeness:.3g} times as many reflections as the cell and the space group have: their indices are not in the asymmetric "
+            "unit, or the cell is another one; expected those of one asymmetric unit"
+        )
+
+
 def shell_edges(d_min: float, d_max: float, shells: int) -> np.ndarray:
     """Edges (shells + 1,) of shells of equal volume, from `d_max` down to `d_min`, Å."""
     return np.linspace(d_max**-3.0, d_min**-3.0, shells + 1) ** (-1 / 3)
@@ -144,9 +153,5 @@ def shell_table(
                 name, row[name], np.array([d[i][name] for d in drawn[1:]])
             )
         out.append(row)
-    if (beyond := out[-1]["completeness"]) > 1:
-        raise BadInput(
-            f"there are {beyond:.3g} times as many reflections as the cell and the space group have: their indices are not in the asymmetric "
-            "unit, or the cell is another one; expected those of one asymmetric unit"
-        )
+    _refuse_more_than_all(out[-1]["completeness"])
     return pd.DataFrame(out, index=[*map(str, range(1, shells + 1)), "all"])
