@@ -77,10 +77,11 @@ def _block_maxima(image: np.ndarray, k: int) -> np.ndarray:
 
 
 def origin_of(frames: xr.Dataset) -> str:
-    """The label of real frames: "simulated" if they name a simulated experiment, else
+    """The label of real frames: "simulated" if their attributes name an experiment of the simulator, or it as their source, else
     "measured".
     """
-    return "simulated" if "experiment" in frames.attrs else "measured"
+    simulated = "experiment" in frames.attrs or str(frames.attrs.get("source", "")).startswith("simulated")
+    return "simulated" if simulated else "measured"
 
 # %% ../../../nbs/judge/views/samples.ipynb #8c05d066
 def show_samples(

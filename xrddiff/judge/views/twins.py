@@ -21,6 +21,7 @@ from ..inference.comparison import Comparison, ComparisonPlan, open_frames_of
 from ..inference.twins import WAYS, TwinJudgement, twin_table, twin_words
 from .plots import INTENSITY, SMALL, frame_picture, intensity_norm
 from .report import Report
+from .samples import origin_of
 from ...physics.twins.spot_shapes import ROCKING
 from ...physics.twins.twin import Twin, twin_frames
 from ...data.frames.frames import beam_center_of
@@ -63,10 +64,10 @@ def show_mixed(windows: np.ndarray, sigma: float | None = None) -> Figure:
     return figure
 
 
-def key_of(own: np.ndarray) -> str:
-    """The answer: which of the windows were made."""
+def key_of(own: np.ndarray, frames: xr.Dataset) -> str:
+    """The answer: which of the windows were made, beside those of `frames`."""
     made = ", ".join(str(k + 1) for k in np.flatnonzero(own))
-    return f"Of the twin: {made}. The others were measured."
+    return f"Of the twin: {made}. The others were {origin_of(frames)}."
 
 # %% ../../../nbs/judge/views/twins.ipynb #d4710167
 def show_brightness(twin: Twin) -> Figure:
@@ -121,7 +122,7 @@ def twin_report(twin: Twin, judged: TwinJudgement, pictures: Mapping[str, Figure
     report.add("What it is good for", written, lines=[("", sentence) for sentence in twin_words(judged)])
     report.add(
         "Which are real?",
-        "Half of these windows were measured, half are new. The key is at the end.",
+        f"Half of these windows were {origin_of(e.frames)}, half are from the twin. The key is at the end.",
         figure=pictures["windows"],
     )
     text = "Distances are in floors: times that of the learnt exposures from the held-out ones."
@@ -130,7 +131,7 @@ def twin_report(twin: Twin, judged: TwinJudgement, pictures: Mapping[str, Figure
     noise = twin.noise
     learnt = f"A count scatters by {noise.variance:.3f} of Poisson's variance, and shares {noise.right:.1%} with the pixel to the right, {noise.below:.1%} with the one below."
     report.add("What was learnt", learnt, figure=pictures["spots"])
-    report.add("The key", key_of(pictures["own"]))
+    report.add("The key", key_of(pictures["own"], e.frames))
     return report
 
 # %% ../../../nbs/judge/views/twins.ipynb #fdae050d
