@@ -17,9 +17,9 @@ from ...data.frames.selection import evenly_spaced
 from .diversity import wilson_interval
 
 # %% auto #0
-__all__ = ['WIDE', 'COARSE', 'REACH', 'CANDIDATES', 'BATCH', 'CHANCE', 'MOST', 'FEWEST_SPOTS', 'FEWEST_MEAN', 'LEAST_ALIKE',
-           'block_maps', 'patterns', 'halved', 'symmetries', 'coarse_similarity', 'fine_similarity', 'most_similar',
-           'Copies', 'find_copies', 'find_units']
+__all__ = ['WIDE', 'COARSE', 'REACH', 'CANDIDATES', 'BATCH', 'LEAST_COPY', 'CHANCE', 'MOST', 'FEWEST_SPOTS', 'FEWEST_MEAN',
+           'LEAST_ALIKE', 'block_maps', 'patterns', 'halved', 'symmetries', 'coarse_similarity', 'fine_similarity',
+           'most_similar', 'Copies', 'find_copies', 'find_units']
 
 # %% ../../../nbs/judge/metrics/copies.ipynb #06d91bca
 WIDE, COARSE = 7, 5  # blocks over which a background is constant; the same for blocks of twice the size
@@ -131,6 +131,7 @@ def most_similar(
     return score, number
 
 # %% ../../../nbs/judge/metrics/copies.ipynb #90585226
+LEAST_COPY = 0.4  # similarity of a copy at least: few frames say little of what is similar by chance
 CHANCE, MOST = 0.01, 1000  # share of other frames above the limit; frames of a set at most
 FEWEST_SPOTS = 10  # of frames that are compared by their spots: fewer meet by chance
 FEWEST_MEAN = 20  # frames whose mean shows what they have in common
@@ -189,7 +190,7 @@ def find_copies(
         if kind == "blocks":
             made, own, other = (m - m.mean(0) if len(m) >= FEWEST_MEAN else m for m in (made, own, other))
         null = most_similar(other, own, shape)[0], most_similar(made, other, shape)[0]
-        limit[kind] = float(max(np.quantile(v, 1 - CHANCE) for v in null))
+        limit[kind] = float(max(LEAST_COPY, *(np.quantile(v, 1 - CHANCE) for v in null)))
         copied.append((*most_similar(made, own, shape), limit[kind]))
         repeated.append((*most_similar(made, made, shape, same=True), limit[kind]))
     (near, like, source), (alike, other, first) = _beyond(copied), _beyond(repeated)
