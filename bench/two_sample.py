@@ -89,9 +89,9 @@ def picture(found: dict[str, Any]) -> None:
     ax = figure.subplots()
     for name, title in TITLES.items():
         curve = found[name]["curve"]
-        ax.plot(
-            curve["frames"], curve["auc"], "o-", ms=4, lw=1, label=f"{title}; very many: {found[name]['limit']:.2f}"
-        )
+        limit = found[name]["limit"]
+        more = f"; very many: {limit:.2f}" if np.isfinite(limit) else ""
+        ax.plot(curve["frames"], curve["auc"], "o-", ms=4, lw=1, label=f"{title}{more}")
     ax.axhline(0.5, color="k", lw=0.8, ls=":")
     ax.set(xscale="log", ylim=(0.4, 1.02), xlabel="frames of either kind", ylabel="AUC")
     ax.legend(fontsize=8, frameon=False)

@@ -18,10 +18,10 @@ from ...core.seeds import numpy_rng, seed_from
 from .frame_statistics import FrameStatistics
 
 # %% auto #0
-__all__ = ['CLASSIFIERS', 'FOLDS', 'REPEATS', 'PARTS', 'FEWEST_TOLD', 'ENOUGH', 'GROUPS', 'SEEN', 'SETS', 'auc', 'auc_interval',
-           'linear', 'boosted', 'folds_by_unit', 'CrossFit', 'cross_fit', 'hanley_mcneil', 'clustered_variance',
-           'resampled_variance', 'row_of', 'learnt_auc', 'smallest_seen', 'learning_curve', 'extrapolated', 'TwoSample',
-           'two_sample', 'seen_words', 'two_sample_words']
+__all__ = ['CLASSIFIERS', 'FOLDS', 'REPEATS', 'PARTS', 'FEWEST_TOLD', 'ENOUGH', 'GROUPS', 'CLEAR', 'SEEN', 'SETS', 'auc',
+           'auc_interval', 'linear', 'boosted', 'folds_by_unit', 'CrossFit', 'cross_fit', 'hanley_mcneil',
+           'clustered_variance', 'resampled_variance', 'row_of', 'learnt_auc', 'smallest_seen', 'learning_curve',
+           'extrapolated', 'TwoSample', 'two_sample', 'seen_words', 'two_sample_words']
 
 # %% ../../../nbs/judge/metrics/two_sample.ipynb #d74ffb50
 def auc(real: np.ndarray, made: np.ndarray) -> float:
@@ -358,6 +358,7 @@ class TwoSample:
         }
 
 
+CLEAR = 0.6  # below, a learning curve is too flat to be extrapolated
 SEEN = 0.65  # the largest `least` of a test that may say that nothing was seen
 
 # %% ../../../nbs/judge/metrics/two_sample.ipynb #8229baf6
@@ -407,7 +408,7 @@ def two_sample(
     )
     return TwoSample(
         table, _weights(x, y), {k: pd.Series(fits["all"].score[y == i]) for i, k in enumerate(("real", "made"))},
-        _of_classes(fits["all"], classes), points, extrapolated(points), counts,
+        _of_classes(fits["all"], classes), points, extrapolated(points) if table.loc["all", "low"] > CLEAR else np.nan, counts,
     )  # fmt: skip
 
 # %% ../../../nbs/judge/metrics/two_sample.ipynb #1fff6254
