@@ -408,3 +408,26 @@ def test_the_first_number_is_that_of_the_two_sample_test(stills, tmp_path):
     assert "two-sample AUC" not in judgement.why
     fewer = judge_summaries(seen | {"samples": seen["samples"].take(slice(0, 15))}, ruler, splits=2)
     assert "samples" not in fewer.two_samples and "it takes 20 frames of either kind" in fewer.why["two-sample AUC"]
+
+
+def test_a_control_that_fails_stops_the_verdict(stills):
+    """Held-out frames that are not as the training frames are: nothing is said of samples, and why is."""
+    ruler = Ruler(select_frames(stills, range(40)))
+    seen = {
+        "train": ruler.measure(select_frames(stills, range(40)), numbers=range(40)),
+        "held out": ruler.measure(blur(select_frames(stills, range(40, 70)), 0.9), numbers=range(40, 70)),
+        "samples": ruler.measure(select_frames(stills, range(70, 96)), numbers=range(26)),
+    }
+    verdict = verdict_of(judge_summaries(seen, ruler, splits=2))
+    assert verdict.line.startswith("No verdict on these frames: held-out frames differ from training frames themselves")
+    assert not verdict.uses("not seen") and not verdict.uses("shown") and verdict.severity == "warning"
+
+
+def test_few_frames_are_no_praise(stills):
+    """Frames that are as good as they can be, but few: the first line says how little so few would show."""
+    sets = {"train": range(32), "held out": range(32, 64), "samples": range(64, 96)}
+    ruler = Ruler(stills)
+    seen = {name: ruler.measure(select_frames(stills, at), numbers=at) for name, at in sets.items()}
+    verdict = verdict_of(judge_summaries(seen, ruler, splits=2))
+    assert not verdict.uses("not seen") and not verdict.uses("shown")
+    assert "ew frames to say (32 samples and 64 real frames" in verdict.line
