@@ -24,7 +24,7 @@ from xrddiff.judge.inference.evaluation import SampleEvaluation, units_by_name
 from xrddiff.judge.inference.sample_jobs import open_sample_job
 from xrddiff.judge.metrics.corruptions import blur, drop_peaks, gaussian_noise, shuffle_spots
 from xrddiff.judge.metrics.set_summaries import Ruler
-from xrddiff.judge.metrics.two_sample import GROUPS, TwoSample, two_sample
+from xrddiff.judge.metrics.two_sample import CLEAR, GROUPS, TwoSample, two_sample
 from xrddiff.physics.simulation.simulate import simulate
 
 SEED, GROUP, POOL = 7, 50, 10
@@ -89,8 +89,8 @@ def picture(found: dict[str, Any]) -> None:
     ax = figure.subplots()
     for name, title in TITLES.items():
         curve = found[name]["curve"]
-        limit = found[name]["limit"]
-        more = f"; very many: {limit:.2f}" if np.isfinite(limit) else ""
+        clear = found[name]["table"]["all"]["low"] > CLEAR
+        more = f"; very many: {found[name]['limit']:.2f}" if clear else ""
         ax.plot(curve["frames"], curve["auc"], "o-", ms=4, lw=1, label=f"{title}{more}")
     ax.axhline(0.5, color="k", lw=0.8, ls=":")
     ax.set(xscale="log", ylim=(0.4, 1.02), xlabel="frames of either kind", ylabel="AUC")
