@@ -175,8 +175,9 @@ def judge_twin(
     real = {name: ruler.measure(w) for name, w in cut.items()}
     cut |= {way: cut_windows(d, places, valid) for way, d in made.items()}
     peaks = {name: find_frame_peaks(d) for name, d in (("learnt", learnt), ("held out", held))}
-    unit = exposure_units(peaks, frame_count(learnt), n, learnt["intensity"].shape[1:])
-    units = {"train": np.repeat(unit[: -n or None], len(places)), "held out": np.repeat(unit[-n:], len(places))}
+    crystals = exposure_crystals(peaks, frame_count(learnt), n, learnt["intensity"].shape[1:])
+    unit = exposure_units(crystals)
+    units = {"train": np.repeat(unit[:-n], len(places)), "held out": np.repeat(unit[-n:], len(places))}
     units["samples"] = np.repeat([f"made {i}" for i in range(n)], len(places))
     tests = {
         way: judge_summaries(real | {"samples": ruler.measure(cut[way])}, ruler, seed=seed, units=units) for way in WAYS
@@ -186,14 +187,7 @@ def judge_twin(
         w: (d, 0.0) for w, d in made.items()
     }
     frames = {name: frames_found(d, e.indexing.cell, reach, most, peaks.get(name)) for name, (d, reach) in sets.items()}
-    return TwinJudgement(
-        tests,
-        frames,
-        drawn,
-        cut,
-        twin.seen,
-        len(np.unique(exposure_crystals(peaks, frame_count(learnt), n, learnt["intensity"].shape[1:]))),
-    )
+    return TwinJudgement(tests, frames, drawn, cut, twin.seen, len(np.unique(crystals)))
 
 # %% ../../../nbs/judge/inference/twins.ipynb #8b7f66b3
 FEWEST_CRYSTALS, SIDE = 4, 64  # crystals that are units of a test; blocks on a side
@@ -208,10 +202,9 @@ def exposure_crystals(peaks: Mapping[str, pd.DataFrame], learnt: int, held: int,
     return find_units(np.concatenate(list(rows)), shape)
 
 
-def exposure_units(peaks: Mapping[str, pd.DataFrame], learnt: int, held: int, shape: tuple[int, ...]) -> np.ndarray:
-    """Return the unit of each exposure: its crystal, or the exposure itself if there are few crystals; as `exposure_crystals`."""
-    crystal = exposure_crystals(peaks, learnt, held, shape)
-    return crystal if len(np.unique(crystal)) >= FEWEST_CRYSTALS else np.arange(learnt + held)
+def exposure_units(crystals: np.ndarray) -> np.ndarray:
+    """Return the unit of each exposure: its crystal (n,), or the exposure itself if there are few crystals."""
+    return crystals if len(np.unique(crystals)) >= FEWEST_CRYSTALS else np.arange(len(crystals))
 
 # %% ../../../nbs/judge/inference/twins.ipynb #fa02a01a
 def twin_table(judged: TwinJudgement) -> pd.DataFrame:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 # %% auto #0
 __all__ = ['RINGS', 'SECTORS', 'SHARES', 'ABOVE', 'EVEN', 'QUANTILES', 'LAGS', 'NOISE', 'ROUGH', 'BRIGHT', 'SHAPES', 'SPOTS',
            'STEPS', 'LARGEST', 'neighbour_vectors', 'neighbour_spacing', 'spot_shapes', 'strong_peaks', 'median_shape',
-           'shape_table', 'polar_map', 'without_spots', 'unevenness', 'share_of', 'window_mean', 'lag_correlation',
+           'shape_table', 'polar_map', 'without_spots', 'unevenness', 'share_of', 'window_mean', 'lag_covariance',
            'noise_of', 'noise_statistics', 'sums_of_blocks', 'roughness', 'spot_profiles', 'spot_statistics',
            'FrameStatistics', 'photon_pictures']
 
@@ -190,8 +190,8 @@ def window_mean(n: np.ndarray, valid: np.ndarray, size: int = 5) -> np.ndarray:
 LAGS = ((0, 1), (1, 0), (1, 1), (1, -1), (0, 2), (2, 0), (0, 4), (4, 0))  # pixels down, and to the right
 
 
-def lag_correlation(rest: np.ndarray, seen: np.ndarray, down: int, right: int) -> np.ndarray:
-    """Correlation of each frame's residuals with those `down` and `right` of them, (frame,).
+def lag_covariance(rest: np.ndarray, seen: np.ndarray, down: int, right: int) -> np.ndarray:
+    """Covariance of each frame's residuals with those `down` and `right` of them, (frame,).
 
     rest: residuals (frame, …, y, x), 0 where they are not seen. seen: bool, the same shape.
     """
@@ -200,8 +200,7 @@ def lag_correlation(rest: np.ndarray, seen: np.ndarray, down: int, right: int) -
     here = np.s_[..., :height, left : left + width]
     there = np.s_[..., down:, left + right : left + right + width]
     with np.errstate(invalid="ignore", divide="ignore"):
-        covariance = (rest[here] * rest[there]).sum(axes, dtype=np.float64) / (seen[here] & seen[there]).sum(axes)
-        return covariance / ((rest**2).sum(axes, dtype=np.float64) / seen.sum(axes))
+        return (rest[here] * rest[there]).sum(axes, dtype=np.float64) / (seen[here] & seen[there]).sum(axes)
 
 
 def noise_of(rest: np.ndarray, mean: np.ndarray, seen: np.ndarray, lags: Sequence[tuple[int, int]]) -> np.ndarray:
@@ -213,9 +212,10 @@ def noise_of(rest: np.ndarray, mean: np.ndarray, seen: np.ndarray, lags: Sequenc
     axes, rest = tuple(range(1, rest.ndim)), np.where(seen, rest, 0)
     z2 = rest**2 / np.maximum(mean, 1e-2)
     with np.errstate(invalid="ignore", divide="ignore"):
-        variance = (rest**2).sum(axes, dtype=np.float64) / (mean * seen).sum(axes, dtype=np.float64)
-        tails = (z2**2).sum(axes, dtype=np.float64) * seen.sum(axes) / z2.sum(axes, dtype=np.float64) ** 2
-        columns = [np.log(variance), np.log(tails), *(lag_correlation(rest, seen, *lag) for lag in lags)]
+        squares, number = (rest**2).sum(axes, dtype=np.float64), seen.sum(axes)
+        tails = (z2**2).sum(axes, dtype=np.float64) * number / z2.sum(axes, dtype=np.float64) ** 2
+        correlations = (lag_covariance(rest, seen, *lag) / (squares / number) for lag in lags)
+        columns = [np.log(squares / (mean * seen).sum(axes, dtype=np.float64)), np.log(tails), *correlations]
     return np.stack(columns, 1)
 
 

@@ -19,7 +19,7 @@ from .frame_statistics import FrameStatistics
 
 # %% auto #0
 __all__ = ['CLASSIFIERS', 'FOLDS', 'REPEATS', 'PARTS', 'FEWEST_TOLD', 'ENOUGH', 'GROUPS', 'CLEAR', 'SEEN', 'SETS', 'auc',
-           'auc_interval', 'linear', 'boosted', 'folds_by_unit', 'CrossFit', 'cross_fit', 'hanley_mcneil',
+           'hanley_mcneil', 'auc_interval', 'linear', 'boosted', 'folds_by_unit', 'CrossFit', 'cross_fit',
            'clustered_variance', 'resampled_variance', 'row_of', 'learnt_auc', 'smallest_seen', 'learning_curve',
            'extrapolated', 'TwoSample', 'two_sample', 'seen_words', 'two_sample_words']
 
@@ -33,15 +33,20 @@ def auc(real: np.ndarray, made: np.ndarray) -> float:
     return float(roc_auc_score(np.repeat([0, 1], [len(real), len(made)]), np.concatenate([real, made])))
 
 # %% ../../../nbs/judge/metrics/two_sample.ipynb #1b75e1f5
+def hanley_mcneil(theta: float, n: float, m: float) -> float:
+    """Return the variance of an AUC θ of `n` and `m` independent frames."""
+    more = (n + m) / 2 - 1
+    return theta * (1 - theta) / (n * m) * (1 + more * ((1 - theta) / (2 - theta) + theta / (1 + theta)))
+
+
 def auc_interval(value: float, n: int, m: int, level: float = 0.95) -> tuple[float, float]:
     """The interval of probability `level` of an AUC measured with `n` real and `m` generated frames."""
     if not np.isfinite(value):
         return float("nan"), float("nan")
-    z, more = float(scipy.special.ndtri((1 + level) / 2)), (n + m) / 2 - 1
+    z = float(scipy.special.ndtri((1 + level) / 2))
 
     def off(theta: float) -> float:
-        variance = theta * (1 - theta) / (n * m) * (1 + more * ((1 - theta) / (2 - theta) + theta / (1 + theta)))
-        return abs(value - theta) - z * np.sqrt(variance)
+        return abs(value - theta) - z * np.sqrt(hanley_mcneil(theta, n, m))
 
     low = scipy.optimize.brentq(off, 1e-9, min(value, 1 - 1e-9)) if value > 1e-6 else 0.0
     high = scipy.optimize.brentq(off, max(value, 1e-9), 1 - 1e-9) if value < 1 - 1e-6 else 1.0
@@ -169,12 +174,6 @@ def _better(x: np.ndarray, y: np.ndarray, units: np.ndarray, names: Sequence[str
     return max(names, key=lambda k: auc(answers[k][y[test] == 0], answers[k][y[test] == 1]))
 
 # %% ../../../nbs/judge/metrics/two_sample.ipynb #03cfdc48
-def hanley_mcneil(theta: float, n: float, m: float) -> float:
-    """Return the variance of an AUC θ of `n` and `m` independent frames."""
-    more = (n + m) / 2 - 1
-    return theta * (1 - theta) / (n * m) * (1 + more * ((1 - theta) / (2 - theta) + theta / (1 + theta)))
-
-
 def clustered_variance(scores: np.ndarray, y: np.ndarray, units: np.ndarray) -> float:
     """Return the variance of the AUC of scores (n,) of frames in units (Obuchowski 1997, eq. 4).
 
