@@ -24,7 +24,7 @@ from ...data.formats.peak_files import need_stream
 from ...data.formats.readers import open_frames
 from ...data.frames.selection import evenly_spaced
 from ...learn.loading.catalog import load
-from ...physics.indexing.cells import Cell, fit_cell, read_cell
+from ...physics.indexing.cells import Cell, cell_to_index, fit_cell, read_cell
 from ...physics.indexing.indexer import cell_of_frames, check_search
 from ...physics.indexing.known_lattices import known_lattices
 from ...physics.indexing.reflections import reflection_table, stream_reflections
@@ -225,8 +225,7 @@ def _of_frames(plan: MergePlan, ds: xr.Dataset) -> Gathered:
     group = _group_of(plan, ds.attrs.get("space_group"))
     cell = read_cell(plan.cell) if plan.cell is not None else cell_of_frames(ds)
     if cell is not None:
-        fitted, change = fit_cell(cell, group)  # before minutes of indexing
-        cell = fitted if (change == np.eye(3)).all() else cell
+        cell = cell_to_index(cell, group)  # what does not fit is refused before minutes of indexing
     wanted, notes = range(ds.sizes["frame"]), []
     if plan.limit is not None and plan.limit < len(wanted):
         wanted = [int(i) for i in evenly_spaced(np.arange(len(wanted)), plan.limit)]

@@ -20,8 +20,9 @@ from ..merging.symmetry import fit_axes
 from ..simulation.crystal import reciprocal_matrix
 
 # %% auto #0
-__all__ = ['CENTRINGS', 'Cell', 'centring_as_told', 'read_cell', 'is_crystfel_cell', 'fit_cell', 'basis_parameters',
-           'reduce_basis', 'lattice_rotations', 'lattice_system', 'rotation_angle', 'orientation_error']
+__all__ = ['CENTRINGS', 'Cell', 'centring_as_told', 'read_cell', 'is_crystfel_cell', 'fit_cell', 'cell_to_index',
+           'basis_parameters', 'reduce_basis', 'lattice_rotations', 'lattice_system', 'rotation_angle',
+           'orientation_error']
 
 # %% ../../../nbs/physics/indexing/cells.ipynb #9670f717
 CENTRINGS = ("P", "A", "B", "C", "I", "F", "R")
@@ -184,6 +185,15 @@ def fit_cell(cell: Cell, group: gemmi.SpaceGroup, like: Cell | None = None) -> t
     if cell.centring not in ("P", centring):
         raise BadInput(f"the cell {cell} is centred otherwise than the space group {group.xhm()}; expected the same")
     return Cell(found, cell.centring), change
+
+
+def cell_to_index(cell: Cell, group: gemmi.SpaceGroup) -> Cell:
+    """The cell that lattices are searched with: in its own axes, with the centring of the group where numbers alone do not say it.
+
+    Raises `BadInput` as `fit_cell` does.
+    """
+    fitted, change = fit_cell(cell, group)
+    return fitted if (change == np.eye(3)).all() else cell
 
 # %% ../../../nbs/physics/indexing/cells.ipynb #3920caaa
 def basis_parameters(A: np.ndarray) -> tuple[float, ...]:

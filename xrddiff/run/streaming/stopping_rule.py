@@ -20,7 +20,7 @@ from ...core.text import plain_text
 from ...data.headers.gate import reason
 from ...judge.inference.merges import Gathered, MergePlan, MergeResult, merge_gathered
 from ...judge.views.merging import show_forecasts, show_shells
-from ...physics.indexing.cells import Cell, fit_cell, read_cell
+from ...physics.indexing.cells import Cell, cell_to_index, fit_cell, read_cell
 from ...physics.merging.forecast import Drift, find_drifts
 from ...physics.merging.forecast import FEWEST_CRYSTALS, MEASURES, TITLES, Forecast, forecast
 from ...physics.merging.symmetry import space_group
@@ -69,9 +69,7 @@ class MergeWish:
     @property
     def indexed(self) -> Cell:
         """The cell that lattices are searched with: with the centring of the group where numbers alone do not say it."""
-        own = read_cell(self.cell)
-        fitted, change = fit_cell(own, space_group(self.group))
-        return fitted if (change == np.eye(3)).all() else own
+        return cell_to_index(read_cell(self.cell), space_group(self.group))
 
     @property
     def plan(self) -> MergePlan:
