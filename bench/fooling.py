@@ -29,7 +29,6 @@ from xrddiff.physics.simulation.experiments import find_experiment
 from xrddiff.physics.simulation.simulate import simulate
 
 SEED, GROUP, INDEXED = 7, 50, 60
-RNG = numpy_rng("fooling")
 
 
 def counts(ds: xr.Dataset) -> np.ndarray:
@@ -40,8 +39,8 @@ def with_counts(ds: xr.Dataset, x: np.ndarray) -> xr.Dataset:
     return ds.assign(intensity=(ds["intensity"].dims, np.maximum(x, 0).astype(np.float32), ds["intensity"].attrs))
 
 
-def drawn(ds: xr.Dataset, mean: np.ndarray) -> xr.Dataset:
-    return with_counts(ds, RNG.poisson(np.maximum(mean, 0)))
+def drawn(ds: xr.Dataset, rng: np.random.Generator, mean: np.ndarray) -> xr.Dataset:
+    return with_counts(ds, rng.poisson(np.maximum(mean, 0)))
 
 
 def mirrored_at_beam(ds: xr.Dataset) -> xr.Dataset:
@@ -68,43 +67,43 @@ def duller(ds: xr.Dataset, factor: float = 0.8) -> xr.Dataset:
     return with_counts(ds, counts(simulate(replace(experiment, beam=beam, background=jet), ds["shot"].values, SEED)))
 
 
-def one_background(ds: xr.Dataset) -> xr.Dataset:
+def one_background(ds: xr.Dataset, rng: np.random.Generator) -> xr.Dataset:
     """The spots of each frame stand on the background of the first."""
     smooth = gaussian_filter(counts(ds), (0, 6, 6))
     spots = np.where(counts(ds) > smooth + 5 * np.sqrt(smooth + 1), counts(ds) - smooth, 0)
-    return with_counts(ds, RNG.poisson(np.broadcast_to(smooth[:1], spots.shape)) + np.rint(spots))
+    return with_counts(ds, rng.poisson(np.broadcast_to(smooth[:1], spots.shape)) + np.rint(spots))
 
 
-def mixed_in(ds: xr.Dataset, other: xr.Dataset, share: float = 0.1) -> xr.Dataset:
-    chosen = RNG.random(frame_count(ds)) < share
+def mixed_in(ds: xr.Dataset, other: xr.Dataset, rng: np.random.Generator, share: float = 0.1) -> xr.Dataset:
+    chosen = rng.random(frame_count(ds)) < share
     return with_counts(ds, np.where(chosen[:, None, None], counts(other), counts(ds)))
 
 
-Cheat = Callable[[xr.Dataset, xr.Dataset], xr.Dataset]  # (fresh frames, training frames) -> samples
+Cheat = Callable[[xr.Dataset, xr.Dataset, np.random.Generator], xr.Dataset]  # (fresh, training frames, rng) -> samples
 WRONG: dict[str, Cheat] = {
-    "training frames": lambda ds, train: with_counts(ds, counts(train)),
-    "training frames, half of their photons": lambda ds, train: with_counts(ds, RNG.binomial(counts(train).astype(int), 0.5)),
-    "training frames, Poisson again": lambda ds, train: drawn(ds, counts(train)),
-    "training frames, mirrored at the beam": lambda ds, train: with_counts(ds, counts(mirrored_at_beam(train))),
-    "training frames, flipped": lambda ds, train: with_counts(ds, counts(train)[:, ::-1]),
-    "training frames, turned by 90°": lambda ds, train: with_counts(ds, np.rot90(counts(train), 1, (1, 2))),
-    "training frames, shifted by (2, −3) px": lambda ds, train: with_counts(ds, np.roll(counts(train), (2, -3), (1, 2))),
-    "10% training frames mixed in": lambda ds, train: mixed_in(ds, train),
-    "25 frames, again and again": lambda ds, _: drawn(ds, counts(ds)[np.arange(frame_count(ds)) % 25]),
-    "5% of the spots moved": lambda ds, _: shuffle_spots(ds, 0.05),
-    "30% of the spots moved": lambda ds, _: shuffle_spots(ds, 0.3),
-    "1 of 5 peaks gone": lambda ds, _: drop_peaks(ds, 0.2),
-    "blurred by 0.3 px": lambda ds, _: blur(ds, 0.3),
-    "means instead of counts": lambda ds, _: with_counts(ds, gaussian_filter(counts(ds), (0, 0.8, 0.8))),
-    "Gaussian noise in 1 of 4 pixels": lambda ds, _: gaussian_noise(ds, 0.25),
-    "spread of brightness a fifth smaller": lambda ds, _: duller(ds),
-    "background of one frame on all": lambda ds, _: one_background(ds),
-    "gain wrong by 3%": lambda ds, _: with_counts(ds, np.rint(1.03 * counts(ds))),
-    "spots clipped at 200 photons": lambda ds, _: with_counts(ds, np.minimum(counts(ds), 200)),
-    "polarisation absent": lambda ds, _: again(ds, polarization=0.0),
-    "wavelength + 1%": lambda ds, _: again(ds, wavelength=1.01),
-    "a photon more everywhere": lambda ds, _: with_counts(ds, counts(ds) + 1),
-    "turned by 180°": lambda ds, _: with_counts(ds, counts(ds)[:, ::-1, ::-1]),
+    "training frames": lambda ds, train, rng: with_counts(ds, counts(train)),
+    "training frames, half of their photons": lambda ds, train, rng: with_counts(ds, rng.binomial(counts(train).astype(int), 0.5)),
+    "training frames, Poisson again": lambda ds, train, rng: drawn(ds, rng, counts(train)),
+    "training frames, mirrored at the beam": lambda ds, train, rng: with_counts(ds, counts(mirrored_at_beam(train))),
+    "training frames, flipped": lambda ds, train, rng: with_counts(ds, counts(train)[:, ::-1]),
+    "training frames, turned by 90°": lambda ds, train, rng: with_counts(ds, np.rot90(counts(train), 1, (1, 2))),
+    "training frames, shifted by (2, −3) px": lambda ds, train, rng: with_counts(ds, np.roll(counts(train), (2, -3), (1, 2))),
+    "10% training frames mixed in": lambda ds, train, rng: mixed_in(ds, train, rng),
+    "25 frames, again and again": lambda ds, train, rng: drawn(ds, rng, counts(ds)[np.arange(frame_count(ds)) % 25]),
+    "5% of the spots moved": lambda ds, train, rng: shuffle_spots(ds, 0.05),
+    "30% of the spots moved": lambda ds, train, rng: shuffle_spots(ds, 0.3),
+    "1 of 5 peaks gone": lambda ds, train, rng: drop_peaks(ds, 0.2),
+    "blurred by 0.3 px": lambda ds, train, rng: blur(ds, 0.3),
+    "means instead of counts": lambda ds, train, rng: with_counts(ds, gaussian_filter(counts(ds), (0, 0.8, 0.8))),
+    "Gaussian noise in 1 of 4 pixels": lambda ds, train, rng: gaussian_noise(ds, 0.25),
+    "spread of brightness a fifth smaller": lambda ds, train, rng: duller(ds),
+    "background of one frame on all": lambda ds, train, rng: one_background(ds, rng),
+    "gain wrong by 3%": lambda ds, train, rng: with_counts(ds, np.rint(1.03 * counts(ds))),
+    "spots clipped at 200 photons": lambda ds, train, rng: with_counts(ds, np.minimum(counts(ds), 200)),
+    "polarisation absent": lambda ds, train, rng: again(ds, polarization=0.0),
+    "wavelength + 1%": lambda ds, train, rng: again(ds, wavelength=1.01),
+    "a photon more everywhere": lambda ds, train, rng: with_counts(ds, counts(ds) + 1),
+    "turned by 180°": lambda ds, train, rng: with_counts(ds, counts(ds)[:, ::-1, ::-1]),
 }  # fmt: skip
 
 
@@ -154,9 +153,9 @@ def main() -> None:
     known = read_results("fooling", {})
     for n in args.frames:
         judge, rows = Judge(n), dict(known.get(str(n), {}))
-        sets: dict[str, Cheat] = {"fresh frames": lambda ds, _: ds} | WRONG
+        sets: dict[str, Cheat] = {"fresh frames": lambda ds, train, rng: ds} | WRONG
         for name in args.only or sets:
-            verdict = judge(sets[name](judge.fresh, judge.train))
+            verdict = judge(sets[name](judge.fresh, judge.train, numpy_rng("fooling", name)))
             auc = next((r for r in verdict.remarks if "AUC" in r), "")
             rows[name] = {"outcome": outcome(verdict, name in WRONG), "line": verdict.line, "remark": auc}
             print(n, name, rows[name]["outcome"], verdict.line[:160], sep=" | ", flush=True)

@@ -77,6 +77,31 @@ def test_a_program_answers_later_through_its_file(twin_recovery, monkeypatch, ca
     assert not (twin_recovery / "out-again" / "frames.cxi").exists()
 
 
+def test_both_ways_to_the_same_frames_agree_to_the_last_digit(twin_recovery, monkeypatch):
+    """A twin's frames are recovered while they are made, from their file, and from the folder: one definition of I/σ."""
+    monkeypatch.chdir(twin_recovery)
+    assert main(["recover", "out/frames.cxi", "-o", "by-file", "--program", "ours"]) == 0
+    assert main(["recover", "out", "-o", "by-folder", "--program", "ours"]) == 0
+    first, *others = (
+        json.loads((twin_recovery / name / "metrics" / "recovery.json").read_text())["programs"]["classical"]
+        for name in ("out", "by-file", "by-folder")
+    )
+    for other in others:
+        assert other["by snr"] == first["by snr"] and other["false peaks a frame"] == first["false peaks a frame"]
+
+
+def test_peaks_that_are_half_a_pixel_off_are_noticed(twin_recovery, monkeypatch):
+    monkeypatch.chdir(twin_recovery)
+    found = find_frame_peaks(open_frames("out/frames.cxi"))
+    shifted = found.assign(fs=found["fs"] - 0.5, ss=found["ss"] - 0.5)[["frame", "fs", "ss"]]
+    for name, table in (("whole.csv", shifted), ("half.csv", found[["frame", "fs", "ss"]])):
+        table.to_csv(name, index=False)
+    assert main(["recover", "out", "-o", "off", "--program", "whole.csv", "--program", "half.csv"]) == 0
+    record = json.loads((twin_recovery / "off" / "metrics" / "recovery.json").read_text())["programs"]
+    said = {name: " ".join(one["words"]) for name, one in record.items()}
+    assert "centre of the first pixel is (0.5, 0.5)" in said["whole.csv"] and "centre of" not in said["half.csv"]
+
+
 def test_frames_with_their_truth_need_no_twin(shots, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     save_frames(select_frames(shots, range(4)), "known.h5")

@@ -359,7 +359,8 @@ SUFFIXES = (".csv", ".stream", ".refl", ".hkl", ".h5", ".hdf5", ".cxi", ".nxs")
 
 
 def read_peaks(path: str | os.PathLike, frames: xr.Dataset | int, panels: bool = False) -> dict[str, pd.DataFrame]:
-    """The tables `peaks`, and perhaps `integrated`, of a program's file: `frame`, `fs`, `ss` (px), `intensity`; `panel` for stacks.
+    """The tables `peaks`, and perhaps `integrated`, of a program's file: `frame`, `fs`, `ss` (px; the centre of the first pixel is
+    at 0.5, 0.5), `intensity`; `panel` for stacks.
 
     path: a CSV table, a CrystFEL stream, a reflection table of DIALS, XDS_ASCII.HKL or INTEGRATE.HKL, or HDF5 with peaks beside its frames. frames: which they are of, or how many
     there are, and whether they are stacks of `panels`. A stream that names the files of the frames is joined by file and event, else by number.

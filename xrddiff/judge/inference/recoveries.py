@@ -22,7 +22,7 @@ import xarray as xr
 from ...core.errors import BadInput
 from ...core.safe_write import write_table
 from ...core.files import package_version
-from ...core.gate import missing, read_table
+from ...core.gate import missing
 from ...core.launcher import program_environment, resolved_words, run_program
 from ...core.text import plain_text
 from ...data.formats.peak_files import SUFFIXES, read_peaks
@@ -31,7 +31,7 @@ from ...data.formats.store import save_frames
 from ...data.frames.frames import frame_count, frame_mask, peaks_table
 from ...data.frames.peaks import find_frame_peaks
 from .twins import TwinPlan
-from ..metrics.recovery import BRIGHT, DISC, RING, Recovered, by_bin, in_disc, match_found
+from ..metrics.recovery import BRIGHT, DISC, RING, Recovered, by_bin, in_disc, match_found, with_snr
 from ...learn.recipes.saved_peak_nets import absolute_way, peak_way
 from ...physics.indexing.integration import integrate_spots
 from ...physics.indexing.series import index_series
@@ -39,10 +39,11 @@ from ...physics.twins.indexed_exposures import IndexedExposures
 from ...physics.twins.twin import Twin, twin_frames
 
 # %% auto #0
-__all__ = ['PROGRAMS', 'TRUTH', 'ENOUGH', 'HALF', 'RecoveryPlan', 'label_and_program', 'program_kind', 'program_title',
-           'KnownFrames', 'earlier_recovery', 'has_truth', 'known_frames', 'known_of_twin', 'earlier_frames',
-           'found_by', 'check_files', 'all_found', 'absolute_program', 'measured_snr', 'MeasuredSpots',
-           'measured_spots', 'on_measured', 'half_at', 'recovery_words', 'agreement_words', 'recovery_record']
+__all__ = ['PROGRAMS', 'TRUTH', 'ENOUGH', 'HALF', 'HALF_PIXEL', 'RecoveryPlan', 'label_and_program', 'program_kind',
+           'program_title', 'KnownFrames', 'earlier_recovery', 'has_truth', 'frames_with_truth', 'known_frames',
+           'known_of_twin', 'earlier_frames', 'found_by', 'check_files', 'all_found', 'absolute_program',
+           'measured_snr', 'MeasuredSpots', 'measured_spots', 'on_measured', 'half_at', 'recovery_words',
+           'agreement_words', 'recovery_record']
 
 # %% ../../../nbs/judge/inference/recoveries.ipynb #78fa4d9c
 PROGRAMS = ("classical", "peakfinder8")
@@ -136,7 +137,7 @@ TRUTH = "truth.csv"
 
 
 class KnownFrames(NamedTuple):
-    """Frames with known spots: their file, and the `truth`, with `snr`. twin, held: the twin that drew them, and the
+    """Frames with known spots: their file, and the `truth`, with `snr` (`with_snr`). twin, held: the twin that drew them, and the
     exposures that it has not seen."""
 
     path: Path
@@ -157,6 +158,12 @@ def has_truth(frames: xr.Dataset) -> bool:
     return {"peak_h", "peak_intensity", "peak_sigma"} <= set(frames.variables)
 
 
+def frames_with_truth(path: Path, twin: Twin | None = None, held: xr.Dataset | None = None) -> KnownFrames:
+    """The frames of a file and the spots of its table, whoever drew them: the one way to known spots."""
+    frames = open_frames(path)
+    return KnownFrames(path, frames, with_snr(peaks_table(frames), frames), twin, held)
+
+
 def known_frames(plan: RecoveryPlan, folder: Path) -> KnownFrames:
     """The frames of a plan: those of an earlier recovery, those that have their spots, or new ones of a twin, written into `folder`."""
     if (earlier := earlier_recovery(plan)) is not None:
@@ -165,38 +172,38 @@ def known_frames(plan: RecoveryPlan, folder: Path) -> KnownFrames:
     if has_truth(given):
         source = Path(plan.frames[0]).expanduser()
         path = source if len(plan.frames) == 1 and source.is_file() else save_frames(given, folder / plan.output)
-        truth = peaks_table(given)
-        return KnownFrames(path, given, truth.assign(snr=truth["intensity"] / truth["sigma"]))
+        return frames_with_truth(path)
     learnt, held = (half.load() for half in plan.halves(given))
     twin = plan.learn(learnt, plan.known())
-    made, truth = known_of_twin(twin, plan.n, seed=plan.seed, blank=plan.blank)
-    path = save_frames(made, folder / plan.output)
-    write_table(truth, folder / TRUTH)
-    return KnownFrames(path, open_frames(path), truth, twin, held)
+    made, _ = known_of_twin(twin, plan.n, seed=plan.seed, blank=plan.blank)
+    known = frames_with_truth(save_frames(made, folder / plan.output), twin, held)
+    write_table(known.truth, folder / TRUTH)
+    return known
 
 
 def known_of_twin(twin: Twin, n: int, *, seed: int = 0, blank: bool = False) -> tuple[xr.Dataset, pd.DataFrame]:
-    """`n` frames of a twin, drawn when they are read, and their spots, with `snr` and `photons`, in the units of the frames."""
+    """`n` frames of a twin, drawn when they are read, and their spots, with `snr` and `photons`, in the units of the frames; the
+    frames have these columns too."""
     made = twin_frames(twin, n, seed=seed, blank=blank)
     valid, readout = frame_mask(made, 0), twin.noise.readout
     truth = in_disc(peaks_table(made), lambda i: twin.expected(twin.draw(i, seed)), valid, readout)
     truth["photons"] *= float(made["intensity"].attrs.get("gain", 1.0))
-    return made, truth
+    columns = {f"peak_{name}": ("peak", truth[name].sort_index().to_numpy(float)) for name in ("snr", "photons")}
+    return made.assign(columns) if len(truth) else made, truth
 
 
 def earlier_frames(folder: Path) -> KnownFrames:
-    """The frames and the truth of an earlier recovery. Raises `BadInput` if its frames are gone."""
+    """The frames and the truth of an earlier recovery. Raises `BadInput` if its frames are gone or have no truth."""
     files = [p for p in sorted(folder.glob("frames.*")) if p.suffix in (".cxi", ".h5", ".nxs", ".zarr")]
     if not files:
         raise BadInput(
             f"{plain_text(folder)} has a {TRUTH} and no frames; expected a file such as frames.cxi beside it"
         )
-    frames, truth = open_frames(files[0]), read_table(folder / TRUTH)
-    if missing := {"frame", "fs", "ss", "intensity", "snr", "d"} - set(truth):
+    if not has_truth(open_frames(files[0])):
         raise BadInput(
-            f"{plain_text(folder / TRUTH)} has no column '{min(missing)}'; expected a table that xrddiff recover wrote"
+            f"{plain_text(files[0])} has no table of its reflections; expected frames that xrddiff recover wrote"
         )
-    return KnownFrames(files[0], frames, truth)
+    return frames_with_truth(files[0])
 
 # %% ../../../nbs/judge/inference/recoveries.ipynb #7abe0210
 def found_by(
@@ -335,6 +342,7 @@ def on_measured(
 # %% ../../../nbs/judge/inference/recoveries.ipynb #c3109c0d
 ENOUGH = 100  # spots of a bin that says something about two sets
 HALF = 0.5
+HALF_PIXEL = 0.35  # px, of the median offsets along both axes: nearer to half a pixel than to none
 
 
 def half_at(table: pd.DataFrame) -> float:
@@ -366,6 +374,11 @@ def recovery_words(title: str, got: Recovered) -> list[str]:
             else f", with {row['ratio']:.2f} of its photons ({row['ratio_low']:.2f} to {row['ratio_high']:.2f})"
         )
         out.append(f"A peak of {title} is {row['off_px']:.2f} px from its spot{photons}: medians of those spots.")
+        if min(abs(off := row[["off_fs", "off_ss"]].to_numpy(float))) > HALF_PIXEL:
+            way = ", ".join(f"{v:+.2f} px along {axis}" for axis, v in zip(("fs", "ss"), off, strict=True))
+            out.append(
+                f"All peaks of {title} are off ({way}): it seems to put the centre of a pixel elsewhere. The centre of the first pixel is (0.5, 0.5) here."
+            )
     return out
 
 

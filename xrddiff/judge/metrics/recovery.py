@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import scipy
+import xarray as xr
 
 from ...core.errors import BadInput
 from ...data.frames.peak_matching import match_tables
@@ -18,8 +19,8 @@ from .diversity import wilson_interval
 from ...physics.indexing.integration import integrate_spots
 
 # %% auto #0
-__all__ = ['DISC', 'RING', 'WHOLE', 'AROUND', 'EDGES', 'BRIGHT', 'in_disc', 'Recovered', 'match_found', 'under_another',
-           'median_between', 'by_bin', 'evenly']
+__all__ = ['DISC', 'RING', 'WHOLE', 'AROUND', 'I_OVER_SIGMA', 'EDGES', 'BRIGHT', 'in_disc', 'with_snr', 'Recovered',
+           'match_found', 'under_another', 'median_between', 'by_bin', 'evenly']
 
 # %% ../../../nbs/judge/metrics/recovery.ipynb #aa9ab299
 DISC, RING = 2.0, (3.5, 6.5)  # px, of I/σ
@@ -42,6 +43,29 @@ def in_disc(
         whole = integrate_spots(image, own, valid, radius=WHOLE, ring=AROUND)["intensity"]
         out.append(own.assign(snr=near["intensity"] / near["sigma"], photons=whole))
     return pd.concat(out) if out else truth.assign(snr=0.0, photons=0.0)
+
+
+I_OVER_SIGMA = "I/σ: expected photons in a disc of 2 px less the background's, over the square root of all photons in it and the readout's variance"
+
+# %% ../../../nbs/judge/metrics/recovery.ipynb #888bf091
+def with_snr(spots: pd.DataFrame, ds: xr.Dataset) -> pd.DataFrame:
+    """The spots of frames with `snr`, the I/σ of `in_disc`: their own, or of Gaussian spots that have their `intensity`, `background` and `sigma`.
+
+    spots: in the units of the frames `ds`. Raises `BadInput` for a table without these columns.
+    """
+    if "snr" in spots:
+        return spots
+    if missing := {"intensity", "background", "sigma"} - set(spots):
+        raise BadInput(
+            f"the table of spots has no column {min(missing)!r}; expected snr, or intensity, background and sigma"
+        )
+    gain, readout = float(ds["intensity"].attrs.get("gain", 1.0)), float(ds.attrs.get("read_noise", 0.0))
+    I, σ = (spots[name].to_numpy(float) / gain for name in ("intensity", "sigma"))  # noqa: E741
+    b = (spots["background"].to_numpy(float) - float(ds.attrs.get("pedestal", 0.0))).clip(0) / gain
+    noise = np.maximum(b + (readout / gain) ** 2, 1e-12)
+    s2 = np.maximum(σ**2 - I, 1e-12) / (4 * np.pi * noise)
+    inside = I * -np.expm1(-(DISC**2) / (2 * s2))
+    return spots.assign(snr=inside / np.sqrt(inside + np.pi * DISC**2 * noise))
 
 # %% ../../../nbs/judge/metrics/recovery.ipynb #f58b0cd8
 class Recovered(NamedTuple):
@@ -66,18 +90,15 @@ class Recovered(NamedTuple):
 def match_found(truth: pd.DataFrame, found: pd.DataFrame, frames: int, *, radius: float = 2.0) -> Recovered:
     """Match the peaks of a program with known spots.
 
-    truth: `frame`, `fs`, `ss` (px), `photons` or `intensity`, and `snr` or `sigma`; `panel` for stacks. found: `frame`, `fs`, `ss`, and
+    truth: `frame`, `fs`, `ss` (px), `snr`, and `photons` or `intensity`; `panel` for stacks. found: `frame`, `fs`, `ss`, and
     perhaps `intensity`. frames: how many there are. radius: of a match, px.
     Raises `BadInput` for a table that lacks a column.
     """
-    needed = {"frame", "fs", "ss", "intensity"} | ({"sigma"} if "snr" not in truth else set())
-    if missing := needed - set(truth):
-        raise BadInput(f"the truth has no column {min(missing)!r}; expected frame, fs, ss, intensity, and snr or sigma")
+    if missing := {"frame", "fs", "ss", "intensity", "snr"} - set(truth):
+        raise BadInput(f"the truth has no column {min(missing)!r}; expected frame, fs, ss, intensity and snr")
     if "frame" not in found:
         raise BadInput("the peaks have no column 'frame'; expected the number of the frame of each peak")
     spots = truth.reset_index(drop=True)
-    if "snr" not in spots:
-        spots["snr"] = spots["intensity"] / spots["sigma"]
     mine, theirs = match_tables(spots, found, radius)
     pairs = found.iloc[theirs]
     spots["hit"] = np.isin(np.arange(len(spots)), mine)

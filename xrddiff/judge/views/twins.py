@@ -26,7 +26,7 @@ from ...physics.twins.spot_shapes import ROCKING
 from ...physics.twins.twin import Twin, twin_frames
 from ...data.frames.frames import beam_center_of
 from ..inference.recoveries import KnownFrames, agreement_words, recovery_words
-from ..metrics.recovery import BRIGHT, EDGES, Recovered, by_bin, evenly
+from ..metrics.recovery import BRIGHT, EDGES, I_OVER_SIGMA, Recovered, by_bin, evenly
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -330,7 +330,7 @@ def recovery_report(
     )
     said = [s for title, r in got.items() for s in recovery_words(title, r)]
     report.add("What is found", "", lines=[("", s) for s in said])
-    text = "I/σ is that of the expected photons in a disc of 2 px. Bands: intervals of 95%. Offsets in px, photons as shares: medians."
+    text = f"{I_OVER_SIGMA}. Bands: intervals of 95%. Offsets in px, photons as shares: medians."
     table = recovery_table(got).round(3).rename(columns={"ratio": "photons"})
     table.index = [f"{title}, I/σ {snr}" for title, snr in table.index]
     report.add("By brightness", text, figure=show_recovery(got), table=table)
@@ -338,6 +338,6 @@ def recovery_report(
         report.add("By resolution and place", "", figure=show_places(known, got))
     if (figure := show_measured(measured)) is not None:
         lines = [("", agreement_words(title, *pair)) for title, pair in measured.items() if pair is not None]
-        text = "Of measured exposures the true brightness is not known; what spots integrate to is."
+        text = "The true brightness of spots in measured exposures is not known. Measured I/σ, of both: the counted photons in the disc less the background's, over the square root of those counted and the variance of the background's mean."
         report.add("Is the twin right?", text, figure=figure, lines=lines)
     return report
