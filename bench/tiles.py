@@ -238,7 +238,7 @@ def main() -> None:
                 run, name = path.parent, path.parent.name
                 summary = run / "metrics" / "summary.json"
                 known = json.loads(summary.read_text()) if summary.exists() else {}
-                ratios = {title: row.get("samples / floor of real frames") for title, row in known.items()}
+                ratios = {title: row.get("samples / floor of reference frames") for title, row in known.items()}
                 found["distances"][name] = {title: v for title, v in ratios.items() if v is not None and np.isfinite(v)}
                 seconds = run / "cpu_seconds.txt"
                 found["training"][name] = seconds.read_text().strip() if seconds.exists() else "unknown"

@@ -84,8 +84,8 @@ def test_no_peaks_anywhere_is_a_reason_and_the_rest_stands(plain, tmp_path):
     assert judgement.why["peak_count"] == "no peaks in the held-out frames"
     table = judgement.table()
     assert (
-        np.isnan(table["peak count"]["samples / floor of real frames"])
-        and table["radial profile"]["samples / floor of real frames"] < 3
+        np.isnan(table["peak count"]["samples / floor of reference frames"])
+        and table["radial profile"]["samples / floor of reference frames"] < 3
     )
     text = page_of(judgement, select_frames(plain, range(24, 36)), samples, tmp_path)
     assert "Peak count: no peaks in the held-out frames." in text
@@ -101,7 +101,7 @@ def test_peaks_where_real_frames_have_none_are_told(plain, tmp_path):
     samples = make_frames(values)
     judgement = judge_samples(plain, range(24), range(24, 36), samples, expected=False, splits=4)
     assert np.isnan(judgement.ratio("peak_count"))
-    assert any("too many peaks" in text and "real frames 0–0" in text for text in words_of(judgement))
+    assert any("too many peaks" in text and "reference frames 0–0" in text for text in words_of(judgement))
     page_of(judgement, select_frames(plain, range(24, 36)), samples, tmp_path)
 
 
@@ -129,7 +129,7 @@ def test_frames_of_zeros_have_no_profile():
     dark = make_frames(np.zeros((24, 16, 16), np.float32))
     with np.errstate(all="raise"):
         judgement = judge_samples(dark, range(8), range(8, 16), select_frames(dark, range(16, 24)), expected=False)
-    assert judgement.why["profile"] == "the real frames have no intensity" and set(judgement.why) == {
+    assert judgement.why["profile"] == "the reference frames have no intensity" and set(judgement.why) == {
         *DISTANCES,
         "two-sample AUC",
     }
@@ -160,7 +160,7 @@ def test_too_few_peaks_are_told_with_their_range(stills, tmp_path):
     judgement = judge_samples(stills, range(40), range(40, 64), samples, expected=False, splits=8)
     words = next(text for text in words_of(judgement) if "too few peaks: " in text)
     high = judgement.peaks().loc["held out", "95%"]
-    assert f"real frames 0–{high:.0f}" in words
+    assert f"reference frames 0–{high:.0f}" in words
     text = page_of(judgement, stills, samples, tmp_path)
     assert words in text and "| held out |" in text and "share without any" in text
 
@@ -189,13 +189,13 @@ def test_frames_that_index_stand_beside_real_ones(stills, tmp_path):
 def test_the_floor_is_drawn_at_one(stills):
     judgement = judge_samples(stills, range(40), range(40, 70), select_frames(stills, range(70, 96)), expected=False)
     ratios = judgement.ratios()
-    assert list(ratios.index) == ["samples", "real frames"]
-    assert (ratios.loc["real frames", list(DISTANCES)] == 1).all()
+    assert list(ratios.index) == ["samples", "reference frames"]
+    assert (ratios.loc["reference frames", list(DISTANCES)] == 1).all()
     rows = judgement.rows | {"autoencoder": judgement.rows["samples"]}
     latent = Judgement(rows, judgement.summaries, judgement.copies, judgement.scale)
-    assert list(latent.ratios().index) == ["samples", "reconstructions", "real frames"]
+    assert list(latent.ratios().index) == ["samples", "reconstructions", "reference frames"]
     row = latent.distances()["radial profile"]
-    assert row["samples / floor of real frames"] == judgement.ratio("profile")
+    assert row["samples / floor of reference frames"] == judgement.ratio("profile")
     assert row["samples / floor of the autoencoder"] == 1 == latent.ratio("profile", "autoencoder")
 
 
@@ -430,4 +430,4 @@ def test_few_frames_are_no_praise(stills):
     seen = {name: ruler.measure(select_frames(stills, at), numbers=at) for name, at in sets.items()}
     verdict = verdict_of(judge_summaries(seen, ruler, splits=2))
     assert not verdict.uses("not seen") and not verdict.uses("shown")
-    assert "ew frames to say (32 samples and 64 real frames" in verdict.line
+    assert "ew frames to say (32 samples and 64 reference frames" in verdict.line

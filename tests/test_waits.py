@@ -91,13 +91,13 @@ def test_few_samples_are_judged_on_request(trained, capsys):
     assert "--judge" in said and "--name few" in said and "verdict" not in said
     assert not (few / "generation.json").exists() and read_json(few / "metrics/summary.json") == {}
     page = (few / "report.md").read_text()
-    assert "Not compared with real frames" in page and "on request" in page
+    assert "Not compared with reference frames" in page and "on request" in page
 
     assert main(["sample", str(trained), "-n", "3", "--name", "judged", "--judge", *words]) == 0
     judged = trained / "samples" / "judged"
     assert "not judged" not in capsys.readouterr().out
     assert (judged / "generation.json").is_file()
-    assert "Samples beside real frames" in (judged / "report.md").read_text()
+    assert "Samples beside reference frames" in (judged / "report.md").read_text()
     same = [xd.open_frames(folder / "samples.zarr", complete=False)["intensity"].values for folder in (few, judged)]
     assert (same[0] == same[1]).all()
 

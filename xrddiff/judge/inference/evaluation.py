@@ -85,9 +85,9 @@ def cells_of(frames: xr.Dataset, cell: Any = None) -> list[tuple[Cell, np.ndarra
 
 # %% ../../../nbs/judge/inference/evaluation.ipynb #93dfa3b5
 def unmatched_cells(samples: xr.Dataset, real: xr.Dataset, cell: Any = None) -> list[Cell]:
-    """The cells of samples that no real frame has, within 5% and 3°; empty if real frames do not say theirs.
+    """The cells of samples that no reference frame has, within 5% and 3°; empty if reference frames do not say theirs.
 
-    cell: of the real frames, as `read_cell` takes it.
+    cell: of the reference frames, as `read_cell` takes it.
     """
     there = [known for known, _ in cells_of(real, cell)]
     if not there or not says_crystals(samples):
@@ -211,9 +211,9 @@ def _same_detector(samples: xr.Dataset, frames: xr.Dataset, path: Path) -> None:
 # %% ../../../nbs/judge/inference/evaluation.ipynb #10c6cc27
 @dataclass(frozen=True, eq=False)
 class Counterparts:
-    """Which of the real frames are like the samples of a set.
+    """Which of the reference frames are like the samples of a set.
 
-    samples: the samples. frames: the real frames.
+    samples: the samples. frames: the reference frames.
     fields: the conditions of the network, number of classes or [mean, standard deviation].
     """
 
@@ -246,10 +246,10 @@ class Counterparts:
     def classes(
         self, titles: Mapping[str, Sequence[str]], index: Mapping[str, np.ndarray]
     ) -> dict[str, list[str]] | None:
-        """The class of each real frame and of each sample, in the order of their numbers, of the first condition
+        """The class of each reference frame and of each sample, in the order of their numbers, of the first condition
         that both have; None if there is none.
 
-        titles: condition -> names of its classes. index: the frames of each set of real frames.
+        titles: condition -> names of its classes. index: the frames of each set of reference frames.
         """
         sets = {name: (self.frames, np.sort(at)) for name, at in index.items()}
         sets["samples"] = self.samples, np.argsort(self.samples["sample"].values)

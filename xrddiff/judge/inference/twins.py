@@ -216,7 +216,7 @@ def twin_table(judged: TwinJudgement) -> pd.DataFrame:
             if kind in j.two_samples:
                 rows.setdefault("AUC of a classifier", {})[row] = j.two_samples[kind].value
         for name, found in j.distances().items():
-            ratio = found.get("samples / floor of real frames", np.nan)
+            ratio = found.get("samples / floor of reference frames", np.nan)
             rows.setdefault(f"{name}, times the floor", {})[title] = ratio
         if j.copies is not None:
             rows.setdefault("windows that copy a learnt one", {})[title] = j.copies.copied

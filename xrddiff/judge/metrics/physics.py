@@ -151,7 +151,7 @@ def exchanged_crystals(ds: xr.Dataset) -> xr.Dataset:
 def asked_and_found(
     samples: xr.Dataset, real: xr.Dataset | None = None, limit: int = 100
 ) -> tuple[pd.DataFrame, Indexing]:
-    """(a row each for samples, real frames with known crystals, and samples with exchanged lattices;
+    """(a row each for samples, reference frames with known crystals, and samples with exchanged lattices;
     the samples' lattices and peaks).
 
     limit: frames of each set at most, evenly spaced for real ones, from the beginning for samples.

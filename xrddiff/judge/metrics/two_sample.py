@@ -292,7 +292,7 @@ GROUPS = tuple(dict.fromkeys(group for group, _ in FrameStatistics.names))
 
 @dataclass(frozen=True, eq=False)
 class TwoSample:
-    """How well a classifier tells a set from real frames.
+    """How well a classifier tells a set from reference frames.
 
     - `table`: a row for each group of statistics, and "linear", "boosted" and "all": `auc`, `low`, `high`, `design`, and `least`, the
       smallest AUC of very many frames that so few would show with a probability of 80%.
@@ -458,7 +458,7 @@ def seen_words(test: TwoSample) -> str:
     real, made = (
         f"{int(test.table.loc['all', kind])} {title}"
         + (f" of {u} units" if u < 0.9 * test.table.loc["all", kind] else "")
-        for kind, title, u in zip(("real", "made"), ("real frames", "samples"), test.units, strict=True)
+        for kind, title, u in zip(("real", "made"), ("reference frames", "samples"), test.units, strict=True)
     )
     if test.least >= 1:
         return f"{made} and {real}, too few to see any difference"
@@ -480,5 +480,5 @@ def two_sample_words(found: Mapping[str, TwoSample]) -> str:
         if groups.max() < 0.55
         else f" Of the groups of statistics, {groups.idxmax()} alone gives {groups.max():.2f}."
     )
-    at = f" The single number with the largest share is {top['group']}, {top['name']}: {top['made']:.3g} in samples, {top['real']:.3g} in real frames."
+    at = f" The single number with the largest share is {top['group']}, {top['name']}: {top['made']:.3g} in samples, {top['real']:.3g} in reference frames."
     return f"A classifier recognises the samples: {number}.{more}{by}{at}"

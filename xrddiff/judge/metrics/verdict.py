@@ -67,11 +67,11 @@ class Fault:
     suspected: bool = False
 
 # %% ../../../nbs/judge/metrics/verdict.ipynb #e6ff7c0c
-FAR, VERY_FAR = 2.0, 4.0  # times the floor of real frames
+FAR, VERY_FAR = 2.0, 4.0  # times the floor of reference frames
 
 
 def _beyond(judgement: Judgement, distance: str) -> bool:
-    """Is a distance of the samples above the floor of real frames by more than the spread of either?
+    """Is a distance of the samples above the floor of reference frames by more than the spread of either?
 
     For peaks also: do the 5% and 95% quantiles differ?
     """
@@ -99,7 +99,7 @@ def _peak_words(real: SetSummary, made: SetSummary, scale: float) -> str:
         what = "have too many peaks"
     else:
         what = "are too alike in their peak counts" if inside else "have other peak counts"
-    return f"Samples {what}: {a0:.0f}–{a1:.0f} in nine of ten (median {a:.0f}), real frames {b0:.0f}–{b1:.0f} (median {b:.0f})"
+    return f"Samples {what}: {a0:.0f}–{a1:.0f} in nine of ten (median {a:.0f}), reference frames {b0:.0f}–{b1:.0f} (median {b:.0f})"
 
 # %% ../../../nbs/judge/metrics/verdict.ipynb #01096b1c
 def _profile_words(real: SetSummary, made: SetSummary, scale: float) -> str:
@@ -107,7 +107,7 @@ def _profile_words(real: SetSummary, made: SetSummary, scale: float) -> str:
     share = (a - b) / abs(b) if b else 0.0
     if abs(share) < 0.05:
         return "The radial profiles of samples have another shape or vary differently, at the same mean intensity"
-    return f"The radial profiles of samples are too {'bright' if share > 0 else 'dim'}: {abs(share):.0%} {'above' if share > 0 else 'below'} real frames in the mean"
+    return f"The radial profiles of samples are too {'bright' if share > 0 else 'dim'}: {abs(share):.0%} {'above' if share > 0 else 'below'} reference frames in the mean"
 
 
 def _intensity_words(real: SetSummary, made: SetSummary, scale: float, share: float = 1e-3) -> str:
@@ -118,12 +118,12 @@ def _intensity_words(real: SetSummary, made: SetSummary, scale: float, share: fl
     a, b = exceeded(made), exceeded(real)
     if abs(a - b) < 0.1 * max(abs(b), scale):
         return "The intensities of samples are distributed differently, although bright pixels are as bright"
-    return f"Bright pixels of samples are too {'bright' if a > b else 'dim'}: one in a thousand exceeds {a:.3g}, in real frames {b:.3g}"
+    return f"Bright pixels of samples are too {'bright' if a > b else 'dim'}: one in a thousand exceeds {a:.3g}, in reference frames {b:.3g}"
 
 
 def _pair_words(real: SetSummary, made: SetSummary, scale: float) -> str:
     a, b = (float(np.nanmedian(s.within[0])) for s in (made, real))
-    return f"Samples {'differ too much from' if a > b else 'are too close to'} one another: distance {a:.2g} in the median pair, of real frames {b:.2g}"
+    return f"Samples {'differ too much from' if a > b else 'are too close to'} one another: distance {a:.2g} in the median pair, of reference frames {b:.2g}"
 
 # %% ../../../nbs/judge/metrics/verdict.ipynb #56240f5f
 _DESCRIBE: dict[str, Callable[[SetSummary, SetSummary, float], str]] = {
@@ -136,7 +136,7 @@ _DESCRIBE: dict[str, Callable[[SetSummary, SetSummary, float], str]] = {
 
 
 def distance_faults(judgement: Judgement) -> list[Fault]:
-    """A fault for each distance of the samples that is clearly above the floor of real frames."""
+    """A fault for each distance of the samples that is clearly above the floor of reference frames."""
     if not judgement.rows:
         return []
     real, made = judgement.summaries["held out"], judgement.summaries["samples"]
@@ -145,12 +145,12 @@ def distance_faults(judgement: Judgement) -> list[Fault]:
         far["peak_count"] = np.nan
     out = []
     for d, ratio in far.items():
-        times = f"{ratio:.1f} × the floor of real frames" if np.isfinite(ratio) else "no floor to compare with"
-        other = lambda *_, d=d: f"Samples differ from real frames in their {title_of(d)}"  # noqa: E731
+        times = f"{ratio:.1f} × the floor of reference frames" if np.isfinite(ratio) else "no floor to compare with"
+        other = lambda *_, d=d: f"Samples differ from reference frames in their {title_of(d)}"  # noqa: E731
         what = _DESCRIBE.get(d, other)(real, made, judgement.scale)
         none = d == "peak_count" and (made.peaks == 0).mean() > 0.9 > (real.peaks == 0).mean() + 0.4
         if none:
-            what = f"{(made.peaks == 0).mean():.0%} of the samples have no peak; real frames have {peak_quantiles(real.peaks)['50%']:.0f} in the median"
+            what = f"{(made.peaks == 0).mean():.0%} of the samples have no peak; reference frames have {peak_quantiles(real.peaks)['50%']:.0f} in the median"
         severity = "error" if none or ratio > VERY_FAR else "warning"
         spoils = (SPOTS, LATTICES) if none else (_OF_DISTANCE.get(d, title_of(d)),)
         out.append(Fault(f"samples: {d}", severity, f"{what} ({times})", spoils))
@@ -159,7 +159,7 @@ def distance_faults(judgement: Judgement) -> list[Fault]:
 # %% ../../../nbs/judge/metrics/verdict.ipynb #d9058d13
 TOLD_APART, SURELY = 0.6, 0.9  # of the lower end of the interval of an AUC
 COPIED = 0.03  # of the lower end of the interval of a share of copies
-COVERED = 0.1  # by how much less of the real frames samples may cover
+COVERED = 0.1  # by how much less of the reference frames samples may cover
 OF_SIX = 1.35  # half an interval of 95% for one of six numbers over that for one number
 
 
@@ -177,7 +177,7 @@ def classifier_faults(judgement: Judgement) -> list[Fault]:
         if not (shown := row["low"] > TOLD_APART) and not _suspect(row):
             continue
         top = told.weights[told.weights["group"] == group].iloc[0]
-        most = f"{top['name']} is {top['made']:.3g} in samples, {top['real']:.3g} in real frames"
+        most = f"{top['name']} is {top['made']:.3g} in samples, {top['real']:.3g} in reference frames"
         words = f"By {group} alone a classifier recognises samples, {_auc_words(row)}; {most}"
         out.append(Fault(f"samples: {group}", _severity(row), words, (_OF_GROUP[group],), not shown))
     row = told.table.loc["all"]
@@ -196,7 +196,7 @@ def _auc_words(row: pd.Series) -> str:
 
 
 def variety_faults(judgement: Judgement) -> list[Fault]:
-    """Return faults of samples that repeat each other or training frames, or miss a part of the real frames."""
+    """Return faults of samples that repeat each other or training frames, or miss a part of the reference frames."""
     out, copies = [], judgement.copies
     for share, ci, name, words in () if copies is None else (
         (copies.repeated, copies.repeated_ci, "samples: repeats", "of the samples repeat another sample"),

@@ -34,7 +34,7 @@ def show_filled(
     """
     seen = np.where(valid, measured, np.nan).astype(np.float64)
     blank = ~(valid | filled)  # neither measured nor filled
-    tiles = [("measured", seen), ("filled", np.where(filled, 1.0, np.where(valid, 0.0, np.nan)))]
+    tiles = [("given", seen), ("filled", np.where(filled, 1.0, np.where(valid, 0.0, np.nan)))]
     tiles += [(f"draw {k}", np.where(blank, np.nan, d)) for k, d in enumerate(draws[:4].astype(np.float64))]
     tiles += [("mean of draws", np.where(blank, np.nan, draws.mean(0)))]
     tiles += [("spread of draws", np.where(filled, draws.std(0), np.nan))] if len(draws) > 1 else []
@@ -101,7 +101,7 @@ def show_posterior(
     - `unit`: of the intensities, for the colour bar.
     """
     whole = np.where(valid, measured, np.nan).astype(np.float64)
-    tiles = {"measured": whole, "seen": np.where(hidden, np.nan, whole), "mean": summary["mean"]}
+    tiles = {"given": whole, "seen": np.where(hidden, np.nan, whole), "mean": summary["mean"]}
     tiles["uncertainty"] = summary["uncertainty"]
     if hidden.any():
         side = np.sign(np.maximum(measured - summary["high"], 0) - np.maximum(summary["low"] - measured, 0))

@@ -198,7 +198,7 @@ def add_asked(report: Report, table: pd.DataFrame, picture: Figure) -> None:
     table: from `asked_and_found`. picture: from `show_asked`.
     """
     text = (
-        "Circles: peaks on the requested lattice; squares: likely reflections without a peak, of which real frames "
+        "Circles: peaks on the requested lattice; squares: likely reflections without a peak, of which reference frames "
         "have many too; crosses: other peaks. "
         "Medians over frames; held-out frames are compared with their own crystals."
     )
@@ -303,7 +303,7 @@ def evaluation_pictures(
     judgement: Judgement | None,
     samples: xr.Dataset | None = None,
 ) -> dict[str, Figure]:
-    """ "samples" beside real frames with their distributions, or a "comparison" of frames and
+    """ "samples" beside reference frames with their distributions, or a "comparison" of frames and
     reconstructions; `samples` alone where there is no evaluation.
     """
     if evaluation is None:
@@ -318,7 +318,7 @@ def add_evaluation(
 ) -> None:
     """Add a judgement with its `pictures`."""
     if hasattr(evaluation, "samples"):
-        add_generation(report, judgement, pictures, about=evaluation.note)
+        add_generation(report, judgement, pictures, about=evaluation.note, reference=evaluation.prepared.frames)
     else:
         rows = {evaluation.plan.name: judgement}
         add_codec(report, evaluation.prepared.frames, rows, pictures["comparison"])

@@ -47,8 +47,8 @@ if TYPE_CHECKING:
     from xrddiff.judge.metrics.set_summaries import SetSummary
 
 # %% auto #0
-__all__ = ['origin_of', 'show_samples', 'plot_distribution', 'plot_ratios', 'show_denoising', 'show_patches', 'show_making',
-           'show_over_epochs', 'show_epoch', 'write_video', 'draw_over_epochs']
+__all__ = ['origin_of', 'provenance', 'show_samples', 'plot_distribution', 'plot_ratios', 'show_denoising', 'show_patches',
+           'show_making', 'show_over_epochs', 'show_epoch', 'write_video', 'draw_over_epochs']
 
 # %% ../../../nbs/judge/views/samples.ipynb #7e5103e0
 def _tiles(frames: xr.Dataset, n: int, pixels: int) -> tuple[np.ndarray, np.ndarray]:
@@ -77,11 +77,18 @@ def _block_maxima(image: np.ndarray, k: int) -> np.ndarray:
 
 
 def origin_of(frames: xr.Dataset) -> str:
-    """The label of real frames: "simulated" if their attributes name an experiment of the simulator, or it as their source, else
-    "measured".
-    """
-    simulated = "experiment" in frames.attrs or str(frames.attrs.get("source", "")).startswith("simulated")
-    return "simulated" if simulated else "measured"
+    """Where frames come from, after their attributes: "generated" by a checkpoint or a twin, "simulated", or "measured"."""
+    source = str(frames.attrs.get("source", ""))
+    if "checkpoint" in frames.attrs or source.startswith(("generated", "twin")):
+        return "generated"
+    return "simulated" if "experiment" in frames.attrs or source.startswith("simulated") else "measured"
+
+
+def provenance(frames: xr.Dataset, n: int | None = None) -> str:
+    """Their number, origin and detector: "1000 simulated frames (counting pixel array, 344 µm)". n: how many, if not all of them."""
+    about = ", ".join(str(frames.attrs[name]) for name in ("detector", "sample") if frames.attrs.get(name))
+    count = frame_count(frames) if n is None else n
+    return f"{count} {origin_of(frames)} frame{'s' * (count != 1)}{f' ({about})' if about else ''}"
 
 # %% ../../../nbs/judge/views/samples.ipynb #8c05d066
 def show_samples(
@@ -93,9 +100,9 @@ def show_samples(
     names: Sequence[str] | None = None,
     pixels: int = 64,
 ) -> Picture:
-    """Show real frames and samples side by side as tiles, on the intensity scale of `real`.
+    """Show reference frames and samples side by side as tiles, on the intensity scale of `real`.
 
-    - `real`: real frames; None shows the samples alone.
+    - `real`: reference frames; None shows the samples alone.
     - `n`: number of frames of each set.
     - `norm`: the colour scale, see `intensity_norm`.
     - `names`: of the two sets; by default measured or simulated, and samples.

@@ -21,7 +21,7 @@ from ..inference.comparison import Comparison, ComparisonPlan, open_frames_of
 from ..inference.twins import WAYS, TwinJudgement, twin_table, twin_words
 from .plots import INTENSITY, SMALL, frame_picture, intensity_norm
 from .report import Report
-from .samples import origin_of
+from .samples import origin_of, provenance
 from ...physics.twins.spot_shapes import ROCKING
 from ...physics.twins.twin import Twin, twin_frames
 from ...data.frames.frames import beam_center_of
@@ -117,11 +117,11 @@ def twin_report(twin: Twin, judged: TwinJudgement, pictures: Mapping[str, Figure
     n = frame_count(e.frames)
     report = Report(
         f"Twin of {e.frames.attrs.get('detector', 'a detector')}",
-        f"Learnt from {n} exposures, {hits} with a lattice of {e.indexing.cell}.",
+        f"Learnt from {provenance(e.frames)}, {hits} of them with a lattice of {e.indexing.cell}.",
     )
     report.add("What it is good for", written, lines=[("", sentence) for sentence in twin_words(judged)])
     report.add(
-        "Which are real?",
+        f"Which were {origin_of(e.frames)}?",
         f"Half of these windows were {origin_of(e.frames)}, half are from the twin. The key is at the end.",
         figure=pictures["windows"],
     )
