@@ -114,7 +114,6 @@ def twin_report(twin: Twin, judged: TwinJudgement, pictures: Mapping[str, Figure
     """
     e = twin.exposures
     hits = len({c.exposure for c in e.crystals})
-    n = frame_count(e.frames)
     report = Report(
         f"Twin of {e.frames.attrs.get('detector', 'a detector')}",
         f"Learnt from {provenance(e.frames)}, {hits} of them with a lattice of {e.indexing.cell}.",
