@@ -80,6 +80,7 @@ setup(
             "config/conf/*.yaml",
             "data/samples/*",
             "judge/weights/*",
+            "pretrained/**/*",
             "app/labextension/**/*",
             "**/*.j2",
             "**/*.css",

@@ -2,7 +2,7 @@
 
     OMP_NUM_THREADS=1 python bench/ablations.py [--folder FOLDER] [--frames 64] [--only base "narrow map"]
 
-Each variant is `experiment_type=demo` with the words of its row, trained on one core; those that keep the latent take the autoencoder of the first. Then the first is sampled with other numbers of evaluations and other guidance. `--folder` keeps the runs and goes on
+Each variant is `experiment_type=scratch` with the words of its row, trained on one core; those that keep the latent take the autoencoder of the first. Then the first is sampled with other numbers of evaluations and other guidance. `--folder` keeps the runs and goes on
 with those that are there. Writes bench/results/ablations.json and ablations.md.
 """
 
@@ -37,7 +37,7 @@ DISTANCES = ("radial profile", "intensity histogram", "peak count", "pairwise di
 def words_of(name: str, folder: Path) -> list[str]:
     """The words of a variant; the autoencoder of the first one where the latent is the same."""
     words = [
-        "experiment_type=demo",
+        "experiment_type=scratch",
         "inference.num_samples=96",
         "inference.batch_size=32",
         "inference.steps=16",
@@ -131,7 +131,7 @@ def page(found: dict) -> str:
         rows.append(cells)
     head = ["variant", "CPU minutes", "evaluations", "peaks", "index", "on the asked lattice", *DISTANCES]
     lines += markdown(head, rows)
-    lines += ["", "Words of the variants, beside `experiment_type=demo`:", ""]
+    lines += ["", "Words of the variants, beside `experiment_type=scratch`:", ""]
     lines += [f"- {name}: `{' '.join(words)}`" for name, words in (TRAINED | SAMPLED).items() if words and name in found["rows"]]  # fmt: skip
     return "\n".join(lines) + "\n"
 

@@ -21,7 +21,7 @@ from xrddiff.learn.models.codebook import perplexity
 from xrddiff.learn.recipes.latents import open_autoencoder
 from xrddiff.learn.training.checkpoints import load_checkpoint
 
-COMMON = ["model=vq", "experiment_type=demo", "data.limit=1250", "training.num_epochs=2", "threads=1"]
+COMMON = ["model=vq", "experiment_type=scratch", "data.limit=1250", "training.num_epochs=2", "threads=1"]
 COMMON += ["model.latent_channels=4"]
 ROWS = {"VQ": [], "FSQ": ["model.quantizer=fsq"]}
 

@@ -18,7 +18,7 @@ import index_rates
 import numpy as np
 from harness import RESULTS, machine, make_parser, markdown, read_results, same_terms, write_results
 
-DEMO = ["experiment_type=demo", "inference.num_samples=48", "inference.batch_size=16"]
+DEMO = ["experiment_type=scratch", "inference.num_samples=48", "inference.batch_size=16"]
 TUNED = ["training.objective=consistency", "model.diff_epochs=14", "model.diff_lr=3e-4", "inference=fast"]
 RUNS = {
     "tuned": ("base", TUNED),

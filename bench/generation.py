@@ -1,6 +1,6 @@
 """How far are samples from real frames? Trains each generative model on simulated stills, samples it, and compares with the floor that two sets of real frames set.
 
-`python bench/generation.py` runs `xrddiff run model=M experiment_type=demo` for every generative model, with the settings of the presets and about as many minutes each (1000 training frames of sim128, tiny sizes), and writes
+`python bench/generation.py` runs `xrddiff run model=M experiment_type=scratch` for every generative model, with the settings of the presets and about as many minutes each (1000 training frames of sim128, tiny sizes), and writes
 bench/results/generation.md and .json, which the table of README.md is made from. `--only latent pixel autoregressive classes samplers` for some of it; `--folder` keeps the runs, and goes on with those that are there.
 Ten to twenty minutes of one core for each model, and as much for `samplers`.
 """
@@ -23,7 +23,7 @@ from xrddiff.judge.metrics.distribution import DISTANCES
 from xrddiff.judge.metrics.judgement import title_of
 
 COMMON = [
-    "experiment_type=demo",
+    "experiment_type=scratch",
     "inference.guidance_scale=1",
     "inference.num_samples=250",
     "inference.batch_size=50",

@@ -24,7 +24,7 @@ MODELS = {
     "vq": ["model=vq", *CODEC],
     "fsq": ["model=vq", "model.quantizer=fsq", *CODEC],
     "latent_diff": ["model=latent_diff", *CODEC, *LATENT, "model.network_options={patch: 2}", "model.diff_epochs=3"],
-    "latent_diff, told the lattice": ["experiment_type=demo", "model=latent_diff", "inference.num_samples=48"],
+    "latent_diff, told the lattice": ["experiment_type=scratch", "model=latent_diff", "inference.num_samples=48"],
     "ddpm": ["model=ddpm", *DRAWS],
     "ddpm, flow": ["model=ddpm", "model.parameterisation=flow", *DRAWS],
     "ddpm, dit": ["model=ddpm", "network=dit", *DRAWS],

@@ -18,7 +18,7 @@ import tiles
 from harness import machine, make_parser, markdown, same_terms, write_results
 
 TRAINED, DRAWN = (0.85, 1.0, 1.3), (0.92, 1.15)  # times the distance of sim128
-WORDS = ["experiment_type=demo", "model.condition_maps=[lattice,intensity,q]", "inference.num_samples=48", "inference.batch_size=16"]  # fmt: skip
+WORDS = ["experiment_type=scratch", "model.condition_maps=[lattice,intensity,q]", "inference.num_samples=48", "inference.batch_size=16"]  # fmt: skip
 
 
 def training_frames(path: Path, count: int = 480) -> Path:

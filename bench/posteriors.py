@@ -2,7 +2,7 @@
 
     OMP_NUM_THREADS=1 python bench/posteriors.py [--run RUN] [--folder FOLDER] [--frames 100] [--methods counts,…] [--sets blocks panel] [--of simulated drawn]
 
-RUN is a run of `xrddiff run experiment_type=demo`; without it the bench trains one (10 CPU minutes) below FOLDER. The frames say nothing about their crystals: a model that takes the lattice is told what was indexed of the pixels that it may see.
+RUN is a run of `xrddiff run experiment_type=scratch`; without it the bench trains one (10 CPU minutes) below FOLDER. The frames say nothing about their crystals: a model that takes the lattice is told what was indexed of the pixels that it may see.
 Writes bench/results/posteriors.json and posteriors.md; rows of methods that are not asked for, or with other options, are kept.
 """
 
@@ -36,7 +36,7 @@ def trained(folder: Path) -> Path:
     """A demo run below this folder, trained if it is not there."""
     run = folder / "run"
     if not (run / "report.html").exists():
-        words = ["experiment_type=demo", f"output_dir={folder}", "run_name=run", "threads=1"]
+        words = ["experiment_type=scratch", f"output_dir={folder}", "run_name=run", "threads=1"]
         subprocess.run([str(Path(sys.executable).parent / "xrddiff"), "run", *words], check=True)
         run = next(folder.glob("**/run"))
     return run

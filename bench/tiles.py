@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from harness import machine, make_parser, markdown, memory, read_results, same_terms, trained_run, write_results
 
-FEW = ["experiment_type=demo", "threads=1", "inference.limit=48"]
+FEW = ["experiment_type=scratch", "threads=1", "inference.limit=48"]
 MODELS = {
     "windows": [*FEW, "model.condition_maps=[lattice,intensity,q]", "model.condition=[background_level]", "data.name=sim-522", "data.limit=400", "data.window=128", "training.num_epochs=12", "model.diff_epochs=40", "inference.num_samples=8", "inference.batch_size=4", "inference.steps=4"],
     "frames": [*FEW, "model.condition_maps=[lattice,q]", "inference.num_samples=16", "inference.batch_size=8", "inference.steps=8", "inference.index_frames=16"],

@@ -54,7 +54,7 @@ from xrddiff.learn.training.callbacks import Callback, Training
 SAMPLES, LOOKS = 64, (90, 120, 160, 210, 280, 360, 480, 600)  # seconds
 GOOD = 1.5  # times the floor
 COMMON = [
-    "experiment_type=demo", "data.limit=1250", "threads=1", "model.condition=[]", "training.ema_decay=0.99",
+    "experiment_type=scratch", "data.limit=1250", "threads=1", "model.condition=[]", "training.ema_decay=0.99",
     f"inference.num_samples={SAMPLES}", "inference.batch_size=16", "training.health=[]",
 ]  # fmt: skip
 CODEC = ["training.num_epochs=4"]

@@ -55,7 +55,7 @@ def record(test: TwoSample) -> dict[str, Any]:
 
 def of_the_demo(folder: Path, n: int) -> dict[str, dict[str, Any]]:
     """The tests of samples of the model of `make demo`, and of the simulator's spots on measured blanks."""
-    run = trained_run(folder, "demo", ["experiment_type=demo"])
+    run = trained_run(folder, "demo", ["experiment_type=scratch"])
     words = [f"inference.num_samples={n}", "inference.batch_size=50", "inference.limit=1000"]
     e = SampleEvaluation(run, inference_plan(run, words), run / "samples" / "samples.zarr")
     named, sets = (

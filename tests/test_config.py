@@ -339,10 +339,10 @@ def test_model_and_size():
 
 
 def test_demo_trains_on_sim128_unless_told_otherwise():
-    assert data_name(compose_config(["experiment_type=demo"])) == "sim128"
-    assert compose_config(["experiment_type=demo"]).presets["model"] == "latent_diff"
-    assert compose_config(["experiment_type=demo", "model=vae_kl"]).presets["model"] == "vae_kl"
-    assert data_name(compose_config(["experiment_type=demo", "data=pooling"])) == "sim-522"
+    assert data_name(compose_config(["experiment_type=scratch"])) == "sim128"
+    assert compose_config(["experiment_type=scratch"]).presets["model"] == "latent_diff"
+    assert compose_config(["experiment_type=scratch", "model=vae_kl"]).presets["model"] == "vae_kl"
+    assert data_name(compose_config(["experiment_type=scratch", "data=pooling"])) == "sim-522"
 
 
 def test_every_preset_of_every_group_composes(tmp_path):
@@ -517,13 +517,13 @@ def test_epochs_that_are_given_hold_for_every_phase(model):
         "model.diff_epochs=3": (30, 3),
         "experiment_type=test": (20, None),
         "experiment_type=test training.num_epochs=2": (2, None),
-        "experiment_type=demo": (4, 8),
-        "experiment_type=demo training.num_epochs=2": (2, None),
+        "experiment_type=scratch": (4, 8),
+        "experiment_type=scratch training.num_epochs=2": (2, None),
     }
     for words, expected in epochs.items():
         cfg = compose_config(["data=sim128", *words.split(), f"model={model}"])
         assert (cfg.training.num_epochs, cfg.model.diff_epochs) == expected, words
-    cfg = compose_config([f"model={model}", "experiment_type=demo", "training.lr=0.1", "training.num_epochs=7"])
+    cfg = compose_config([f"model={model}", "experiment_type=scratch", "training.lr=0.1", "training.num_epochs=7"])
     assert values(cfg.model, ("diff_lr", "diff_epochs", "diff_batch_size")) == dict(
         diff_lr=None, diff_epochs=None, diff_batch_size=16
     )

@@ -114,7 +114,7 @@ def test_small_frames_are_drawn_whole():
 @pytest.mark.parametrize(
     "given, batch",
     [(["data.window=128"], 16), (["data.window=256"], 4), (["data.patch=64"], 32), (["data.window=512"], 2), ([], 2),
-     (["data.window=128", "training.batch_size=3"], 3), (["data.window=128", "experiment_type=demo"], 8)],
+     (["data.window=128", "training.batch_size=3"], 3), (["data.window=128", "experiment_type=scratch"], 8)],
 )  # fmt: skip
 def test_a_batch_has_as_many_pixels_whatever_the_window(given, batch):
     assert compose_config(["model=vae_kl", *given]).training.batch_size == batch

@@ -53,7 +53,7 @@ def try_wheel(wheel: Path, interpreter: str, away: Path) -> None:
     where = run(python, "-c", "import xrddiff; print(xrddiff.__file__)", cwd=away).strip()
     assert str(away) in where, f"xrddiff was imported from {where}, not from the wheel's environment"
     small = (
-        "experiment_type=demo",
+        "experiment_type=scratch",
         "data.limit=48",
         "training.num_epochs=1",
         "model.diff_epochs=1",

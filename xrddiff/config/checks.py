@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from .saved_config import load_config, need_run
+from .saved_config import load_config, need_run, run_place
 from ..core.gate import missing
 from xrddiff.config.active_settings import (
     ModelParts,
@@ -101,8 +101,8 @@ def _init(cfg: Config, ranks: int) -> str | None:
         if getattr(t, f"train_{part}_from_checkpoint"):
             return f"training.init and training.train_{part}_from_checkpoint both say where the {what} starts; expected one of them"
     try:
-        need_run(Path(path), f"training.init={path}")
-        theirs = load_config(Path(path) / "config.yaml")
+        need_run(run_place(path), f"training.init={path}")
+        theirs = load_config(run_place(path) / "config.yaml")
     except BadInput as error:
         return str(error)
     if given_parts(theirs, cfg) != ModelParts(None, None):
@@ -136,7 +136,7 @@ def _objective(cfg: Config, ranks: int) -> str | None:
             f"training.objective={name} needs a denoiser that returns a noise-free frame unchanged, and "
             f"model.parameterisation={m.parameterisation} does not guarantee that; expected edm, v, eps or flow"
         )
-    theirs = None if t.init is None else load_config(Path(t.init) / "config.yaml").model.parameterisation
+    theirs = None if t.init is None else load_config(run_place(t.init) / "config.yaml").model.parameterisation
     if theirs not in (None, m.parameterisation):
         return f"training.objective={name}: the denoiser of training.init predicts {theirs}, and model.parameterisation is {m.parameterisation}; expected the same"
     return None
@@ -162,6 +162,10 @@ def _spans(cfg: Config, ranks: int) -> str | None:
         return f"training.objective={name} trains a network for {wanted}: found model.parameterisation={m.parameterisation}, expected {wanted} or nothing"
     if needed not in (None, name):
         return f"model.parameterisation={m.parameterisation} is trained by an objective of its own: found training.objective={name}, expected {needed}"
+    only, own_sampler = None if sampler is None else sampler.traits.get("parameterisation"), own.traits.get("sampler")
+    if only not in (None, m.parameterisation) or own_sampler not in (None, cfg.inference.sampler):
+        found = f"model.parameterisation={m.parameterisation} and inference.sampler={cfg.inference.sampler}"
+        return f"frames grow photon by photon with the sampler that counts: found {found}, expected photons with grow, or neither"
     if sampler is not None and sampler.traits.get("jumps") and not own.traits.get("spans"):
         return (
             f"inference.sampler={sampler.name} tells the network how far each step goes, which "

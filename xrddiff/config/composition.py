@@ -28,7 +28,7 @@ from xrddiff.config.overrides import (
     presets,
     resumed_run,
 )
-from .saved_config import interpolation, load_config, need_run, no_generator
+from .saved_config import interpolation, load_config, need_run, no_generator, run_place
 from .active_settings import is_choice, known_options, model_parts, sampling_steps, unused_words
 from .words.data import Data
 from .words.inference import Inference
@@ -189,7 +189,7 @@ def _autoencoder_of_init(given: dict[str, Any]) -> list[str]:
     """
     own = entries("objective").get(given.get("training.objective"))
     told = any(f"training.{word}" in given for word in ("pretrained_vae_path", "train_vae_from_checkpoint"))
-    place = Path(str(given.get("training.init"))).expanduser() / "autoencoder"
+    place = run_place(str(given.get("training.init"))) / "autoencoder"
     if own is None or not own.traits.get("needs_init") or told or not place.is_dir():
         return []
     return [as_override("training.pretrained_vae_path", str(place.absolute()))]
@@ -355,7 +355,6 @@ RESUMABLE = (
     "training.max_steps",
     "model.diff_epochs",
     "training.classifier",
-    "training.counts_steps",
     "training.trackers",
     "training.tracker_options",
     "training.project",

@@ -27,7 +27,7 @@ from xrddiff.config.active_settings import (
     used_maps,
 )
 from .composition import compose_config, inference_config
-from .saved_config import load_config, need_run, to_yaml
+from .saved_config import load_config, need_run, run_place, to_yaml
 from .train_options import TrainOptions
 from .words.data import AUTOMASK
 from .words.data_sets import data_name
@@ -303,8 +303,14 @@ def _noise(cfg: Config) -> Choice:
 
 
 def _clamps(cfg: Config) -> bool:
-    """Whether predictions are kept inside the training range: as the word says, else for tokens only."""
-    return model_parts(cfg).denoiser == "autoregressive" if cfg.inference.clamp is None else cfg.inference.clamp
+    """Whether predictions are kept inside the training range: as the word says, else for tokens, and where the parameterisation
+    `clamps`: an error of predicted noise grows with the noise level.
+    """
+    if cfg.inference.clamp is not None:
+        return cfg.inference.clamp
+    return model_parts(cfg).denoiser == "autoregressive" or _traits("parameterisation", cfg.model.parameterisation).get(
+        "clamps", False
+    )
 
 
 def _denoiser(cfg: Config) -> DenoiserPlan | None:
@@ -391,7 +397,6 @@ class TrainingPlan:
     sample_every: int | None
     sample_count: int
     classifier: str | None
-    counts_steps: int
 
     def of(self, diffusion: bool) -> TrainOptions:
         """The options of the training of the denoiser, or of the autoencoder."""
@@ -606,7 +611,7 @@ def inference_plan(run: str | os.PathLike, overrides: Iterable[str] = (), *, gen
 # %% ../../nbs/config/plan.ipynb #eb4b93c2
 def init_parts(plan: RunPlan) -> tuple[ModelParts, bool]:
     """(the networks that begin with weights of the run `training.init`, whether that one's model works in a latent)."""
-    theirs = load_config(Path(plan.training.init) / "config.yaml")
+    theirs = load_config(run_place(plan.training.init) / "config.yaml")
     return given_parts(theirs, plan.config), model_parts(theirs).latent
 
 # %% ../../nbs/config/plan.ipynb #23d7ce20

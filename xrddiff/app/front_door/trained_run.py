@@ -29,7 +29,7 @@ from ...core import plugins
 from ...core.errors import BadInput, XrddiffError, nearest
 from ...core.text import say
 from ...run.execution.drawing import draw_samples, threads_kept
-from ...run.execution.run_folder import Run
+from ...run.execution.run_folder import Run, own_run
 from ...run.slurm.job_table import current_state
 
 if TYPE_CHECKING:
@@ -484,12 +484,12 @@ class TrainedRun(RunNumbers):
 # %% ../../../nbs/app/front_door/trained_run.ipynb #f7b44ff2
 @plain_errors
 def open_run(path: str | os.PathLike, *, trust_plugins: bool = False) -> TrainedRun:
-    """Open the run in the folder `path`.
+    """Open the run in the folder `path`, or a model of the package: "pretrained:sim128".
 
     `trust_plugins`: execute the plug-ins stored in the run, as `--trust-plugins` does; otherwise no
     code from the run folder is executed. Raises `BadInput`, with a suggestion, if there is no run.
     """
-    path = Path(path).expanduser()
+    path = own_run(path)
     need_run(path, str(path))
     if trust_plugins:
         with plugins.plugin_scope():

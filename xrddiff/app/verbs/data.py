@@ -101,10 +101,10 @@ def simulate(
 ) -> xr.Dataset:
     """Simulate shots 0 … n−1 of an experiment, or of your crystal on your detector.
 
-    - `experiment`: sim-422, sim-522, sim128; or a crystal: a PDB, mmCIF, CIF or MTZ file, with a detector.
+    - `experiment`: sim-422, sim-522, sim128, demo; or a crystal: a PDB, mmCIF, CIF or MTZ file, with a detector.
     - `n`: number of shots.
     - `output`: a .zarr, .h5, .cxi or .nxs to write; in Python, None keeps the frames in memory.
-    - `detector`: a frame of it, a .geom, .poni or .expt file, or sim-422, sim-522, sim128.
+    - `detector`: a frame of it, a .geom, .poni or .expt file, or sim-422, sim-522, sim128, demo.
     - `seed`: shot i of a seed is always the same frame.
     - `mosaicity`: degrees, σ of the mosaic blocks (0.05). `rotation`: degrees by which the crystal turns in an exposure (0: stills).
     - `spectrum`: mono, pink (flat) or sase (spikes, others in each shot) (mono).

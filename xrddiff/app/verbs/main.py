@@ -184,7 +184,7 @@ def sample(
     or `--workers slurm:small` in several processes. Fewer than 128 samples are compared with real
     frames only with `--judge`.
 
-    - `run`: the folder of a run of ddpm, diff or latent_diff.
+    - `run`: the folder of a run of photons, ddpm, diff or latent_diff; or pretrained:sim128, a model in the package.
     - `words`: inference=ddim50, inference.seed=1, inference.guidance_scale=2, 'inference.condition={hit_class: 1}', ….
     - `n`: number of samples (64); sample i is the same in any set.
     - `name`: name of the set of samples, its folder under RUN/samples (that of the inference preset).

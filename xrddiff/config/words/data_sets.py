@@ -57,6 +57,7 @@ CATALOG: dict[str, DataSet] = {
         _simulated("sim-422", "simulated stand-in for experiment mfxl1025422: tetragonal crystals, integrating detector", 2048, (512, 512), "ADU", 580),
         _simulated("sim-522", "simulated stand-in for experiment mfxl1027522: trigonal crystals, counting detector", 2048, (512, 512), "photon", 280),
         _simulated("sim128", "simulated at 128 × 128 pixels, spots 2 to 3 px wide", 4096, (128, 128), "photon", 90),
+        _simulated("demo", "what `make demo` learns: a crystal and a distance that the pretrained model has not seen", 2048, (128, 128), "photon", 45),
         DataSet(
             "cspad-lysozyme", "one still of lysozyme on the CSPAD detector of LCLS CXI, 64 panels", "CBFlib 0.9.7", "LGPL-2.1",
             1, (64, 185, 194), "ADU", 2.2, "built in", "de9d10c4538bf7055bcae9aac01068292781b0cfa960ebc49b032d39b4dfdc41",

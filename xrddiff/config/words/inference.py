@@ -72,7 +72,9 @@ class Inference:
         only=HAS_DENOISER,
     )
     clamp: bool | None = word(
-        None, "keep predictions inside the training range; null: those for a token", only=HAS_DENOISER
+        None,
+        "keep predictions inside the training range; null: those of tokens, and of predicted noise (eps)",
+        only=HAS_DENOISER,
     )
     guidance: str = word(
         "classifier_free", "what guides the sampler, if guidance is used", choices=GUIDANCE, only=HAS_DENOISER

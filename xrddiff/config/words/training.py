@@ -118,7 +118,6 @@ class Training:
         "a condition with classes: also train a classifier of noisy frames, for inference.guidance=classifier",
         only=AT_ONCE,
     )
-    counts_steps: int = word(0, "steps of the network of counts; 0: none", low=0, only=AT_ONCE | {"latent": True})
     min_snr_gamma: float = word(
         5.0,
         "weighting=min_snr: the signal-to-noise ratio at which the weight is cut",

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 # %% auto #0
 __all__ = ['DRAWN', 'LIMITS', 'TRANSFORMS', 'Scale', 'Pedestal', 'Standardise', 'HEADROOM', 'held', 'drawn_range', 'range_words',
            'Transform', 'image_extremes', 'widened', 'within', 'ValueTransform', 'Asinh', 'Log1p', 'Sqrt', 'Linear',
-           'Anscombe', 'MinMaxPerImage']
+           'Anscombe', 'Photons', 'MinMaxPerImage']
 
 # %% ../../../nbs/data/transforms/values.ipynb #9785ea07
 DRAWN = ("beyond_limits", "drawn_lowest", "drawn_highest")
@@ -517,12 +517,45 @@ class Anscombe(ValueTransform):
 
     def fit_scale(self, frames: xr.Dataset, index: Sequence[int] | None) -> float:
         """The gain that the frames carry."""
-        gain = frames["intensity"].attrs.get("gain")
-        if gain is None:
-            raise BadInput(
-                "anscombe needs the detector gain and the frames carry none; expected the attribute gain, or scale="
-            )
-        return float(gain)
+        return _gain_of(frames, self.name)
+
+
+def _gain_of(frames: xr.Dataset, name: str) -> float:
+    """Units per photon of frames. Raises `BadInput` if they do not say it."""
+    gain = frames["intensity"].attrs.get("gain", 1.0 if frames["intensity"].attrs.get("units") == "photon" else None)
+    if gain is None:
+        raise BadInput(
+            f"{name} needs the detector gain and the frames carry none; expected the attribute gain, or scale="
+        )
+    return float(gain)
+
+# %% ../../../nbs/data/transforms/values.ipynb #00b4ed6a
+@register("transform", "photons")
+class Photons(ValueTransform):
+    """N = (x − pedestal)/scale, the photons themselves, neither standardised nor compressed.
+
+    scale: detector gain in units per photon; None: the attribute `gain` of the frames (1 for photons).
+    pedestal: None: the attribute `pedestal` of the frames, 0 without it.
+    """
+
+    name = "photons"
+
+    def __init__(
+        self,
+        scale: Scale = None,
+        pedestal: Annotated[float | None, "subtracted first, in the units of the frames; null: as they say"] = None,
+    ):
+        super().__init__(scale, 0.0 if pedestal is None else pedestal, standardise=False)
+        self._asked = pedestal is None
+
+    def fit(self, frames: xr.Dataset, index: Sequence[int] | None = None) -> Photons:
+        if self._asked:
+            self.pedestal = float(frames.attrs.get("pedestal", 0.0))
+        return super().fit(frames, index)
+
+    def fit_scale(self, frames: xr.Dataset, index: Sequence[int] | None) -> float:
+        """The gain that the frames carry."""
+        return _gain_of(frames, self.name)
 
 # %% ../../../nbs/data/transforms/values.ipynb #9acad21c
 @register("transform", "minmax")

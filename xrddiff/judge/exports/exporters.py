@@ -25,7 +25,6 @@ from ...data.formats.store import save_frames
 from .graphs import Exportable, Graph, open_exportable
 from .package import finish_package
 from ..inference.sample_jobs import open_sample_job
-from ...learn.recipes.counts_nets import COUNTS
 import os
 import xarray as xr
 from ...data.formats.readers import open_frames
@@ -110,11 +109,6 @@ def export_run(
     path = Path(run / "exported" / format if output is None else output).expanduser()
     check_output(path, kind="folder", overwrite=overwrite)
     made = open_exportable(run, words)
-    if (run / COUNTS).is_dir():
-        warnings.warn(
-            "the network of expected counts is not exported: the exported model draws what the decoder gives",
-            stacklevel=2,
-        )
     with new_output(path, kind="folder", overwrite=overwrite) as part:
         part.mkdir()
         more = exporter.write(made, part)

@@ -347,17 +347,11 @@ class SampleEvaluation:
         return self.ruler.measure(self._reconstruct(at), numbers=at, draw=self.draw)
 
     def _reconstruct(self, at: np.ndarray) -> xr.Dataset:
-        """The held-out frames at these positions, reconstructed by the autoencoder of the latent, and by the network
-        of counts if there is one.
-        """
+        """The held-out frames at these positions, reconstructed by the autoencoder of the latent."""
         size, multiple = self.plan.evaluation.batch_size, self.generator.multiple
         loader = self.prepared.loader(self.judged[at], batch_size=size, multiple=multiple, shuffle=False)
         codec = autoencoder_codec(self.generator.space.autoencoder, self.generator.device)
-        made = reconstruct_frames(codec, loader)[0]
-        if self.generator.counts is None:
-            return made
-        counts = self.generator.counts(made["intensity"].values, made, self.generator.limits)
-        return made.assign(intensity=(made["intensity"].dims, counts, made["intensity"].attrs))
+        return reconstruct_frames(codec, loader)[0]
 
     def _as_detected(self, name: str, at: np.ndarray) -> xr.Dataset:
         """The frames at these positions of a set, as the detector would count them."""

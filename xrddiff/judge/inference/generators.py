@@ -36,71 +36,13 @@ from ...learn.models.latent_space import LatentSpace
 from ...learn.recipes.latents import open_latent_space
 from ...learn.training.checkpoints import Checkpoint, checkpoint_name, load_checkpoint, load_weights
 from ...learn.training.posthoc import reconstruct
-from ...learn.loading.condition_maps import ConditionMaps
-from ...learn.models.counts_net import CountsNet
-from ...learn.recipes.counts_nets import PhotonScale, open_counts_net
 
 if TYPE_CHECKING:
     import xarray as xr
 
 # %% auto #0
-__all__ = ['TEMPLATE', 'CountsOfSamples', 'open_counts_of_samples', 'intensity_limits', 'Readout', 'DrawnBatch', 'Scenes',
-           'Generator', 'generator_state', 'keep_template', 'open_generator']
-
-# %% ../../../nbs/judge/inference/generators.ipynb #97b99864
-_AT_ONCE = 2**20  # pixels that go through the network at once
-
-
-@dataclass(frozen=True)
-class CountsOfSamples:
-    """`counts(intensities, frames)`: expected values of decoded intensities.
-
-    net: the network. options: of the condition maps that the run knows, name -> options.
-    device: where the network is.
-    """
-
-    net: CountsNet
-    options: Mapping[str, Mapping[str, Any]]
-    device: torch.device | str = "cpu"
-
-    @torch.no_grad()
-    def __call__(
-        self, intensities: np.ndarray, frames: xr.Dataset, limits: tuple[float, float] | None = None
-    ) -> np.ndarray:
-        """Expected intensities (B, [panel,] y, x) float32, 0 where the mask is.
-
-        intensities: decoded ones, (B, [panel,] y, x).
-        frames: so many frames, with their geometry, crystals and mask.
-        limits: the lowest and the highest intensity that there can be; None: unknown.
-        """
-        images = as_images(frames)
-        maps = ConditionMaps(images, {name: self.options.get(name, {}) for name in self.net.maps})
-        scale = PhotonScale.of(frames)
-        mu = scale.photons(intensities.reshape(-1, 1, *intensities.shape[-2:]))
-        out = np.empty(mu.shape, np.float32)
-        at_once = max(1, _AT_ONCE // mu[0].numel())
-        for rows in torch.arange(len(mu)).split(at_once):
-            known = {name: m.to(self.device) for name, m in maps(rows.tolist()).items()}
-            out[rows] = scale.intensities(self.net(mu[rows].to(self.device), known))
-        out = out.reshape(intensities.shape) if limits is None else out.reshape(intensities.shape).clip(*limits)
-        return np.where(frame_mask(frames, 0), out, np.float32(0))
-
-# %% ../../../nbs/judge/inference/generators.ipynb #f52ed23c
-def open_counts_of_samples(
-    run: str | Path, options: Mapping[str, Mapping[str, Any]], latent: str | None, device: torch.device | str = "cpu"
-) -> CountsOfSamples | None:
-    """The network of counts of the folder `run`, ready for samples; None if it has none.
-
-    options: of the condition maps of the run. latent: hash of the weights of the autoencoder.
-    Raises `BadInput` if the network is of another autoencoder.
-    """
-    kept = open_counts_net(run, device)
-    if kept is None:
-        return None
-    net, state = kept
-    if state["about"].get("latent") != latent:
-        raise BadInput(f"the network of counts in {run} is of another autoencoder; expected that of the run")
-    return CountsOfSamples(net, options, device)
+__all__ = ['TEMPLATE', 'intensity_limits', 'Readout', 'DrawnBatch', 'Scenes', 'Generator', 'generator_state', 'keep_template',
+           'open_generator']
 
 # %% ../../../nbs/judge/inference/generators.ipynb #4ea414b3
 def intensity_limits(transform: Transform, data_range: tuple[float, float] | None = None) -> tuple[float, float] | None:
@@ -337,7 +279,6 @@ class Generator:
     lattices: the crystals of the training frames, see `lattice_table`.
     window: (H, W) of the network's training frames, None = that of `shape`.
     distances: m, of the detector in the training frames, where it moved.
-    counts: turns decoded frames into expected counts, None = they are taken as they are.
     """
 
     model: nn.Module
@@ -354,7 +295,6 @@ class Generator:
     lattices: list[list[list[float]]] = field(default_factory=list)
     window: tuple[int, int] | None = None
     distances: Sequence[float] = ()
-    counts: CountsOfSamples | None = None
 
     def __post_init__(self) -> None:
         if not self.transform.invertible:
@@ -461,8 +401,6 @@ class Generator:
             conditions = scenes.conditions(numbers, settings)
             x = self.draw(numbers, settings, conditions=conditions, callback=callback)
             intensities, beyond = readout.counted_intensities(self.decode(x))
-            if self.counts is not None:
-                intensities = self.counts(intensities, scenes.asked(numbers, settings, conditions), self.limits)
             latents = x.cpu().reshape(len(numbers), -1, *x.shape[2:])
             return DrawnBatch(np.array(numbers), intensities, beyond, latents, conditions)
 
@@ -570,15 +508,10 @@ def open_generator(
             )
         space = open_latent_space(folder, expected=state["autoencoder"], channels=state["shape"][0], device=device)
     maps = _map_options(state.get("maps", {}))
-    counts = None
-    if space is not None:
-        pass
-
-        counts = open_counts_of_samples(run, maps, state["autoencoder"], device)
     about = {"checkpoint": checkpoint.sha256, "run": run.name, "step": checkpoint.step if step is None else step}
     return Generator(
         model.to(device).eval(), tuple(state["shape"]), transform_from_state(checkpoint.state["transform"]), read_store(run / TEMPLATE),
         space, state["conditions"], state["limits"] and tuple(state["limits"]), device, about, state.get("classes", {}),
         maps, state.get("lattices", []), state.get("window") and tuple(state["window"]),
-        state.get("distances", ()), counts,
+        state.get("distances", ()),
     )  # fmt: skip

@@ -41,10 +41,10 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['ASKED', 'SO_FAR', 'run_title', 'trial_note', 'add_settings', 'codec_verdict', 'codec_table', 'split_end',
-           'codec_report_text', 'add_codec', 'add_unseen', 'samples_lead', 'add_making', 'add_guide', 'add_counts',
-           'add_asked', 'draws_text', 'add_draws', 'posterior_text', 'add_posterior', 'way_text', 'sets_text',
-           'evaluation_summary', 'evaluation_record', 'evaluation_pictures', 'add_evaluation', 'card_metadata',
-           'model_card', 'write_run_report', 'report_so_far', 'rewrite_reports', 'rewrite_verdict']
+           'codec_report_text', 'add_codec', 'add_unseen', 'samples_lead', 'add_making', 'add_guide', 'add_asked',
+           'draws_text', 'add_draws', 'posterior_text', 'add_posterior', 'way_text', 'sets_text', 'evaluation_summary',
+           'evaluation_record', 'evaluation_pictures', 'add_evaluation', 'card_metadata', 'model_card',
+           'write_run_report', 'report_so_far', 'rewrite_reports', 'rewrite_verdict']
 
 # %% ../../../nbs/judge/views/run_reports.ipynb #ebd4f4ae
 def run_title(plan: RunPlan, judgement: Any = None) -> str:
@@ -169,16 +169,6 @@ def add_guide(report: Report, label: str, accuracy: Mapping[str, float | None] |
     if accuracy:
         text = f"Share of held-out frames whose {label} it reads right at each noise level, classes counting alike."
         report.add("Guiding classifier", text, table=pd.DataFrame({"accuracy": accuracy}))
-
-
-def add_counts(report: Report, loss: Mapping[str, float] | None) -> None:
-    """Add the gain of the network of expected counts, where there is one."""
-    if loss:
-        text = (
-            "How well held-out frames are expected by the decoder, and by the network of expected counts, which sees the "
-            "crystals at full resolution: −ln p of their counts, in nats per pixel, but for a constant; less is better."
-        )
-        report.add("Expected counts", text, table=pd.DataFrame({"nats per pixel": loss}))
 
 # %% ../../../nbs/judge/views/run_reports.ipynb #0cfc31d7
 ASKED = {

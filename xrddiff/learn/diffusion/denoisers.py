@@ -39,7 +39,7 @@ def predict_edm(sigma: Tensor, sigma_data: float) -> tuple[Tensor, Tensor, Tenso
     return d**2 / (s**2 + d**2), s * d / (s**2 + d**2).sqrt(), (s**2 + d**2).rsqrt()
 
 
-@register("parameterisation", "eps")
+@register("parameterisation", "eps", clamps=True)
 def predict_eps(sigma: Tensor, sigma_data: float) -> tuple[Tensor, Tensor, Tensor]:
     """The noise; DDPM."""
     return torch.ones_like(sigma), -sigma, (1 + sigma**2).rsqrt()

@@ -23,6 +23,7 @@ from xrddiff.data.frames.geometry import (
     PanelGeometry,
     closest_geometry,
     is_cut,
+    polarization_factor,
     q_map,
     solid_angle,
     tile_geometry,
@@ -32,7 +33,8 @@ if TYPE_CHECKING:
     from xrddiff.physics.indexing.lattice_maps import LatticeMap
 
 # %% auto #0
-__all__ = ['MapOf', 'lattice_maps', 'intensity_maps', 'q_maps', 'solid_angle_maps', 'mask_maps', 'ConditionMaps', 'fold']
+__all__ = ['MapOf', 'lattice_maps', 'intensity_maps', 'q_maps', 'solid_angle_maps', 'scattering_maps', 'mask_maps',
+           'ConditionMaps', 'fold']
 
 # %% ../../../nbs/learn/loading/condition_maps.ipynb #1211cbf0
 MapOf = Callable[[int], np.ndarray]
@@ -128,6 +130,12 @@ def q_maps(frames: xr.Dataset) -> MapOf:
 def solid_angle_maps(frames: xr.Dataset) -> MapOf:
     """Relative solid angle of each pixel."""
     return _at_each_place(frames, lambda g: _picture(solid_angle(g)))
+
+
+@register("condition_map", "scattering", help="solid angle times polarisation of each pixel")
+def scattering_maps(frames: xr.Dataset) -> MapOf:
+    """How much light that scatters evenly in all directions comes to each pixel, 1 on the axis."""
+    return _at_each_place(frames, lambda g: _picture(solid_angle(g) * polarization_factor(g)))
 
 
 @register("condition_map", "mask", help="1 where a pixel is measured")

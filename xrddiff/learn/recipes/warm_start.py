@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ...config.plan import RunPlan, init_parts
+from ...config.saved_config import run_place
 from ...core.errors import BadInput
 from ...core.ranks.agreement import Ranks
 from ...core.registry import find
@@ -160,7 +161,7 @@ def open_init(plan: RunPlan, part: str) -> Checkpoint | None:
     part: "autoencoder" or "denoiser".
     Raises `BadInput` if that training has not ended, or has another network or parameterisation.
     """
-    run, where = Path(plan.training.init), f"training.init={plan.training.init}"
+    run, where = run_place(plan.training.init), f"training.init={plan.training.init}"
     given, latent = init_parts(plan)
     if getattr(given, part) is None:
         return None

@@ -83,7 +83,7 @@ class LatticeMap:
     sigma: width of a drawn spot, px. radius, growth: R₀ in 1/Å and R₁ of `reflection_weight`.
     d_min: smallest d of a reflection, Å; None: that of the detector's farthest corner.
     intensity: Miller indices (n, 3) -> expected intensities I (n,), relative to their mean. With it
-        a spot's height is asinh(w I) / 2 in place of w.
+        the map is asinh(w I) / 2 of the drawn spots, in place of w.
     told: a cell, as the frames say it; crystals with a cell like it have its centring, others none.
     """
 
@@ -132,7 +132,8 @@ class LatticeMap:
         if not spots:
             return torch.zeros(self.shape)
         fs, ss, weight = (torch.cat(column) for column in zip(*spots, strict=True))
-        return draw_spots(fs, ss, weight, self.shape, self.sigma)
+        drawn = draw_spots(fs, ss, weight, self.shape, self.sigma)
+        return drawn if self.intensity is None else torch.asinh(drawn) / 2
 
     def _spots(self, A: Tensor, hkl: Tensor, k: float) -> tuple[Tensor, Tensor, Tensor]:
         """(fs, ss, weight) of the reflections near the Ewald sphere of radius `k`."""
@@ -151,7 +152,7 @@ class LatticeMap:
         forward = (along > 0) & (weight > 0)
         out, along, weight = out[forward], along[forward], weight[forward]
         if self.intensity is not None:
-            weight = torch.asinh(weight * self.intensity(hkl[forward]).to(weight)) / 2
+            weight = weight * self.intensity(hkl[forward]).to(weight)
         fs, ss = ((along[:, None] * out - corner) @ dual.T).T
         reach, (h, w) = 4 * self.sigma, self.shape
         seen = (fs > -reach) & (fs < w + reach) & (ss > -reach) & (ss < h + reach)

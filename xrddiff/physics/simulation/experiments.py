@@ -485,6 +485,16 @@ EXPERIMENTS: dict[str, Experiment] = {
                 saturation=2**20 - 1, beamstop=4.0, bad=3e-4,
             ),
         ),
+        Experiment(
+            "demo",
+            Beam(wavelength=1.240, fluence=2.5e10, bandwidth=1.5e-3, jitter=5e-4, spread=0.35),
+            Sample(Crystal((41.0, 41.0, 57.0, 90.0, 90.0, 90.0), "P 43 21 2", Wilson(b_factor=19.0, solvent=0.42, seed=2026)), size=3.0, size_spread=0.35, profile_radius=9e-4, mosaicity=1.2e-3),
+            Background(water=3.4, air=1.0, ice=2.0, ice_probability=0.05, dark=0.02),
+            Detector(
+                "counting pixel array, 344 µm, 56 mm", "counting", (128, 128), 344e-6, 0.056, (63.1, 65.4), psf=0.95,
+                saturation=2**20 - 1, beamstop=4.0, bad=3e-4,
+            ),
+        ),
     )
 }  # fmt: skip
 

@@ -285,7 +285,7 @@ def described_experiment(
 ) -> Experiment:
     """An experiment that is named, or that of a crystal on a detector.
 
-    - `what`: sim-422, sim-522, sim128; or a crystal, as `own_experiment` takes it, which needs a `detector`.
+    - `what`: sim-422, sim-522, sim128, demo; or a crystal, as `own_experiment` takes it, which needs a `detector`.
     - `artefacts`: key of artefacts that no header tells of; None: without.
     - `options`: of `own_experiment`.
 

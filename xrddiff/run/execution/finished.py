@@ -22,7 +22,7 @@ from ...core.gate import read_json
 from ...core.plugins import plugin_scope
 from ...core.ranks.agreement import StopRequest
 from .notebooks import execute_in
-from .run_folder import hold_run, make_free_folder, set_threads
+from .run_folder import hold_run, make_free_folder, own_run, set_threads
 from .sharing import check_evaluation, check_samples, unfinished_folder, unfinished_samples
 from .status import USE, clear_marks
 from .workers import parse_workers
@@ -97,7 +97,7 @@ def execute_sample(
     """
     if workers is not None:
         parse_workers(workers)  # raises before anything is opened
-    run, overrides = Path(run).expanduser(), absolute_words(overrides)
+    run, overrides = own_run(run), absolute_words(overrides)
     plan = inference_plan(run, overrides)
     wanted = _set_folder(run, name, plan.presets["inference"])
 
@@ -130,7 +130,7 @@ def execute_evaluate(
     """
     if workers is not None:
         parse_workers(workers)
-    run = Path(run).expanduser()
+    run = own_run(run)
     plan = inference_plan(run, overrides, generative=False)
 
     def open_folder() -> Path:
@@ -187,7 +187,7 @@ def execute_on_frames(
     from xrddiff.judge.inference.measured import open_inpainting, open_interpolation
     from xrddiff.judge.inference.posterior import open_posterior
 
-    run, overrides = Path(run).expanduser(), absolute_words(overrides)
+    run, overrides = own_run(run), absolute_words(overrides)
     paths = [k for k in ("frames", "mask", "first", "last") if given.get(k) is not None]
     given |= {k: _from_anywhere(given[k]) for k in paths}
     wanted = _set_folder(run, name, kind)

@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['PACKAGES', 'PARTS', 'FORMER', 'environment', 'cpu_count', 'world_rank', 'world_size', 'make_free_folder',
-           'create_run', 'complete_run', 'given_run', 'result_folder', 'set_threads', 'keep_memory', 'Run', 'open_run',
-           'keep_former', 'reopen_run', 'hold_run']
+           'create_run', 'complete_run', 'given_run', 'own_run', 'result_folder', 'set_threads', 'keep_memory', 'Run',
+           'open_run', 'keep_former', 'reopen_run', 'hold_run']
 
 # %% ../../../nbs/run/execution/run_folder.ipynb #db2ce245
 import ctypes
 import os
 import platform
 import re
+import shutil
 import socket
 import sys
 import time
@@ -24,7 +25,7 @@ from typing import Any
 
 from ...config.composition import need_same_run
 from ...config.plan import RunPlan, replan
-from ...config.saved_config import OWN_FRAMES, load_config
+from ...config.saved_config import OWN_FRAMES, PRETRAINED, load_config, run_place
 from ...core import launcher
 from ...core.addresses import addresses_in, remember_addresses
 from ...core.errors import BadInput, XrddiffError
@@ -45,6 +46,7 @@ from ...core.plugins import keep_plugins, load_plugins
 from ...core.progress import report_progress
 from ...core.ranks.agreement import StopRequest
 from ...core.ranks.environment import read_environment
+from ...core.safe_write import new_output
 from ...core.text import for_html, say
 from xrddiff.run.execution.status import (
     BY_USER,
@@ -205,6 +207,18 @@ def given_run(run_dir: str | os.PathLike | None, what: str = "trained run") -> P
     if run_dir is None:
         raise BadInput(f"run_dir is None; expected the folder of a {what}")
     return Path(run_dir)
+
+
+def own_run(run: str | os.PathLike) -> Path:
+    """The folder of a run that results may be written into: of one in the package (`run_place`) a copy, output/pretrained/NAME."""
+    place = run_place(run)
+    if not str(run).startswith(PRETRAINED):
+        return place
+    own = Path("output") / "pretrained" / place.name
+    if not (own / "config.yaml").exists():
+        with new_output(own, kind="folder") as part:
+            shutil.copytree(place, part)
+    return own
 
 
 def result_folder(run: Path, name: str, folder: str | os.PathLike | None = None) -> Path:
