@@ -37,7 +37,7 @@ $(VENV)/.dev: settings.ini setup.py constraints.txt | $(BIN)/python
 venv: $(VENV)/.runtime  ## virtual environment with the package
 dev: $(VENV)/.dev  ## virtual environment with the development tools too
 
-demo: $(VENV)/.runtime  ## simulate frames, train a latent diffusion model on them, judge its samples, write report.html
+demo: $(VENV)/.runtime  ## tune the pretrained model for a crystal that it has not seen, judge its samples, write report.html
 	$(BIN)/xrddiff run experiment_type=demo
 
 test: lint test-python  ## everything: lint, every cell of every notebook, all other tests

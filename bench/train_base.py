@@ -1,6 +1,6 @@
 """Trains the base model that is in the package: frames of sim128-like detectors that grow photon by photon.
 
-    OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 bench/train_base.py FOLDER [--epochs 8] [--experiments 40] [--seed 0]
+    OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 bench/train_base.py FOLDER [--epochs 5] [--experiments 40] [--seed 0]
 
 Every experiment has a crystal, a distance, a beam and a background of its own; its frames are read with the maps of its own crystals, whose intensities are merged from its frames, as a run does. Stopped, the same command
 goes on from the last checkpoint. `--pack` writes what the package needs of the run in FOLDER: averaged weights in bfloat16, the template, and the card with the numbers of its judgement.
@@ -30,7 +30,7 @@ from xrddiff.learn.loading.datasets import prepare_planned
 from xrddiff.learn.loading.loader import FrameLoader, epoch_order
 from xrddiff.learn.recipes.setup import run_accelerator
 from xrddiff.learn.training.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
-from xrddiff.physics.indexing.expected_intensities import merged_intensities, with_intensities
+from xrddiff.physics.indexing.expected_intensities import kept_intensities, with_intensities
 from xrddiff.physics.simulation.crystal import Crystal, Wilson
 from xrddiff.physics.simulation.experiments import Background, Beam, Detector, Experiment, Sample
 from xrddiff.physics.simulation.simulate import simulate
@@ -108,11 +108,12 @@ class Mixed:
         return out | {"index": torch.from_numpy(rows.copy()), "cond": cond}
 
 
-def loader_of(number: int, seed: int, like: FrameLoader, first: int = 0) -> FrameLoader:
+def loader_of(number: int, seed: int, like: FrameLoader, folder: Path, first: int = 0) -> FrameLoader:
     """The frames of an experiment, of shots from `first` on, with the conditions and maps of `like`."""
     names = list(like.conditions)
     frames = with_labels(simulate(random_experiment(number, seed), range(first, first + FRAMES), seed).load(), names)
-    frames = with_intensities(frames, merged_intensities(frames))
+    (own := folder / "merged" / f"{number:03d}").mkdir(parents=True, exist_ok=True)
+    frames = with_intensities(frames, kept_intensities(own, frames))
     return FrameLoader(
         frames, like.transform, batch_size=BATCH, multiple=8, prefetch=0, cond=names, maps={name: {} for name in ("lattice", "intensity", "q", "scattering")}
     )  # fmt: skip
@@ -122,14 +123,14 @@ def train(args: argparse.Namespace) -> None:
     """Train, or go on."""
     plan = compose_plan([*WORDS, f"training.seed={args.seed}", f"model.diff_epochs={args.epochs}"])
     prepared, accelerator = prepare_planned(plan), run_accelerator(plan.training)
-    building = build_generative(plan, prepared, accelerator)
-    like = building.loaders[0]
-    loaders = [loader_of(n, args.seed, like) for n in range(args.experiments)]
-    mixed = Mixed(loaders, like.batch_size, like.rank, like.world_size, args.seed)
-    building.loaders = (mixed, building.loaders[1])
     if accelerator.is_main_process and not (args.folder / "config.yaml").exists():
         create_run(plan, args.folder)
     accelerator.wait_for_everyone()
+    building = build_generative(plan, prepared, accelerator)
+    like = building.loaders[0]
+    loaders = [loader_of(n, args.seed, like, args.folder) for n in range(args.experiments)]
+    mixed = Mixed(loaders, like.batch_size, like.rank, like.world_size, args.seed)
+    building.loaders = (mixed, building.loaders[1])
     print(building, building.trainer(args.folder).fit(resume=True), flush=True)
 
 
@@ -176,7 +177,7 @@ def card(run: Path, checkpoint: Checkpoint, args: argparse.Namespace) -> list[st
 def main() -> None:
     parser = make_parser(__doc__)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--epochs", type=int, default=8, help="over the frames of all experiments")
+    parser.add_argument("--epochs", type=int, default=5, help="over the frames of all experiments")
     parser.add_argument("--experiments", type=int, default=40, help="crystals with a beam and a detector each")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(

@@ -9,25 +9,39 @@ measured blanks, which know all of their spots: AUC over the number of frames, a
 from __future__ import annotations
 
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import xarray as xr
-from expected_counts import spots_on_blanks
 from fooling import again
 from harness import RESULTS, cpu_seconds, machine, make_parser, markdown, same_terms, trained_run, write_results
 
 from xrddiff.config.plan import inference_plan
+from xrddiff.data.frames.labels import with_labels
 from xrddiff.data.frames.selection import select_frames
 from xrddiff.judge.inference.evaluation import SampleEvaluation, units_by_name
 from xrddiff.judge.inference.sample_jobs import open_sample_job
 from xrddiff.judge.metrics.corruptions import blur, drop_peaks, gaussian_noise, shuffle_spots
 from xrddiff.judge.metrics.set_summaries import Ruler
 from xrddiff.judge.metrics.two_sample import CLEAR, GROUPS, TwoSample, two_sample
+from xrddiff.physics.simulation.experiments import EXPERIMENTS, Background
 from xrddiff.physics.simulation.simulate import simulate
 
 SEED, GROUP, POOL = 7, 50, 10
+
+
+def spots_on_blanks(train: xr.Dataset, count: int, seed: int) -> xr.Dataset:
+    """The simulator's spots of new shots on measured frames without any, drawn with replacement."""
+    experiment = replace(EXPERIMENTS["sim128"], background=Background(water=0.0, air=0.0))
+    frames = with_labels(simulate(experiment, range(count), seed=1000 + seed).load(), ["hit_class"])
+    blank = np.flatnonzero(train["hit_class"].values == 0)
+    rng = np.random.default_rng(seed)
+    frames["intensity"].values += train["intensity"].values[rng.choice(blank, count)]
+    return frames
+
+
 CHANGED = {
     "blurred by 0.3 px": lambda ds: blur(ds, 0.3),
     "Gaussian noise in 1 of 4 pixels": lambda ds: gaussian_noise(ds, 0.25),

@@ -33,7 +33,6 @@ from xrddiff.config.words.vocabulary import get_word, vocabulary
 from xrddiff.core.errors import BadInput
 from xrddiff.data.formats.store import read_store
 from xrddiff.judge.inference.evaluation import CodecEvaluation
-from xrddiff.judge.inference.fit_counts_net import train_counts
 from xrddiff.judge.inference.model_from_plan import build_generative, open_space
 from xrddiff.learn.loading.datasets import prepare_planned
 from xrddiff.learn.recipes.autoencoders import (
@@ -168,7 +167,6 @@ def train(plan, path):
         building = build_generative(plan, prepare_planned(plan, transform), accelerator, space)
         building.trainer(run.path).fit()
         building.train_guide(run.path)
-        train_counts(run.path, plan, building.prepared, building.ranks)
         make_samples_together(
             run.path, few_samples(plan), run.samples, building.ranks, accelerator.device, run.end_early
         )

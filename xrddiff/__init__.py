@@ -39,6 +39,7 @@ if TYPE_CHECKING:
         open_run,
         open_sweep,
         presets,
+        pretrained,
         profiles,
         recover,
         replay,
@@ -89,6 +90,7 @@ __all__ = [
     "open_run",
     "open_sweep",
     "presets",
+    "pretrained",
     "profiles",
     "recover",
     "replay",
@@ -114,6 +116,7 @@ _WITHOUT_FRAMES = {
     "TrainedRun": "app.front_door.trained_run",
     "XrddiffError": "core.errors",
     "open_run": "app.front_door.trained_run",
+    "pretrained": "app.front_door.trained_run",
 }
 
 

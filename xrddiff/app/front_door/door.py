@@ -18,7 +18,7 @@ from . import results, shown_frames, studies
 from ..verbs.keywords import as_overrides, data_overrides
 from ..verbs import config, data, indexing, jobs as job_verbs, merging, streaming
 from ..verbs.verb import plain_errors
-from .trained_run import TrainedRun, execute_shown, open_run
+from .trained_run import TrainedRun, execute_shown, open_run, pretrained
 from ...config.plan import compose_plan
 from ...config.saved_config import OWN_FRAMES
 from ...core import errors
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from xrddiff.judge.views.plots import Picture
     from xrddiff.physics.twins.twin import Twin
 
-_all_ = ["TrainedRun", "open_run", "BadInput"]
+_all_ = ["TrainedRun", "open_run", "pretrained", "BadInput"]
 
 # %% auto #0
 __all__ = ['XrddiffError', 'open_frames', 'load', 'list_data', 'make_frames', 'select_frames', 'index', 'inspect', 'mask',
@@ -49,7 +49,7 @@ __all__ = ['XrddiffError', 'open_frames', 'load', 'list_data', 'make_frames', 's
            'runs', 'compare_runs', 'sweep', 'open_sweep', 'submit', 'resume', 'cancel', 'status', 'logs', 'profiles',
            'settings', 'settings_diff', 'presets', 'names', 'check', 'explore', 'twin', 'recover', 'train_peaks',
            'show', 'train', 'load_exported', 'monitor', 'jobs', 'configure', 'compare', 'TrainedRun', 'open_run',
-           'BadInput']
+           'pretrained', 'BadInput']
 
 # %% ../../../nbs/app/front_door/door.ipynb #2fab6e2d
 XrddiffError = errors.XrddiffError

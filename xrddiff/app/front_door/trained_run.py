@@ -23,7 +23,7 @@ from .run_numbers import RunNumbers
 from ..verbs.verb import F, plain_errors
 from ...config.composition import note_unused
 from ...config.plan import compose_plan, saved_plan
-from ...config.saved_config import need_run, no_generator
+from ...config.saved_config import PRETRAINED, need_run, no_generator
 from ...config.words.vocabulary import GROUPS, vocabulary
 from ...core import plugins
 from ...core.errors import BadInput, XrddiffError, nearest
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['execute_shown', 'execute_on_run', 'sampling_overrides', 'open_network', 'in_its_scope', 'draw_on_frames',
-           'TrainedRun', 'open_run']
+           'TrainedRun', 'open_run', 'pretrained']
 
 # %% ../../../nbs/app/front_door/trained_run.ipynb #e0cc924f
 @plugins.plugin_scope()
@@ -495,3 +495,11 @@ def open_run(path: str | os.PathLike, *, trust_plugins: bool = False) -> Trained
         with plugins.plugin_scope():
             plugins.trust_plugins(path)
     return TrainedRun(path, saved_plan(path))
+
+# %% ../../../nbs/app/front_door/trained_run.ipynb #bdbb7932
+def pretrained(name: str = "sim128") -> TrainedRun:
+    """The pretrained model `name` of the package, in a folder of yours, output/pretrained/NAME, where its samples are kept.
+
+    `train(…, init="pretrained:sim128")` begins with its weights. Raises `BadInput` for a name that there is not.
+    """
+    return open_run(f"{PRETRAINED}{name}")

@@ -179,6 +179,8 @@ def sample(
     name: str | None = None,
     workers: str | None = None,
     judge: bool | None = None,
+    source: str | None = None,
+    exposure: float = 10.0,
 ) -> Code:
     """Sample a trained run: `xrddiff sample RUN -n 32 inference=ddim50`; with `--workers local:2`
     or `--workers slurm:small` in several processes. Fewer than 128 samples are compared with real
@@ -188,11 +190,19 @@ def sample(
     - `words`: inference=ddim50, inference.seed=1, inference.guidance_scale=2, 'inference.condition={hit_class: 1}', ….
     - `n`: number of samples (64); sample i is the same in any set.
     - `name`: name of the set of samples, its folder under RUN/samples (that of the inference preset).
-    - `judge`: compare the samples with real frames, or do not (sets of 128 and more are compared).
+    - `source`: model=photons: measured frames, which grow on from their own photons; -n draws of each (39).
+    - `exposure`: with --from: of the drawn frames, in exposures of the measured ones (10).
+    - `judge`: compare the samples with reference frames, or do not (sets of 128 and more are compared).
     """
     _check_workers(workers)
     from xrddiff.run.execution.finished import execute_sample
 
+    if source is not None:
+        told = dict(frames=source, method="growth", draws=n or 39, options={"exposure": exposure})
+        from xrddiff.app.verbs.posterior import on_frames
+        from xrddiff.run.slurm.job import REQUEUE
+
+        return 0 if on_frames(run, "posterior", words, name, told) else REQUEUE
     given = [*words, *([] if n is None else [f"inference.num_samples={n}"])]
     tell = lambda path: say(f"samples: {path}", flush=True)  # noqa: E731
     show_summary(execute_sample(run, given, name=name, workers=workers, judge=judge, on_start=tell))

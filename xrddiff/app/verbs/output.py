@@ -17,7 +17,7 @@ from .verb import plain_errors
 from ...core.errors import BadInput
 from ...core.gate import or_default, read_json
 from ...core.templates import render
-from ...core.text import console, for_terminal, say
+from ...core.text import console, for_shell, for_terminal, say
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -58,13 +58,18 @@ def show_summary(path: Path) -> None:
     from xrddiff.learn.telemetry.rules import verdict_words
 
     summary, report = path / "metrics" / "summary.json", path / "report.html"
-    if summary.is_file() and (rows := read_json(summary, dict[str, Any], 1 << 20)):
+    rows = read_json(summary, dict[str, Any], 1 << 20) if summary.is_file() else {}
+    if rows:
         console().print(summary_table(rows))
     if words := verdict_words(path):
         say(words)
     split = path / "metrics" / "split.json"
     if split.is_file() and (said := read_json(split, dict[str, Any], 1 << 20)).get("apart") in ("nothing", "exposure"):
         say(said["sentence"])
+    if (auc := rows.get("two-sample AUC")) and (path / "config.yaml").is_file():
+        control = f", held-out frames with {auc['train | held out']:.2f}" if auc.get("train | held out") else ""
+        say(f"A classifier recognises samples with AUC {auc['samples']:.2f}{control}; 0.5 is chance.")
+        say(f"next: xrddiff sample {for_shell([str(path)])} -n 16")
     say(f"report: {report}" if report.is_file() else f"run: {path}")
 
 # %% ../../../nbs/app/verbs/output.ipynb #aba8a22f

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from xrddiff.judge.posteriors.crystal_stills import CrystalPlan
 
 # %% auto #0
-__all__ = ['posterior_crystal', 'crystal_plan', 'check_crystal', 'pixels', 'inpaint', 'interpolate', 'posterior_on_ranks']
+__all__ = ['posterior_crystal', 'crystal_plan', 'check_crystal', 'pixels', 'on_frames', 'inpaint', 'interpolate',
+           'posterior_on_ranks']
 
 # %% ../../../nbs/app/verbs/posterior.ipynb #06883e01
 @verb("posterior crystal", "the crystal of a still")
@@ -162,10 +163,10 @@ def pixels(
     options = {o.key: o.value for o in map(parse_override, option or ())}
     given = dict(frames=frames, mask=mask, mask_true=mask_true, draws=draws, method=method, limit=limit)
     given |= dict(hold_out=hold_out, gain=gain, read_noise=read_noise, options=options)
-    return 0 if _on_frames(run, "posterior", words, name, given) else REQUEUE
+    return 0 if on_frames(run, "posterior", words, name, given) else REQUEUE
 
 
-def _on_frames(run: str, kind: str, words: Sequence[str], name: str | None, given: dict[str, Any]) -> bool:
+def on_frames(run: str, kind: str, words: Sequence[str], name: str | None, given: dict[str, Any]) -> bool:
     """Make a set of a run from frames; returns whether it was finished."""
     from xrddiff.run.execution.finished import execute_on_frames
     from xrddiff.run.execution.status import stopped_by
@@ -198,7 +199,7 @@ def inpaint(
     - `name`: name of the set, its folder under RUN/samples (inpaint).
     """
     given = dict(frames=frames, mask=mask, mask_true=mask_true, draws=draws, method=method, limit=limit)
-    _on_frames(run, "inpaint", words, name, given)
+    on_frames(run, "inpaint", words, name, given)
     return 0
 
 
@@ -210,7 +211,7 @@ def interpolate(run: str, first: str, last: str, *words: str, n: int = 7, name: 
     - `first`: FILE:INDEX, NAME:INDEX of a named data set, or a file of one frame. `last`: as the first.
     - `n`: number of frames, including both ends. `name`: name of the set, its folder under RUN/samples (interpolate).
     """
-    _on_frames(run, "interpolate", words, name, dict(first=first, last=last, steps=n))
+    on_frames(run, "interpolate", words, name, dict(first=first, last=last, steps=n))
     return 0
 
 # %% ../../../nbs/app/verbs/posterior.ipynb #dbfe44f0

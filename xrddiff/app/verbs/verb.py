@@ -33,11 +33,11 @@ __all__ = ['SHORT', 'SPELLED', 'METAVAR', 'TOLD', 'AS_WORD', 'IN_PYTHON', 'NO_WO
 
 # %% ../../../nbs/app/verbs/verb.ipynb #21878f64
 SHORT = {"n": "-n", "output": "-o", "profile": "-p", "follow": "-f", "multirun": "-m"}
-SPELLED = {"group": "space-group", "d_min": "resolution", "time_limit": "time", "every_word": "all"}
+SPELLED = {"group": "space-group", "d_min": "resolution", "time_limit": "time", "every_word": "all", "source": "from"}
 METAVAR = {
     "output": "PATH", "n": "N", "nodes": "N", "tasks_per_node": "N", "time_limit": "HH:MM:SS", "workers": "WHO", "jobs": "JOB_OR_RUN", "target": "JOB_OR_RUN",
     "overrides": "word=value", "words": "word=value", "given": "word=value", "mask": "FILE", "png": "FILE", "config": "FILE",
-    "profile": "NAME", "intensities": "FILE", "geometry": "FILE.geom", "group": "GROUP", "mask_true": "good|bad",
+    "profile": "NAME", "source": "FRAMES", "intensities": "FILE", "geometry": "FILE.geom", "group": "GROUP", "mask_true": "good|bad",
 }  # fmt: skip
 TOLD = {
     "overwrite": "replace output files that exist",

@@ -5,7 +5,6 @@
 # %% ../../../nbs/judge/exports/exporters.ipynb #45dde388
 from __future__ import annotations
 
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path

@@ -321,6 +321,7 @@ def _opened(
     i = replace(plan.sampling, keep_steps=None)  # nothing is kept on the way
     device = run_accelerator(plan.training).device
     generator = open_generator(run, ema=i.use_ema, ema_sigma_rel=i.ema_sigma_rel, device=device)
+    generator.need_noise("inpainting, or interpolation,")
     regions = transform_from_state(load_checkpoint(run).state["regions"])
     guide = open_guide(run, i, generator, partial(open_generator, device=device))
     return plan, generator, regions, ready_sampler(generator, i, inverted=inverted), guide

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property, partial
@@ -39,6 +40,7 @@ from ..metrics.coverage import Coverage, coverage, interval, window_coverage
 from ..posteriors.likelihoods import Poisson, counted, fit_dispersion, likelihood_of, scattering
 from ...learn.diffusion.inpainting import inpaint, posterior
 from ...learn.diffusion.keyed_sampling import SampleNoise, Sampler
+from ...learn.diffusion.photons import grow, level_of
 from ...learn.recipes.setup import run_accelerator
 from ...learn.training.checkpoints import load_checkpoint
 
@@ -50,7 +52,7 @@ if TYPE_CHECKING:
 # %% auto #0
 __all__ = ['SIDE', 'BRIGHTNESS', 'CHUNK', 'hidden_blocks', 'without_pixels', 'Draws', 'kept_draws', 'PhotonDecoder',
            'PosteriorJob', 'mean_error', 'draw_numbers', 'covered_by_brightness', 'what_is_wrong', 'Posterior',
-           'replaced', 'counts', 'local_mean', 'interpolated', 'open_posterior']
+           'replaced', 'counts', 'local_mean', 'interpolated', 'grown', 'open_posterior']
 
 # %% ../../../nbs/judge/inference/posterior.ipynb #e8daf720
 SIDE = 8  # of the blocks that are hidden, px
@@ -569,6 +571,34 @@ def interpolated(job: PosteriorJob, frame: int) -> Draws:
     return Draws(expected, np.stack(measured).astype(np.float32))
 
 # %% ../../../nbs/judge/inference/posterior.ipynb #5bc28d77
+@register("posterior", "growth", grows=True)
+def grown(
+    job: PosteriorJob,
+    frame: int,
+    exposure: Annotated[float, Range(above=1), "of the drawn frames, in exposures of the measured one"] = 10.0,
+) -> Draws:
+    """A model that grows frames photon by photon, from the photons of the frame."""
+    g, x = job.generator, job.network.x[frame][None]
+    octaves = math.log2(exposure)
+    steps = max(2, math.ceil(job.sampler.steps * octaves / 9))
+    levels = level_of(torch.linspace(octaves, 0, steps + 1, dtype=torch.float64))
+    last: list[Tensor] = []
+
+    def draw(noise: SampleNoise, cond: dict[str, Tensor]) -> Tensor:
+        start, rates = exposure * x.expand(CHUNK, -1, -1, -1), []
+        with torch.no_grad():
+            made = grow(
+                g.model, start, levels, cond=cond, noise=noise, callback=lambda step: rates.append(step["denoised"])
+            )
+        last.append(rates[-1].float()[: job.draws - CHUNK * len(last)])
+        return made.float()
+
+    height, width = job.size
+    values = torch.cat(list(_drawn(job, frame, draw)))
+    expected, counted = (v[:, 0, :height, :width].cpu().numpy() for v in (torch.cat(last), values))
+    return Draws(expected, counted * job.likelihood.gain + job.likelihood.pedestal)
+
+
 def open_posterior(
     run: str | Path,
     words: Sequence[str] = (),
@@ -590,7 +620,7 @@ def open_posterior(
     words: options of `inference`.
     frames, mask, mask_true, limit: see `open_inpainting`.
     draws: of each frame; 39 make an interval of 90% exactly.
-    method: one of `xrddiff config list posterior`; None: counts.
+    method: one of `xrddiff config list posterior`; None: counts, or growth for a model that grows frames.
     hold_out: share of the valid pixels to hide, for the check.
     gain, read_noise: of the detector, in the units of the file; None: those of the file.
     options: those of the method, see `xrddiff config list posterior`.
@@ -606,10 +636,15 @@ def open_posterior(
         raise BadInput(f"a posterior was asked for {draws} draws of {limit or 'all'} frames; expected at least 1")
     if read_noise is not None and not 0 <= read_noise < inf:
         raise BadInput(f"the read noise is {read_noise}; expected 0 or more, in the units of the file")
-    method = method or "counts"
+    grows = plan.model.denoiser.parameterisation == "photons"
+    method = method or ("growth" if grows else "counts")
     if method not in entries("posterior"):
         raise BadInput(f"there is no method {method!r} for a posterior{nearest(method, entries('posterior'))}")
     chosen = check_options("posterior", method, options or {}, f"the options of method {method}")
+    if entries("posterior")[method].traits.get("grows", False) != grows and method != "interpolation":
+        raise BadInput(
+            f"the method {method} does not fit {run}; expected growth for model=photons, and another one else"
+        )
     checkpoint = load_checkpoint(run)
     generator = open_generator(run, ema=i.use_ema, ema_sigma_rel=i.ema_sigma_rel, device=device)
     guide = open_guide(run, i, generator, partial(open_generator, device=device))

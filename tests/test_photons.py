@@ -1,0 +1,125 @@
+"""Frames that grow photon by photon: the pretrained model draws counts that depend on its number alone, and measured frames grow on from their own photons."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+import xrddiff as xd
+from xrddiff.app.verbs.main import main
+from xrddiff.config.plan import compose_plan
+from xrddiff.config.saved_config import run_place
+from xrddiff.data.formats.store import read_store, save_frames
+from xrddiff.judge.inference.generators import open_generator
+from xrddiff.judge.inference.sample_jobs import open_sample_job
+from xrddiff.judge.metrics.coverage import coverage
+from xrddiff.learn.diffusion.photons import exposure_of, grow, level_of
+from xrddiff.physics.simulation.simulate import simulate
+
+RUN = run_place("pretrained:sim128")
+
+
+@pytest.fixture(scope="module")
+def drawn():
+    return open_sample_job(RUN, ["inference.num_samples=8", "inference.batch_size=4"]).make(slice(None))[0]
+
+
+def test_samples_are_whole_photons_and_depend_on_their_number_alone(drawn):
+    counts = drawn["intensity"].values
+    assert counts.shape == (8, 128, 128) and (counts == np.rint(counts)).all() and counts.min() == 0
+    assert not counts[:, ~drawn["mask"].values].any()
+    last = open_sample_job(RUN, ["inference.num_samples=8", "inference.batch_size=4"]).make(slice(4, 8))[0]
+    np.testing.assert_array_equal(last["intensity"].values, counts[4:])
+    other = open_sample_job(RUN, ["inference.num_samples=4", "inference.batch_size=2"]).make(slice(None))[0]
+    assert (other["intensity"].values != counts[:4]).mean() < 1e-3  # to rounding: a photon here and there
+    again = open_sample_job(RUN, ["inference.num_samples=4", "inference.batch_size=4", "inference.seed=1"]).make(
+        slice(None)
+    )[0]
+    assert (again["intensity"].values != counts[:4]).mean() > 0.2
+
+
+def test_most_hits_index_with_the_crystal_that_was_asked_for(drawn):
+    found = xd.index(drawn)
+    hits = (drawn["hit_class"].values > 0).sum()
+    assert (found.frames["lattices"] > 0).sum() >= 0.6 * hits if "lattices" in found.frames else len(found.frames)
+
+
+def test_the_crystal_of_a_file_is_drawn(tmp_path):
+    words = ["inference.num_samples=2", "inference.lattice={cell: [40, 47, 55, 90, 90, 90]}", "inference.batch_size=2"]
+    made = open_sample_job(RUN, words).make(slice(None))[0]
+    np.testing.assert_allclose(made["cell"].values[:, 0], [[40, 47, 55, 90, 90, 90]] * 2)
+
+
+def test_a_model_of_the_package_is_copied_before_anything_is_written(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["sample", "pretrained:sim128", "-n", "2", "inference.batch_size=2"]) == 0
+    run = xd.pretrained("sim128")
+    assert run.path.resolve() == (tmp_path / "output" / "pretrained" / "sim128").resolve()
+    assert read_store(next((run.path / "samples").glob("*/samples.zarr"))).sizes["frame"] == 2
+    assert not (RUN / "samples").exists()
+    with pytest.raises(xd.BadInput, match="no pretrained model 'sim12'.*sim128"):
+        xd.pretrained("sim12")
+
+
+def test_training_begins_with_its_weights_or_says_why_not():
+    plan = compose_plan(["experiment_type=demo"])
+    assert plan.training.init == "pretrained:sim128" and plan.presets["model"] == "photons"
+    with pytest.raises(xd.BadInput, match="expected the same|run of the same kind"):
+        compose_plan(["model=latent_diff", "data=sim128", "init=pretrained:sim128"])
+
+
+def test_a_measured_frame_grows_on_and_its_longer_exposure_is_within_the_intervals(tmp_path, monkeypatch):
+    """Frames are thinned to a quarter of their photons; draws of four times this exposure are compared with the frames."""
+    monkeypatch.chdir(tmp_path)
+    frames = simulate("sim128", range(7000, 7004), seed=0).load()
+    whole = frames["intensity"].values
+    rng = np.random.default_rng(0)
+    short = frames.assign(
+        intensity=(frames["intensity"].dims, rng.binomial(whole, 0.25).astype(np.int32), frames["intensity"].attrs)
+    )
+    save_frames(short, "short.h5")
+    words = ["--from", "short.h5", "--exposure", "4", "-n", "39", "--name", "longer"]
+    assert main(["sample", "pretrained:sim128", *words]) == 0
+    from xrddiff.judge.inference.posterior import open_posterior
+
+    job = open_posterior("output/pretrained/sim128", frames="short.h5", draws=39, options={"exposure": 4.0})
+    draws = np.stack([d.measured for d in job.make().found], 1)
+    found = coverage(draws, np.where(frames["mask"].values, whole, np.nan))
+    assert abs(found.found - found.promised) < 0.04
+    assert (draws >= short["intensity"].values[None]).all()  # no photon is lost
+
+
+def test_the_sampler_keeps_the_photons_that_it_begins_with():
+    X = torch.poisson(torch.full((2, 1, 8, 8), 5.0), generator=torch.Generator().manual_seed(0)).double()
+    levels = level_of(torch.tensor([2.0, 1.0, 0.0]))
+    noise = lambda: torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(1)).double()  # noqa: E731
+    grown = grow(lambda x, sigma, cond=None: torch.full_like(x, 20.0), X / exposure_of(levels[0]), levels, noise=noise)
+    assert (grown >= X).all() and (grown == grown.round()).all() and abs(float(grown.mean()) - 20) < 2
+
+
+def test_what_needs_gaussian_noise_is_refused_in_a_sentence(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    save_frames(simulate("sim128", range(2), seed=0).load(), "few.h5")
+    for words in (
+        ["posterior", "inpaint", "pretrained:sim128", "--frames", "few.h5"],
+        ["posterior", "pixels", "pretrained:sim128", "--frames", "few.h5", "--method", "counts"],
+    ):
+        assert main(words) == 2
+        said = capsys.readouterr().err.strip().splitlines()[-1]
+        assert said.startswith("xrddiff: ") and ("photon by photon" in said or "growth" in said)
+
+
+def test_frames_without_a_crystal_can_grow_too():
+    """Maps and conditions that are not known: a network that was trained with some of them withheld."""
+    g = open_generator(RUN)
+    x = torch.zeros(1, 1, 128, 128)
+    rate = g.model(x, level_of(17.0), {"mask": torch.ones(1, 1, 128, 128, dtype=torch.bool)})
+    assert rate.isfinite().all() and 0.05 < float(rate.mean()) < 50
+
+
+def test_predicted_noise_is_clamped_unless_the_user_says_otherwise():
+    for words in (["model=ddpm_published"], ["experiment_type=small_28"], ["experiment_type=xl_128"]):
+        assert compose_plan([*words, "data=sim128"]).sampling.clamp
+    assert not compose_plan(["model=ddpm_published", "data=sim128", "inference.clamp=false"]).sampling.clamp
+    assert not compose_plan(["model=ddpm", "data=sim128"]).sampling.clamp
