@@ -1,6 +1,6 @@
 """Trains the base model that is in the package: frames of sim128-like detectors that grow photon by photon.
 
-    OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 bench/train_base.py FOLDER [--epochs 5] [--experiments 40] [--seed 0]
+    OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 bench/train_base.py FOLDER [--epochs 3] [--experiments 40] [--seed 0]
 
 Every experiment has a crystal, a distance, a beam and a background of its own; its frames are read with the maps of its own crystals, whose intensities are merged from its frames, as a run does. Stopped, the same command
 goes on from the last checkpoint. `--pack` writes what the package needs of the run in FOLDER: averaged weights in bfloat16, the template, and the card with the numbers of its judgement.
@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from harness import make_parser, same_terms, timed
+from harness import make_parser, same_terms, timed, trained_run
 
 from xrddiff.config.plan import compose_plan
 from xrddiff.core.files import writing
@@ -34,7 +34,7 @@ from xrddiff.physics.indexing.expected_intensities import kept_intensities, with
 from xrddiff.physics.simulation.crystal import Crystal, Wilson
 from xrddiff.physics.simulation.experiments import Background, Beam, Detector, Experiment, Sample
 from xrddiff.physics.simulation.simulate import simulate
-from xrddiff.run.execution.run_folder import create_run
+from xrddiff.run.execution.run_folder import complete_run
 
 SIDE, PIXEL, FRAMES, BATCH = 128, 344e-6, 400, 16
 GROUPS = ("P 21 21 21", "P 43 21 2", "P 1 21 1", "P 61 2 2", "P 1")
@@ -42,6 +42,9 @@ WORDS = [
     "experiment_type=scratch", "model=photons", "data=sim128", f"model.diff_batch_size={BATCH}", "model.diff_lr=2e-3", "model.network_options={widths:[48,96]}",
 "model.condition_maps=[lattice,intensity,q,scattering]", "training.ema_decay=0.998", "inference.guidance_scale=1",
 ]  # fmt: skip
+
+
+TUNED = ["experiment_type=demo", "data=sim128", "model.diff_epochs=4", "threads=1"]
 
 
 def random_experiment(number: int, seed: int) -> Experiment:
@@ -124,7 +127,7 @@ def train(args: argparse.Namespace) -> None:
     plan = compose_plan([*WORDS, f"training.seed={args.seed}", f"model.diff_epochs={args.epochs}"])
     prepared, accelerator = prepare_planned(plan), run_accelerator(plan.training)
     if accelerator.is_main_process and not (args.folder / "config.yaml").exists():
-        create_run(plan, args.folder)
+        complete_run(args.folder, plan)
     accelerator.wait_for_everyone()
     building = build_generative(plan, prepared, accelerator)
     like = building.loaders[0]
@@ -136,7 +139,10 @@ def train(args: argparse.Namespace) -> None:
 
 def pack(args: argparse.Namespace) -> None:
     """Write what the package needs of the run: averaged weights in bfloat16, a thousand rows of conditions, the template, and the card."""
-    run, out = args.folder, args.pack
+    run, out = (
+        trained_run(args.folder, "sim128", [*TUNED, f"init={args.folder.absolute()}", f"training.seed={args.seed}"]),
+        args.pack,
+    )
     checkpoint = load_checkpoint(run)
     state, g = dict(checkpoint.state), dict(checkpoint.state["generator"])
     rows = evenly_spaced(np.arange(len(g["lattices"])), 1000).tolist()
@@ -159,14 +165,17 @@ def card(run: Path, checkpoint: Checkpoint, args: argparse.Namespace) -> list[st
         f"# {args.pack.name}, a pretrained model", "",
         f"Frames of 128 × 128 pixels that grow photon by photon, told the maps of a crystal (`model=photons`); {size / 1e6:.2f} M weights in bfloat16.", "",
         f"- Data: {frames} frames that xrddiff simulates, of {args.experiments} experiments, each with a crystal, distance, beam and background of its own; one of them is `sim128`. Simulated, CC0.",
-        f"- Training: {checkpoint.step} steps of {BATCH} frames, {(run / 'cpu_seconds.txt').read_text().strip()} s of CPU, seed {args.seed}: `torchrun --nproc-per-node 2 bench/train_base.py FOLDER --epochs {args.epochs} --experiments {args.experiments}`.",
+        f"- Training: {load_checkpoint(args.folder).step} steps of {BATCH} frames, {(args.folder / 'cpu_seconds.txt').read_text().strip()} s of CPU, seed {args.seed}: `torchrun --nproc-per-node 2 bench/train_base.py FOLDER --epochs {args.epochs} --experiments {args.experiments}`; then {checkpoint.step} steps on `sim128` alone, with `--pack`.",
         "- Licence of the weights: Apache-2.0.",
         f"- Weights before they were rounded: checkpoint {checkpoint.sha256}.",
     ]  # fmt: skip
-    judged = run / "samples" / "judged" / "metrics" / "generation.json"
-    if judged.exists():
-        told = json.loads(judged.read_text())
-        lines += ["", "Samples beside frames of `sim128`:", "", f"> {told['verdict']['line'] if isinstance(told.get('verdict'), dict) else told.get('verdict')}"]  # fmt: skip
+    told = json.loads((run / "metrics" / "summary.json").read_text())
+    names = [name for name in ("two-sample AUC", "frames that index") if name in told]
+    lines += ["", "| 512 samples beside frames of `sim128` | samples | held-out frames |", "| --- | ---: | ---: |"]
+    lines += [
+        f"| {name} | {told[name]['samples']:.3f} | {told[name].get('held out') or told[name].get('train | held out'):.3f} |"
+        for name in names
+    ]
     return [
         *lines,
         "",
@@ -177,7 +186,7 @@ def card(run: Path, checkpoint: Checkpoint, args: argparse.Namespace) -> list[st
 def main() -> None:
     parser = make_parser(__doc__)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--epochs", type=int, default=5, help="over the frames of all experiments")
+    parser.add_argument("--epochs", type=int, default=3, help="over the frames of all experiments")
     parser.add_argument("--experiments", type=int, default=40, help="crystals with a beam and a detector each")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
