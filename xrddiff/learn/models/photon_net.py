@@ -47,7 +47,7 @@ def ring_rate(
     """r̂ (B, 1, H, W) of so many rings about the beam, from 0 to the farthest pixel, linear between their middles.
 
     counts, weight, p: see `frame_rate`. q: of each pixel, from 0 on, (B, 1, H, W); NaN where it is not known.
-    known: the rate (B, 1, 1, 1) before any photon. strength: α/μ, in pixels of weight 1.
+    known: the rate before any photon, (B, rings) or the same for all rings, (B, 1). strength: α/μ, in pixels of weight 1.
     """
     q = q.flatten(1)
     at = (torch.nan_to_num(q / q.amax(1, keepdim=True)) * rings - 0.5).clamp(0, rings - 1)
@@ -59,7 +59,7 @@ def ring_rate(
         return empty.scatter_add(1, low, values * (1 - far)).scatter_add(1, low + 1, values * far)
 
     above = ring_sums(torch.where(weight > 0, counts, 0.0)).clamp_min(0)
-    rate = (above + strength * known.flatten(1)) / (ring_sums(weight) * p.flatten(1) + strength)
+    rate = (above + strength * known) / (ring_sums(weight) * p.flatten(1) + strength)
     return torch.lerp(rate.gather(1, low), rate.gather(1, low + 1), far).view_as(counts)
 
 # %% ../../../nbs/learn/models/photon_net.ipynb #1f09e7a3
@@ -82,6 +82,7 @@ class PhotonNet(nn.Module):
     mask_channel, maps, conditions: see `UNet`.
     """
 
+    own_start = ("profiles",)  # of other frames than those that the weights of another run are of
     sizes = {
         "tiny": dict(widths=(48, 96), layers_per_block=1),
         "small": dict(widths=(64, 128), layers_per_block=2),
@@ -115,6 +116,8 @@ class PhotonNet(nn.Module):
         self.last = nn.Conv2d(head, 1, 3, padding=1)
         nn.init.zeros_(self.last.weight)  # to begin with, λ is the guess
         nn.init.zeros_(self.last.bias)
+        # ln of the usual rate of a ring over that of the frame, / _QUICK
+        self.profiles = nn.ParameterDict({name: nn.Parameter(torch.zeros(n)) for name, n in _RINGS.items()})
         # logarithms: α and μ of the background and of spots, α/μ of their rings, and α of a single spot
         self.known = nn.ParameterDict({name: nn.Parameter(torch.tensor(v).log()) for name, v in _KNOWN.items()})
 
@@ -144,19 +147,20 @@ class PhotonNet(nn.Module):
         lattice = None if lattice is None else torch.nan_to_num(lattice)
         known = {name: v.exp() for name, v in self.known.items()}
 
-        def rate(counts: Tensor, weight: Tensor, kind: str, rings: int) -> Tensor:
+        def rate(counts: Tensor, weight: Tensor, kind: str) -> Tensor:
             frame = frame_rate(counts, weight, p, known[f"{kind}_shape"], known[f"{kind}_mean"])
-            return ring_rate(counts, weight, p, q, rings, frame, known[f"{kind}_ring"])
+            usual = frame.flatten(1) * (_QUICK * self.profiles[kind]).exp()
+            return ring_rate(counts, weight, p, q, _RINGS[kind], usual, known[f"{kind}_ring"])
 
         light = torch.ones_like(x) if light is None else light.nan_to_num(nan=1.0)
         free = valid if lattice is None else valid * (lattice < _NO_SPOT)
-        rings = light * rate(x, free * light, "background", 24)
+        rings = light * rate(x, free * light, "background")
         s = lattice if bright is None else torch.sinh(2 * bright).nan_to_num()
         if s is None:
             return rings, torch.zeros_like(x)
         if bright is not None and lattice is not None:  # unknown intensities: all reflections alike
             s = torch.where(bright.isnan(), lattice, s)
-        a = rate(x - p * rings, valid * s * (s > _SPOT), "spots", 6)
+        a = rate(x - p * rings, valid * s * (s > _SPOT), "spots")
         own, near = (around(v) for v in (x * a * s / (rings + a * s), valid * s))
         shape = known["spot_shape"]
         return rings, s * (shape + own) / (shape / a + p * near)
@@ -167,6 +171,8 @@ class PhotonNet(nn.Module):
 
 
 _READ = 5  # channels that are made from the counts
+_RINGS = {"background": 24, "spots": 6}
+_QUICK = 30.0  # a step of Adam moves a weight by the learning rate, whatever the weight is for
 _KNOWN = dict(
     background_shape=4.0,
     background_mean=1.0,
