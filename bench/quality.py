@@ -24,7 +24,13 @@ FEW_STEPS = [
 SETS = {
     "sim128": (
         "Simulated stills, 128 × 128, 1024 latent values per frame",
-        ["model=vae_kl", "experiment_type=scratch", "data.limit=1250", "training.num_epochs=5", "model.latent_channels=1"],
+        [
+            "model=vae_kl",
+            "experiment_type=scratch",
+            "data.limit=1250",
+            "training.num_epochs=5",
+            "model.latent_channels=1",
+        ],
         {
             "VAE, asinh": [],
             "VAE, per-image min-max": ["data.transform=minmax"],
