@@ -20,8 +20,8 @@ import numpy as np
 import torch
 from harness import make_parser, same_terms, timed, trained_run
 
-from xrddiff.config.plan import compose_plan
-from xrddiff.core.files import writing
+from xrddiff.config.plan import compose_plan, replan, saved_plan
+from xrddiff.core.files import sealed_yaml, writing
 from xrddiff.core.seeds import numpy_rng
 from xrddiff.data.frames.labels import with_labels
 from xrddiff.data.frames.selection import evenly_spaced
@@ -144,7 +144,8 @@ def pack(args: argparse.Namespace) -> None:
         args.pack,
     )
     checkpoint = load_checkpoint(run)
-    state, g = dict(checkpoint.state), dict(checkpoint.state["generator"])
+    state = json.loads(json.dumps(dict(checkpoint.state)).replace(str(args.folder.absolute()), "base"))
+    g = dict(state["generator"])
     rows = evenly_spaced(np.arange(len(g["lattices"])), 1000).tolist()
     g["lattices"] = [g["lattices"][i] for i in rows]
     g["conditions"] = {name: [column[i] for i in rows] for name, column in g["conditions"].items()}
@@ -152,8 +153,9 @@ def pack(args: argparse.Namespace) -> None:
     with writing(out, replace=True) as part:
         part.mkdir()
         save_checkpoint(part / "checkpoints", checkpoint.step, {"model": weights}, state | {"generator": g})
-        for name in ("config.yaml", "plan.yaml"):
-            shutil.copy(run / name, part / name)
+        plan = replan(saved_plan(run), {"training.init": None, "output_dir": "output"})  # nothing of this machine
+        (part / "plan.yaml").write_text(plan.text, encoding="utf-8")
+        (part / "config.yaml").write_text(sealed_yaml(plan.words), encoding="utf-8")
         shutil.copytree(run / "template.zarr", part / "template.zarr")
         (part / "README.md").write_text("\n".join(card(run, checkpoint, args)) + "\n", encoding="utf-8")
 

@@ -28,12 +28,12 @@ from .errors import BadInput, XrddiffError
 from .text import for_json, plain_text
 
 # %% auto #0
-__all__ = ['Part', 'MARK', 'CannotSave', 'why_not', 'sync', 'cannot_save', 'errors_said', 'remove', 'move', 'append_to',
-           'open_appending', 'temporary_name', 'final_name', 'process_place', 'clear_leftovers', 'process_exists',
-           'process_start', 'writing', 'write_text', 'plain', 'json_checksum', 'take_checksum', 'sealed', 'sealed_yaml',
-           'is_broken_yaml', 'write_json', 'sha256', 'json_digest', 'lock', 'is_path', 'free_space', 'is_address',
-           'anywhere', 'absolute_path', 'state_folder', 'cache_dir', 'scratch_folder', 'package_version',
-           'package_folder', 'shipped_folder']
+__all__ = ['Part', 'MARK', 'PRETRAINED', 'CannotSave', 'why_not', 'sync', 'cannot_save', 'errors_said', 'remove', 'move',
+           'append_to', 'open_appending', 'temporary_name', 'final_name', 'process_place', 'clear_leftovers',
+           'process_exists', 'process_start', 'writing', 'write_text', 'plain', 'json_checksum', 'take_checksum',
+           'sealed', 'sealed_yaml', 'is_broken_yaml', 'write_json', 'sha256', 'json_digest', 'lock', 'is_path',
+           'free_space', 'is_address', 'anywhere', 'absolute_path', 'state_folder', 'cache_dir', 'scratch_folder',
+           'package_version', 'package_folder', 'shipped_folder']
 
 # %% ../../nbs/core/files.ipynb #29de7d00
 class CannotSave(XrddiffError, OSError):
@@ -458,9 +458,12 @@ def is_address(place: Any) -> bool:
     return isinstance(place, str) and re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", place) is not None
 
 
+PRETRAINED = "pretrained:"  # before the name of a run that is in the package
+
+
 def anywhere(place: str | os.PathLike) -> str:
-    """An absolute path; an address is returned unchanged."""
-    return place if is_address(place) else str(Path(place).expanduser().absolute())
+    """An absolute path; an address is returned unchanged, and so is the name of a model of the package."""
+    return place if is_address(place) or str(place).startswith(PRETRAINED) else str(Path(place).expanduser().absolute())
 
 
 def absolute_path(name: str | os.PathLike | None) -> str | None:

@@ -18,7 +18,7 @@ from . import results, shown_frames, studies
 from ..verbs.keywords import as_overrides, data_overrides
 from ..verbs import config, data, indexing, jobs as job_verbs, merging, streaming
 from ..verbs.verb import plain_errors
-from .trained_run import TrainedRun, execute_shown, open_run
+from .trained_run import TrainedRun, execute_shown, open_run, pretrained  # noqa: F401
 from ...config.plan import compose_plan
 from ...config.saved_config import OWN_FRAMES
 from ...core import errors

@@ -23,7 +23,7 @@ from .run_numbers import RunNumbers
 from ..verbs.verb import F, plain_errors
 from ...config.composition import note_unused
 from ...config.plan import compose_plan, saved_plan
-from ...config.saved_config import PRETRAINED, need_run, no_generator
+from ...config.saved_config import need_run, no_generator
 from ...config.words.vocabulary import GROUPS, vocabulary
 from ...core import plugins
 from ...core.errors import BadInput, XrddiffError, nearest
@@ -502,4 +502,4 @@ def pretrained(name: str = "sim128") -> TrainedRun:
 
     `train(…, init="pretrained:sim128")` begins with its weights. Raises `BadInput` for a name that there is not.
     """
-    return open_run(f"{PRETRAINED}{name}")
+    return open_run(f"pretrained:{name}")

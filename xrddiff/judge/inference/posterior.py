@@ -28,7 +28,9 @@ from ...core.gate import from_json, read_arrays
 from ...core.registry import Range, check_options, entries, get, register
 from ...core.seeds import numpy_rng, torch_generator
 from ...data.frames.frames import frame_count, frame_mask
+from ...data.frames.labels import LABELS, with_labels
 from ...data.frames.peaks import find_frame_peaks
+from ...data.frames.selection import select_frames
 from ...data.transforms.pipelines import transform_from_state
 from ...data.transforms.values import widened
 from .crystals import measured_maps
@@ -571,6 +573,17 @@ def interpolated(job: PosteriorJob, frame: int) -> Draws:
     return Draws(expected, np.stack(measured).astype(np.float32))
 
 # %% ../../../nbs/judge/inference/posterior.ipynb #5bc28d77
+def _levels_of_longer(job: PosteriorJob, frame: int, exposure: float) -> dict[str, Tensor]:
+    """The labels that are measured in a frame, such as the level of its background, as they are after a longer exposure."""
+    g, own = job.generator, select_frames(job.frames, [frame])
+    scaled = np.asarray(own["intensity"].values, np.float32) * exposure
+    longer = own.assign(intensity=(own["intensity"].dims, scaled, own["intensity"].attrs))
+    names = [name for name in g.fields if name in LABELS]
+    labelled = with_labels(longer.drop_vars([n for n in names if n in longer], errors="ignore"), names)
+    kinds = {name: torch.int64 if isinstance(g.fields[name], int) else torch.float32 for name in names}
+    return {n: torch.as_tensor(labelled[n].values.astype(float), device=g.device).to(kinds[n]) for n in names}
+
+
 @register("posterior", "growth", grows=True)
 def grown(
     job: PosteriorJob,
@@ -579,6 +592,7 @@ def grown(
 ) -> Draws:
     """A model that grows frames photon by photon, from the photons of the frame."""
     g, x = job.generator, job.network.x[frame][None]
+    told = {name: v.expand(CHUNK) for name, v in _levels_of_longer(job, frame, exposure).items()}
     octaves = math.log2(exposure)
     steps = max(2, math.ceil(job.sampler.steps * octaves / 9))
     levels = level_of(torch.linspace(octaves, 0, steps + 1, dtype=torch.float64))
@@ -588,7 +602,12 @@ def grown(
         start, rates = exposure * x.expand(CHUNK, -1, -1, -1), []
         with torch.no_grad():
             made = grow(
-                g.model, start, levels, cond=cond, noise=noise, callback=lambda step: rates.append(step["denoised"])
+                g.model,
+                start,
+                levels,
+                cond=cond | told,
+                noise=noise,
+                callback=lambda step: rates.append(step["denoised"]),
             )
         last.append(rates[-1].float()[: job.draws - CHUNK * len(last)])
         return made.float()

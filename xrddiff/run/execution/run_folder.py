@@ -25,11 +25,12 @@ from typing import Any
 
 from ...config.composition import need_same_run
 from ...config.plan import RunPlan, replan
-from ...config.saved_config import OWN_FRAMES, PRETRAINED, load_config, run_place
+from ...config.saved_config import OWN_FRAMES, load_config, run_place
 from ...core import launcher
 from ...core.addresses import addresses_in, remember_addresses
 from ...core.errors import BadInput, XrddiffError
 from xrddiff.core.files import (
+    PRETRAINED,
     errors_said,
     is_path,
     lock,
@@ -218,6 +219,7 @@ def own_run(run: str | os.PathLike) -> Path:
     if not (own / "config.yaml").exists():
         with new_output(own, kind="folder") as part:
             shutil.copytree(place, part)
+        complete_run(own)
     return own
 
 
