@@ -15,7 +15,7 @@ from xrddiff.data.frames.selection import select_frames
 from xrddiff.judge.inference.generators import open_generator
 from xrddiff.judge.inference.sample_jobs import open_sample_job
 from xrddiff.judge.metrics.coverage import coverage
-from xrddiff.learn.diffusion.photons import exposure_of, grow, level_of
+from xrddiff.learn.diffusion.photons import exposure_of, grow, level_of_octaves
 from xrddiff.physics.indexing.indexer import cell_of_frames
 from xrddiff.physics.indexing.series import index_series
 from xrddiff.physics.simulation.simulate import simulate
@@ -95,7 +95,7 @@ def test_a_measured_frame_grows_on_and_its_longer_exposure_is_within_the_interva
 
 def test_the_sampler_keeps_the_photons_that_it_begins_with():
     X = torch.poisson(torch.full((2, 1, 8, 8), 5.0), generator=torch.Generator().manual_seed(0)).double()
-    levels = level_of(torch.tensor([2.0, 1.0, 0.0]))
+    levels = level_of_octaves(torch.tensor([2.0, 1.0, 0.0]))
     noise = lambda: torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(1)).double()  # noqa: E731
     grown = grow(lambda x, sigma, cond=None: torch.full_like(x, 20.0), X / exposure_of(levels[0]), levels, noise=noise)
     assert (grown >= X).all() and (grown == grown.round()).all() and abs(float(grown.mean()) - 20) < 2
@@ -117,7 +117,7 @@ def test_frames_without_a_crystal_can_grow_too():
     """Maps and conditions that are not known: a network that was trained with some of them withheld."""
     g = open_generator(RUN)
     x = torch.zeros(1, 1, 128, 128)
-    rate = g.model(x, level_of(17.0), {"mask": torch.ones(1, 1, 128, 128, dtype=torch.bool)})
+    rate = g.model(x, level_of_octaves(17.0), {"mask": torch.ones(1, 1, 128, 128, dtype=torch.bool)})
     assert rate.isfinite().all() and 0.05 < float(rate.mean()) < 50
 
 

@@ -42,7 +42,7 @@ from ..metrics.coverage import Coverage, coverage, interval, window_coverage
 from ..posteriors.likelihoods import Poisson, counted, fit_dispersion, likelihood_of, scattering
 from ...learn.diffusion.inpainting import inpaint, posterior
 from ...learn.diffusion.keyed_sampling import SampleNoise, Sampler
-from ...learn.diffusion.photons import grow, level_of
+from ...learn.diffusion.photons import grow, level_of_octaves
 from ...learn.recipes.setup import run_accelerator
 from ...learn.training.checkpoints import load_checkpoint
 
@@ -595,7 +595,7 @@ def grown(
     told = {name: v.expand(CHUNK) for name, v in _levels_of_longer(job, frame, exposure).items()}
     octaves = math.log2(exposure)
     steps = max(2, math.ceil(job.sampler.steps * octaves / 9))
-    levels = level_of(torch.linspace(octaves, 0, steps + 1, dtype=torch.float64))
+    levels = level_of_octaves(torch.linspace(octaves, 0, steps + 1, dtype=torch.float64))
     last: list[Tensor] = []
 
     def draw(noise: SampleNoise, cond: dict[str, Tensor]) -> Tensor:

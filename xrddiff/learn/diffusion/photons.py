@@ -23,7 +23,7 @@ from .schedules import TrainingNoise, normal_cdf
 from ..losses import mse, pixel_mean
 
 # %% auto #0
-__all__ = ['exposure_of', 'level_of', 'predict_photons', 'thinned', 'ExposureNoise', 'photon_deviance', 'PhotonObjective',
+__all__ = ['exposure_of', 'level_of_octaves', 'predict_photons', 'thinned', 'ExposureNoise', 'photon_deviance', 'PhotonObjective',
            'octave_levels', 'poisson_quantile', 'grow']
 
 # %% ../../../nbs/learn/diffusion/photons.ipynb #40ee42b6
@@ -32,7 +32,7 @@ def exposure_of(sigma: Tensor | float) -> Tensor:
     return 1 / (1 + torch.as_tensor(sigma, dtype=torch.float64).square())
 
 
-def level_of(octaves: Tensor | float) -> Tensor:
+def level_of_octaves(octaves: Tensor | float) -> Tensor:
     """σ = √(2^u − 1), float64, of the share p = 2^−u of an exposure."""
     return torch.expm1(math.log(2) * torch.as_tensor(octaves, dtype=torch.float64)).clamp_min(0).sqrt()
 
@@ -76,7 +76,7 @@ class ExposureNoise(TrainingNoise):
         v = normal_cdf(z)
         late = self.last * v / self.late
         early = self.last + (self.octaves - self.last) * (v - self.late) / (1 - self.late)
-        return level_of(torch.where(v < self.late, late, early)).clamp_min(1e-3)
+        return level_of_octaves(torch.where(v < self.late, late, early)).clamp_min(1e-3)
 
 
 def photon_deviance(rate: Tensor, counts: Tensor, p: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -125,7 +125,7 @@ def octave_levels(
     if not grown < octaves:
         raise BadInput(f"{grown:g} octaves are grown of {octaves:g}; expected fewer")
     u = grown * (1 - torch.arange(n, dtype=torch.float64) / max(n - 1, 1))
-    return level_of(
+    return level_of_octaves(
         torch.cat([torch.tensor([octaves], dtype=torch.float64), u[: n - 1], torch.zeros(1, dtype=torch.float64)])
     )
 
