@@ -80,7 +80,7 @@ setup(
             "config/conf/*.yaml",
             "data/samples/*",
             "judge/weights/*",
-            "pretrained/**/*",
+            "judge/pretrained/**/*",
             "app/labextension/**/*",
             "**/*.j2",
             "**/*.css",

@@ -51,7 +51,15 @@ def blocks_of_8(monkeypatch):
 
 def test_list_is_a_table_of_everything():
     table = list_data()
-    assert list(table.index) == ["sim-422", "sim-522", "sim128", "cspad-lysozyme", "pilatus-reflectivity", "laue-ge"]
+    assert list(table.index) == [
+        "sim-422",
+        "sim-522",
+        "sim128",
+        "demo",
+        "cspad-lysozyme",
+        "pilatus-reflectivity",
+        "laue-ge",
+    ]
     assert set(table.columns) == {"title", "frames", "shape", "units", "kind", "MB", "source", "licence", "sha256"}
     assert all(len(e.sha256) == 64 for e in CATALOG.values() if e.kind != "simulated")
     assert (table["frames"][:3] >= 2000).all()

@@ -125,7 +125,7 @@ def run_place(run: str | os.PathLike) -> Path:
     """The folder of a run, or that of the package's run after "pretrained:". Raises `BadInput` for a name that it does not have."""
     if not str(run).startswith(PRETRAINED):
         return Path(run).expanduser()
-    folder, name = Path(__file__).parents[1] / "pretrained", str(run).removeprefix(PRETRAINED)
+    folder, name = Path(__file__).parents[1] / "judge" / "pretrained", str(run).removeprefix(PRETRAINED)
     known = sorted(p.name for p in folder.glob("*") if (p / "config.yaml").is_file())
     if name not in known:
         raise BadInput(f"there is no pretrained model {plain_text(name)!r}{nearest(name, known)}")

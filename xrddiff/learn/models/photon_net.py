@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...core.errors import BadInput
 from ...core.registry import Range, register
 from .layers import config_of
 from .unet import UNet
@@ -73,7 +74,12 @@ def around(values: Tensor, side: int = 5) -> Tensor:
 _STEEPEST = 10.0  # largest |ln| of the factor of a pixel
 
 
-@register("network", "photon_net", help="U-Net that estimates the photons of an exposure from those of a part of it")
+@register(
+    "network",
+    "photon_net",
+    help="U-Net that estimates the photons of an exposure from those of a part of it",
+    channels=(1,),
+)
 class PhotonNet(nn.Module):
     """λ (B, 1, H, W), photons of the whole exposure, from those of a part, `x` (B, 1, H, W), a noise label (B,) and conditions;
     H and W multiples of `downsampling` = patch · 2^(len(widths) − 1).
@@ -105,6 +111,10 @@ class PhotonNet(nn.Module):
         maps: Mapping[str, int] | None = None,
     ):
         super().__init__()
+        if in_channels != 1 or out_channels != 1:
+            raise BadInput(
+                f"photon_net counts the photons of frames; found {in_channels} channels, expected a model of frames (model.latent_diff=false)"
+            )
         self.config = config_of(locals())
         self.unet = UNet(
             _READ, head, widths=widths, layers_per_block=layers_per_block, patch=patch, norm_groups=norm_groups,
@@ -130,7 +140,7 @@ class PhotonNet(nn.Module):
         mask = (cond or {}).get("mask")
         valid = torch.ones_like(x) if mask is None else mask.to(x).expand_as(x)
         p = torch.sigmoid(-8 * noise_label.to(x))[:, None, None, None]
-        x = x * valid
+        x = (x * valid).clamp_min(0)
         fine, coarse = (block_rate(x, valid, p, self.downsampling // k) for k in (2, 1))
         rings, spots = self._guess(x, valid, p, cond or {})
         guess = rings + spots

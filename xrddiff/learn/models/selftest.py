@@ -37,7 +37,7 @@ def _called(net: nn.Module, side: int, level: float, channels: int) -> Tensor:
 def probe_network(thing: Any, entry: Entry) -> Iterator[str]:
     """two frames of noise, one and four channels, cond=None: shape, float32, gradients, built again from config"""
     sized = getattr(thing, "sizes", {}).get("tiny", {})
-    for channels in (1, 4):
+    for channels in entry.traits.get("channels", (1, 4)):
         words = dict(in_channels=channels, out_channels=channels, mask_channel=False, conditions={}, **sized)
         net = thing(**words)
         expect(isinstance(net, nn.Module), f"made a {type(net).__name__}, which is not a PyTorch module")
