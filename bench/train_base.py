@@ -192,7 +192,9 @@ def main() -> None:
     parser.add_argument("--experiments", type=int, default=40, help="crystals with a beam and a detector each")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
-        "--pack", type=Path, help="write what the package needs of a trained FOLDER here, as xrddiff/judge/pretrained/sim128"
+        "--pack",
+        type=Path,
+        help="write what the package needs of a trained FOLDER here, as xrddiff/judge/pretrained/sim128",
     )
     args = parser.parse_args()
     same_terms()
