@@ -205,6 +205,7 @@ def spot_level(frames: xr.Dataset, peaks: pd.DataFrame | None = None) -> np.ndar
     peaks = find_frame_peaks(frames) if peaks is None else peaks
     light = np.bincount(peaks["frame"], weights=peaks["intensity"].clip(lower=0), minlength=frame_count(frames))
     hidden = [i for i in np.flatnonzero(light == 0) if not frame_mask(frames, i).any()]
+    light = light.astype(np.float64)  # of no peaks at all they are whole numbers
     light[hidden] = np.nan
     return np.log10(1 + light).astype(np.float32)
 
