@@ -26,7 +26,7 @@ from xrddiff.judge.inference.recoveries import (
     measured_spots,
     on_measured,
 )
-from xrddiff.judge.metrics.recovery import by_bin, in_disc, match_found
+from xrddiff.judge.metrics.recovery import by_bin, in_disc, match_found, with_snr
 from xrddiff.learn.recipes.saved_peak_nets import peak_way
 from xrddiff.physics.simulation.experiments import EXPERIMENTS, Artefacts
 from xrddiff.physics.simulation.simulate import simulate
@@ -45,8 +45,8 @@ def hidden(seed: int, learnt: int, frames: int) -> dict[str, dict[str, object]]:
     expected = held["expected"].values
     held = held.drop_vars("expected")
     true = in_disc(peaks_table(held), lambda f: expected[f], frame_mask(held, 0))
-    made, told = known_of_twin(twin, frames, seed=1)
-    made = made.load()
+    made = known_of_twin(twin, frames, seed=1).load()
+    told = with_snr(peaks_table(made), made)
     out = {}
     for program in PROGRAMS:
         way = peak_way(program)

@@ -19,8 +19,9 @@ from typing import Any
 import numpy as np
 import torch
 from harness import make_parser, same_terms, timed, trained_run
+from train_encoder import cell_of
 
-from xrddiff.config.plan import compose_plan, replan, saved_plan
+from xrddiff.config.plan import RunPlan, compose_plan, replan, saved_plan
 from xrddiff.core.files import sealed_yaml, writing
 from xrddiff.core.seeds import numpy_rng
 from xrddiff.data.frames.labels import with_labels
@@ -32,7 +33,7 @@ from xrddiff.learn.recipes.setup import run_accelerator
 from xrddiff.learn.training.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from xrddiff.physics.indexing.expected_intensities import kept_intensities, with_intensities
 from xrddiff.physics.simulation.crystal import Crystal, Wilson
-from xrddiff.physics.simulation.experiments import Background, Beam, Detector, Experiment, Sample
+from xrddiff.physics.simulation.experiments import EXPERIMENTS, Background, Beam, Detector, Experiment, Sample
 from xrddiff.physics.simulation.simulate import simulate
 from xrddiff.run.execution.run_folder import complete_run
 
@@ -40,17 +41,13 @@ SIDE, PIXEL, FRAMES, BATCH = 128, 344e-6, 400, 16
 GROUPS = ("P 21 21 21", "P 43 21 2", "P 1 21 1", "P 61 2 2", "P 1")
 WORDS = [
     "experiment_type=scratch", "model=photons", "data=sim128", f"model.diff_batch_size={BATCH}", "model.diff_lr=2e-3", "model.network_options={widths:[48,96]}",
-"model.condition_maps=[lattice,intensity,q,scattering]", "training.ema_decay=0.998", "inference.guidance_scale=1",
+    "model.condition_maps=[lattice,intensity,q,scattering]", "training.ema_decay=0.998", "inference.guidance_scale=1",
 ]  # fmt: skip
-
-
 TUNED = ["experiment_type=demo", "data=sim128", "model.diff_epochs=4", "threads=1"]
 
 
 def random_experiment(number: int, seed: int) -> Experiment:
     """Crystal, beam and detector number `number`: number 0 is `sim128` itself."""
-    from xrddiff.physics.simulation.experiments import EXPERIMENTS
-
     if number == 0:
         return EXPERIMENTS["sim128"]
     rng = numpy_rng("base", seed, number)
@@ -58,10 +55,7 @@ def random_experiment(number: int, seed: int) -> Experiment:
     a, b, c = wavelength * distance / PIXEL / np.exp(rng.uniform(np.log(2.9), np.log(7.0), 3))  # px between spots
     alpha, beta, gamma = rng.uniform(80, 100, 3)
     group = GROUPS[number % len(GROUPS)]
-    cell = {
-        "P 1": (a, b, c, alpha, beta, gamma), "P 1 21 1": (a, b, c, 90, beta, 90), "P 21 21 21": (a, b, c, 90, 90, 90),
-        "P 43 21 2": (a, a, c, 90, 90, 90), "P 61 2 2": (a, a, c, 90, 90, 120),
-    }[group]  # fmt: skip
+    cell = cell_of(group, (a, b, c), (alpha, beta, gamma))
     blank, multiple = rng.uniform(0.05, 0.25), rng.uniform(0.05, 0.2)
     sample = Sample(
         Crystal(cell, group, Wilson(b_factor=rng.uniform(14, 24), solvent=rng.uniform(0.35, 0.5), seed=number)),
@@ -101,25 +95,22 @@ class Mixed:
 
     def batch(self, rows: np.ndarray) -> dict[str, Any]:
         rows = np.sort(rows)
-        parts = [
-            self.loaders[e].batch(self.loaders[e].index[own % self.each])
-            for e in np.unique(rows // self.each)
-            if len(own := rows[rows // self.each == e])
-        ]
+        experiment, number = np.divmod(rows, self.each)
+        parts = [self.loaders[e].batch(self.loaders[e].index[number[experiment == e]]) for e in np.unique(experiment)]
         out = {name: torch.cat([p[name] for p in parts]) for name in ("x", "mask")}
         cond = {name: torch.cat([p["cond"][name] for p in parts]) for name in parts[0]["cond"]}
         return out | {"index": torch.from_numpy(rows.copy()), "cond": cond}
 
 
-def loader_of(number: int, seed: int, like: FrameLoader, folder: Path, first: int = 0) -> FrameLoader:
-    """The frames of an experiment, of shots from `first` on, with the conditions and maps of `like`."""
+def loader_of(number: int, seed: int, like: FrameLoader, plan: RunPlan, folder: Path) -> FrameLoader:
+    """The frames of an experiment, with the conditions of `like` and the maps of the plan; merged intensities are kept in `folder`."""
     names = list(like.conditions)
-    frames = with_labels(simulate(random_experiment(number, seed), range(first, first + FRAMES), seed).load(), names)
+    frames = with_labels(simulate(random_experiment(number, seed), range(FRAMES), seed).load(), names)
     (own := folder / "merged" / f"{number:03d}").mkdir(parents=True, exist_ok=True)
     frames = with_intensities(frames, kept_intensities(own, frames))
     return FrameLoader(
-        frames, like.transform, batch_size=BATCH, multiple=8, prefetch=0, cond=names, maps={name: {} for name in ("lattice", "intensity", "q", "scattering")}
-    )  # fmt: skip
+        frames, like.transform, batch_size=BATCH, multiple=8, prefetch=0, cond=names, maps=plan.data.maps
+    )
 
 
 def train(args: argparse.Namespace) -> None:
@@ -131,7 +122,7 @@ def train(args: argparse.Namespace) -> None:
     accelerator.wait_for_everyone()
     building = build_generative(plan, prepared, accelerator)
     like = building.loaders[0]
-    loaders = [loader_of(n, args.seed, like, args.folder) for n in range(args.experiments)]
+    loaders = [loader_of(n, args.seed, like, plan, args.folder) for n in range(args.experiments)]
     mixed = Mixed(loaders, like.batch_size, like.rank, like.world_size, args.seed)
     building.loaders = (mixed, building.loaders[1])
     print(building, building.trainer(args.folder).fit(resume=True), flush=True)
@@ -161,7 +152,7 @@ def pack(args: argparse.Namespace) -> None:
 
 
 def card(run: Path, checkpoint: Checkpoint, args: argparse.Namespace) -> list[str]:
-    """The card: data, steps, seconds, and the numbers of the judgement of `xrddiff sample RUN --judge --name judged`."""
+    """The card: data, steps, seconds, and the numbers of the run's own judgement."""
     frames, size = args.experiments * FRAMES, sum(v.numel() for v in checkpoint.weights().values())
     lines = [
         f"# {args.pack.name}, a pretrained model", "",

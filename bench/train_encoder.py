@@ -9,6 +9,7 @@ features. How well it answers is written for crystals and detectors that it was 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +39,15 @@ QUESTIONS = (
 )  # fmt: skip
 
 
+def cell_of(group: str, edges: Sequence[float], angles: Sequence[float]) -> tuple[float, ...]:
+    """The cell with these edges and angles, as far as the group leaves them free."""
+    (a, b, c), (_, beta, _) = edges, angles
+    return {
+        "P 1": (*edges, *angles), "P 1 21 1": (a, b, c, 90, beta, 90), "P 21 21 21": (a, b, c, 90, 90, 90),
+        "P 43 21 2": (a, a, c, 90, 90, 90), "P 61 2 2": (a, a, c, 90, 90, 120), "I 21 3": (a, a, a, 90, 90, 90),
+    }[group]  # fmt: skip
+
+
 def random_experiment(number: int, seed: int) -> Experiment:
     """Crystal, beam and detector number `number`."""
     rng = numpy_rng("experiment", seed, number)
@@ -47,10 +57,7 @@ def random_experiment(number: int, seed: int) -> Experiment:
     a, b, c = wavelength * distance / pixel / np.exp(rng.uniform(np.log(2.5), np.log(12), 3))
     group = GROUPS[number % len(GROUPS)]
     alpha, beta, gamma = rng.uniform(75, 105, 3)
-    cell = {
-        "P 1": (a, b, c, alpha, beta, gamma), "P 1 21 1": (a, b, c, 90, beta, 90), "P 21 21 21": (a, b, c, 90, 90, 90),
-        "P 43 21 2": (a, a, c, 90, 90, 90), "P 61 2 2": (a, a, c, 90, 90, 120), "I 21 3": (a, a, a, 90, 90, 90),
-    }[group]  # fmt: skip
+    cell = cell_of(group, (a, b, c), (alpha, beta, gamma))
     factors = Wilson(b_factor=rng.uniform(10, 45), solvent=rng.uniform(0.3, 0.6), seed=number)
     sample = Sample(
         Crystal(cell, group, factors), size=np.exp(rng.uniform(np.log(0.8), np.log(8))), size_spread=0.5,

@@ -101,8 +101,9 @@ def _init(cfg: Config, ranks: int) -> str | None:
         if getattr(t, f"train_{part}_from_checkpoint"):
             return f"training.init and training.train_{part}_from_checkpoint both say where the {what} starts; expected one of them"
     try:
-        need_run(run_place(path), f"training.init={path}")
-        theirs = load_config(run_place(path) / "config.yaml")
+        place = run_place(path)
+        need_run(place, f"training.init={path}")
+        theirs = load_config(place / "config.yaml")
     except BadInput as error:
         return str(error)
     if given_parts(theirs, cfg) != ModelParts(None, None):

@@ -115,11 +115,13 @@ def recover(
     """
     from xrddiff.data.formats.peak_files import check_peaks
     from xrddiff.judge.inference.recoveries import known_of_twin
-    from xrddiff.judge.metrics.recovery import match_found
+    from xrddiff.data.frames.frames import peaks_table
+    from xrddiff.judge.metrics.recovery import match_found, with_snr
     from xrddiff.judge.views.twins import recovery_table
     from xrddiff.learn.recipes.saved_peak_nets import peak_way
 
-    made, truth = known_of_twin(twin, n, seed=seed)
+    made = known_of_twin(twin, n, seed=seed)
+    truth = with_snr(peaks_table(made), made)
     if not isinstance(programs, Mapping):
         ways = {name: peak_way(name) for name in programs}
         programs = {name: find_frame_peaks(made, make=way) for name, way in ways.items()}

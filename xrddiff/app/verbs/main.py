@@ -183,8 +183,8 @@ def sample(
     exposure: float = 10.0,
 ) -> Code:
     """Sample a trained run: `xrddiff sample RUN -n 32 inference=ddim50`; with `--workers local:2`
-    or `--workers slurm:small` in several processes. Fewer than 128 samples are compared with real
-    frames only with `--judge`.
+    or `--workers slurm:small` in several processes. Fewer than 128 samples are compared with
+    reference frames only with `--judge`.
 
     - `run`: the folder of a run of photons, ddpm, diff or latent_diff; or pretrained:sim128, a model in the package.
     - `words`: inference=ddim50, inference.seed=1, inference.guidance_scale=2, 'inference.condition={hit_class: 1}', ….

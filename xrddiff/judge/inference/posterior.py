@@ -42,7 +42,7 @@ from ..metrics.coverage import Coverage, coverage, interval, window_coverage
 from ..posteriors.likelihoods import Poisson, counted, fit_dispersion, likelihood_of, scattering
 from ...learn.diffusion.inpainting import inpaint, posterior
 from ...learn.diffusion.keyed_sampling import SampleNoise, Sampler
-from ...learn.diffusion.photons import grow, level_of_octaves
+from ...learn.diffusion.photons import GROWN, grow, level_of_octaves
 from ...learn.recipes.setup import run_accelerator
 from ...learn.training.checkpoints import load_checkpoint
 
@@ -594,27 +594,17 @@ def grown(
     g, x = job.generator, job.network.x[frame][None]
     told = {name: v.expand(CHUNK) for name, v in _levels_of_longer(job, frame, exposure).items()}
     octaves = math.log2(exposure)
-    steps = max(2, math.ceil(job.sampler.steps * octaves / 9))
+    steps = max(2, math.ceil(job.sampler.steps * octaves / GROWN))
     levels = level_of_octaves(torch.linspace(octaves, 0, steps + 1, dtype=torch.float64))
-    last: list[Tensor] = []
 
     def draw(noise: SampleNoise, cond: dict[str, Tensor]) -> Tensor:
-        start, rates = exposure * x.expand(CHUNK, -1, -1, -1), []
+        start, last = exposure * x.expand(CHUNK, -1, -1, -1), {}
         with torch.no_grad():
-            made = grow(
-                g.model,
-                start,
-                levels,
-                cond=cond | told,
-                noise=noise,
-                callback=lambda step: rates.append(step["denoised"]),
-            )
-        last.append(rates[-1].float()[: job.draws - CHUNK * len(last)])
-        return made.float()
+            made = grow(g.model, start, levels, cond=cond | told, noise=noise, callback=last.update)
+        return torch.cat([made, last["denoised"]], 1).float()
 
     height, width = job.size
-    values = torch.cat(list(_drawn(job, frame, draw)))
-    expected, counted = (v[:, 0, :height, :width].cpu().numpy() for v in (torch.cat(last), values))
+    counted, expected = torch.cat(list(_drawn(job, frame, draw)))[..., :height, :width].cpu().numpy().swapaxes(0, 1)
     return Draws(expected, counted * job.likelihood.gain + job.likelihood.pedestal)
 
 

@@ -159,8 +159,15 @@ def has_truth(frames: xr.Dataset) -> bool:
 
 
 def frames_with_truth(path: Path, twin: Twin | None = None, held: xr.Dataset | None = None) -> KnownFrames:
-    """The frames of a file and the spots of its table, whoever drew them: the one way to known spots."""
+    """The frames of a file and the spots of its table, whoever drew them: the one way to known spots.
+
+    Raises `BadInput` for frames that do not say their reflections.
+    """
     frames = open_frames(path)
+    if not has_truth(frames):
+        raise BadInput(
+            f"{plain_text(path)} has no table of its reflections; expected frames that xrddiff recover wrote"
+        )
     return KnownFrames(path, frames, with_snr(peaks_table(frames), frames), twin, held)
 
 
@@ -175,21 +182,20 @@ def known_frames(plan: RecoveryPlan, folder: Path) -> KnownFrames:
         return frames_with_truth(path)
     learnt, held = (half.load() for half in plan.halves(given))
     twin = plan.learn(learnt, plan.known())
-    made, _ = known_of_twin(twin, plan.n, seed=plan.seed, blank=plan.blank)
+    made = known_of_twin(twin, plan.n, seed=plan.seed, blank=plan.blank)
     known = frames_with_truth(save_frames(made, folder / plan.output), twin, held)
     write_table(known.truth, folder / TRUTH)
     return known
 
 
-def known_of_twin(twin: Twin, n: int, *, seed: int = 0, blank: bool = False) -> tuple[xr.Dataset, pd.DataFrame]:
-    """`n` frames of a twin, drawn when they are read, and their spots, with `snr` and `photons`, in the units of the frames; the
-    frames have these columns too."""
+def known_of_twin(twin: Twin, n: int, *, seed: int = 0, blank: bool = False) -> xr.Dataset:
+    """`n` frames of a twin, drawn when they are read; their spots have `snr` and `photons`, in the units of the frames."""
     made = twin_frames(twin, n, seed=seed, blank=blank)
     valid, readout = frame_mask(made, 0), twin.noise.readout
     truth = in_disc(peaks_table(made), lambda i: twin.expected(twin.draw(i, seed)), valid, readout)
     truth["photons"] *= float(made["intensity"].attrs.get("gain", 1.0))
     columns = {f"peak_{name}": ("peak", truth[name].sort_index().to_numpy(float)) for name in ("snr", "photons")}
-    return made.assign(columns) if len(truth) else made, truth
+    return made.assign(columns) if len(truth) else made
 
 
 def earlier_frames(folder: Path) -> KnownFrames:
@@ -198,10 +204,6 @@ def earlier_frames(folder: Path) -> KnownFrames:
     if not files:
         raise BadInput(
             f"{plain_text(folder)} has a {TRUTH} and no frames; expected a file such as frames.cxi beside it"
-        )
-    if not has_truth(open_frames(files[0])):
-        raise BadInput(
-            f"{plain_text(files[0])} has no table of its reflections; expected frames that xrddiff recover wrote"
         )
     return frames_with_truth(files[0])
 

@@ -84,10 +84,10 @@ def origin_of(frames: xr.Dataset) -> str:
     return "simulated" if "experiment" in frames.attrs or source.startswith("simulated") else "measured"
 
 
-def provenance(frames: xr.Dataset, n: int | None = None) -> str:
-    """Their number, origin and detector: "1000 simulated frames (counting pixel array, 344 µm)". n: how many, if not all of them."""
+def provenance(frames: xr.Dataset) -> str:
+    """Their number, origin and detector: "1000 simulated frames (counting pixel array, 344 µm)"."""
     about = ", ".join(str(frames.attrs[name]) for name in ("detector", "sample") if frames.attrs.get(name))
-    count = frame_count(frames) if n is None else n
+    count = frame_count(frames)
     return f"{count} {origin_of(frames)} frame{'s' * (count != 1)}{f' ({about})' if about else ''}"
 
 # %% ../../../nbs/judge/views/samples.ipynb #8c05d066

@@ -23,11 +23,11 @@ from .schedules import TrainingNoise, normal_cdf
 from ..losses import mse, pixel_mean
 
 # %% auto #0
-__all__ = ['exposure_of', 'level_of_octaves', 'predict_photons', 'thinned', 'ExposureNoise', 'photon_deviance', 'PhotonObjective',
-           'octave_levels', 'poisson_quantile', 'grow']
+__all__ = ['GROWN', 'exposure_of', 'level_of_octaves', 'predict_photons', 'thinned', 'ExposureNoise', 'photon_deviance',
+           'PhotonObjective', 'octave_levels', 'poisson_quantile', 'grow']
 
 # %% ../../../nbs/learn/diffusion/photons.ipynb #40ee42b6
-def exposure_of(sigma: Tensor | float) -> Tensor:
+def exposure_of(sigma: Tensor | Sequence[float] | float) -> Tensor:
     """p = 1/(1 + σ²), float64: the share of the exposure that is seen at the noise level σ."""
     return 1 / (1 + torch.as_tensor(sigma, dtype=torch.float64).square())
 
@@ -115,11 +115,14 @@ class PhotonObjective(DenoisingObjective):
         return {"loss": photon_deviance(said, x - seen, p, mask), "error": mse(said, x, mask)}
 
 # %% ../../../nbs/learn/diffusion/photons.ipynb #0f189d0b
+GROWN = 9.0  # octaves: the end of an exposure, which the steps divide
+
+
 @register("sigma_schedule", "octaves", help="shares of an exposure that grow by the same factor; photons")
 def octave_levels(
     n: int,
     octaves: Annotated[float, Range(above=0), "of the first level, an empty frame"] = 17.0,
-    grown: Annotated[float, Range(above=0), "octaves that the steps after the first one divide"] = 9.0,
+    grown: Annotated[float, Range(above=0), "octaves that the steps after the first one divide"] = GROWN,
 ) -> Tensor:
     """n + 1 noise levels, float64: that of p = 2^−octaves, n − 1 from p = 2^−grown on, and 0."""
     if not grown < octaves:
@@ -172,7 +175,7 @@ def grow(
     if noise is None:
         raise BadInput("the sampler grow needs noise; found none")
     levels = checked_levels(sigmas, falling=True, who="the sampler grow")
-    shares = exposure_of(torch.tensor(levels)).tolist()
+    shares = exposure_of(levels).tolist()
     X = (x.double() * shares[0]).round().clamp_min(0)
     for i, (sigma, p, after) in enumerate(zip(levels, shares, shares[1:], strict=False)):
         state = X / p

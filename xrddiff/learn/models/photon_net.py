@@ -31,9 +31,7 @@ def block_rate(counts: Tensor, valid: Tensor, p: Tensor, side: int) -> Tensor:
     return F.interpolate((1 + total) / (1 + pixels * p), scale_factor=side, mode="nearest")
 
 
-def frame_rate(
-    counts: Tensor, weight: Tensor, p: Tensor, shape: Tensor | float = 1.0, mean: Tensor | float = 1.0
-) -> Tensor:
+def frame_rate(counts: Tensor, weight: Tensor, p: Tensor, shape: Tensor | float, mean: Tensor | float) -> Tensor:
     """r̂ (B, 1, 1, 1) of the pixels of a frame with a weight, in the mean of these weights.
 
     weight: (B, 1, H, W), ≥ 0; counts where it is 0 are left out. shape, mean: α and μ.
@@ -72,6 +70,20 @@ def around(values: Tensor, side: int = 5) -> Tensor:
 
 # %% ../../../nbs/learn/models/photon_net.ipynb #5bc94860
 _STEEPEST = 10.0  # largest |ln| of the factor of a pixel
+_READ = 5  # channels that are made from the counts
+_RINGS = {"background": 24, "spots": 6}
+_QUICK = 30.0  # a step of Adam moves a weight by the learning rate, whatever the weight is for
+_KNOWN = {
+    "background_shape": 4.0,
+    "background_mean": 1.0,
+    "background_ring": 20.0,
+    "spots_shape": 3.0,
+    "spots_mean": 3.0,
+    "spots_ring": 20.0,
+    "spot_shape": 3.0,
+}
+_NO_SPOT = 0.05  # of the map of the lattice, whose reflections are 1: below it is background
+_SPOT = 0.3  # of the drawn spots, relative to the mean reflection: above it photons are of spots
 
 
 @register(
@@ -145,7 +157,7 @@ class PhotonNet(nn.Module):
         rings, spots = self._guess(x, valid, p, cond or {})
         guess = rings + spots
         rates = [rate.log() for rate in (fine, coarse, rings, guess)]
-        read = torch.cat([x.clamp_min(0).log1p(), *rates], 1)
+        read = torch.cat([x.log1p(), *rates], 1)
         h = torch.cat([self.unet(read, noise_label, cond), read], 1)
         return guess * self.last(F.silu(self.first(F.silu(h)))).clamp(-_STEEPEST, _STEEPEST).exp()
 
@@ -178,21 +190,3 @@ class PhotonNet(nn.Module):
     def _map(self, name: str, cond: Mapping[str, Tensor], x: Tensor) -> Tensor | None:
         """A map that the network takes and a batch has."""
         return cond[name].to(x) if name in self.unet.pictures.maps and name in cond else None
-
-
-_READ = 5  # channels that are made from the counts
-_RINGS = {"background": 24, "spots": 6}
-_QUICK = 30.0  # a step of Adam moves a weight by the learning rate, whatever the weight is for
-_KNOWN = dict(
-    background_shape=4.0,
-    background_mean=1.0,
-    background_ring=20.0,
-    spots_shape=3.0,
-    spots_mean=3.0,
-    spots_ring=20.0,
-    spot_shape=3.0,
-)
-_NO_SPOT, _SPOT = (
-    0.05,
-    0.3,
-)  # of the map of the lattice, whose reflections are 1; of spots, relative to the mean reflection
