@@ -153,7 +153,8 @@ def place(tmp_path_factory, runs):
     for name in ("vae_kl/2026-11-20/10-30-00", "vae_kl/2026-01-31/12-00-00"):
         shutil.copytree(runs("vae_kl"), folder / "output" / name)
     shutil.copytree(runs("ddpm"), folder / "RUN")
-    save_frames(frames, folder / "shots.zarr")
+    for name in ("shots.zarr", "shots.h5"):
+        save_frames(frames, folder / name)
     for name in ("mine", "shots-twin"):
         (folder / name).mkdir()
         save_frames(frames, folder / name / "frames.h5")
@@ -191,7 +192,7 @@ def command(line: str, train: bool = True) -> list[str]:
         if not any(w.startswith(("resume=", "init=")) for w in words):
             own = any("data_path=" in w for w in words)
             words += ["data.avg_pooling=true"] if own else FEW
-            if not any(w.startswith("model=") for w in words):
+            if not any(w.startswith(("model=", "experiment_type=demo")) for w in words):
                 words.append("model=vae_kl")
             return [*words[1:], *SMALL]
         resumed = any(w.startswith("resume=") for w in words)

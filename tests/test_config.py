@@ -432,7 +432,7 @@ def test_later_words_win_and_plus_sets():
         ),
         (["training.pretrained_vae_path=/"], "would not be used"),
         (["data.data_path=/no/such.h5"], "data.data_path: /no/such.h5 does not exist"),
-        (["data=sim128", "data.data_path=/"], "both say where the frames are"),
+        (["data.name=sim128", "data.data_path=/"], "both say where the frames are"),
         (["data.data_id=333"], "expected 422 or 522"),
         (["data.data_id=null"], "no data"),
         (["run_name=../up"], "run_name"),

@@ -130,7 +130,7 @@ def test_a_run_is_put_together_launched_and_stopped(notebooks):
     w.get_by_label("recons_loss").select_option("l1")
     differs.get_by_text("training.recons_loss").wait_for()
     w.get_by_label("experiment type").select_option("demo")
-    command.get_by_text("experiment_type=scratch").wait_for()
+    command.get_by_text("experiment_type=demo").wait_for()
     w.get_by_label("experiment type").select_option("")
     w.get_by_label("find a word").fill("")
     w.get_by_label("profile").fill("small")

@@ -178,6 +178,7 @@ def _implied(parsed: list[Override]) -> list[str]:
     return [
         *_autoencoder_of_init(given),
         *_objective_and_parameterisation(given),
+        *_own_frames(given),
         *_batch_of_windows(given),
         *_followers(given),
     ]
@@ -203,6 +204,12 @@ def _objective_and_parameterisation(given: dict[str, Any]) -> list[str]:
         name = None if own is None else own.traits.get(other)
         out += [] if name is None or words[other] in given else [as_override(words[other], name)]
     return out
+
+
+def _own_frames(given: dict[str, Any]) -> list[str]:
+    """Frames that are given are read in place of those that a preset names (`data=sim128`, `experiment_type=demo`)."""
+    own = given.get("data.data_path") is not None or given.get("data.data_id") is not None
+    return ["data.name=null"] if own and "data.name" not in given else []
 
 
 def _batch_of_windows(given: dict[str, Any]) -> list[str]:

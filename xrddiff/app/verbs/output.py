@@ -66,7 +66,7 @@ def show_summary(path: Path) -> None:
     split = path / "metrics" / "split.json"
     if split.is_file() and (said := read_json(split, dict[str, Any], 1 << 20)).get("apart") in ("nothing", "exposure"):
         say(said["sentence"])
-    if (auc := rows.get("two-sample AUC")) and (path / "config.yaml").is_file():
+    if (path / "config.yaml").is_file() and (auc := rows.get("two-sample AUC", {})).get("samples"):
         control = f", held-out frames with {auc['train | held out']:.2f}" if auc.get("train | held out") else ""
         say(f"A classifier recognises samples with AUC {auc['samples']:.2f}{control}; 0.5 is chance.")
         say(f"next: xrddiff sample {for_shell([str(path)])} -n 16")

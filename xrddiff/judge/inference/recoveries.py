@@ -22,7 +22,7 @@ import xarray as xr
 from ...core.errors import BadInput
 from ...core.safe_write import write_table
 from ...core.files import package_version
-from ...core.gate import missing
+from ...core.gate import missing, read_table
 from ...core.launcher import program_environment, resolved_words, run_program
 from ...core.text import plain_text
 from ...data.formats.peak_files import SUFFIXES, read_peaks
@@ -205,6 +205,9 @@ def earlier_frames(folder: Path) -> KnownFrames:
         raise BadInput(
             f"{plain_text(folder)} has a {TRUTH} and no frames; expected a file such as frames.cxi beside it"
         )
+    read_table(
+        folder / TRUTH
+    )  # the spots are those of the frames; a table that was cut or changed is refused all the same
     return frames_with_truth(files[0])
 
 # %% ../../../nbs/judge/inference/recoveries.ipynb #7abe0210

@@ -43,13 +43,13 @@ def frame_rate(counts: Tensor, weight: Tensor, p: Tensor, shape: Tensor | float,
 def ring_rate(
     counts: Tensor, weight: Tensor, p: Tensor, q: Tensor, rings: int, known: Tensor, strength: Tensor | float
 ) -> Tensor:
-    """r̂ (B, 1, H, W) of so many rings about the beam, from 0 to the farthest pixel, linear between their middles.
+    """r̂ (B, 1, H, W) of so many rings about the beam, of the same width in √q from 0 to the farthest pixel, linear between their middles.
 
     counts, weight, p: see `frame_rate`. q: of each pixel, from 0 on, (B, 1, H, W); NaN where it is not known.
     known: the rate before any photon, (B, rings) or the same for all rings, (B, 1). strength: α/μ, in pixels of weight 1.
     """
     q = q.flatten(1)
-    at = (torch.nan_to_num(q / q.amax(1, keepdim=True)) * rings - 0.5).clamp(0, rings - 1)
+    at = (torch.nan_to_num(q / q.amax(1, keepdim=True)).sqrt() * rings - 0.5).clamp(0, rings - 1)
     low = at.long().clamp(max=rings - 2)
     far = at - low
 
@@ -71,7 +71,7 @@ def around(values: Tensor, side: int = 5) -> Tensor:
 # %% ../../../nbs/learn/models/photon_net.ipynb #5bc94860
 _STEEPEST = 10.0  # largest |ln| of the factor of a pixel
 _READ = 5  # channels that are made from the counts
-_RINGS = {"background": 24, "spots": 6}
+_RINGS = {"background": 32, "spots": 12}
 _QUICK = 30.0  # a step of Adam moves a weight by the learning rate, whatever the weight is for
 _KNOWN = {
     "background_shape": 4.0,
