@@ -41,7 +41,7 @@ SIDE, PIXEL, FRAMES, BATCH = 128, 344e-6, 400, 16
 GROUPS = ("P 21 21 21", "P 43 21 2", "P 1 21 1", "P 61 2 2", "P 1")
 WORDS = [
     "experiment_type=scratch", "model=photons", "data=sim128", f"model.diff_batch_size={BATCH}", "model.diff_lr=2e-3", "model.network_options={widths:[48,96]}",
-    "model.condition_maps=[lattice,intensity,q,scattering]", "training.ema_decay=0.998", "inference.guidance_scale=1",
+    "model.condition_maps=[lattice,intensity,q,scattering]", "training.ema_decay=0.998", "inference.guidance_scale=1", "training.condition_dropout=0.03",
 ]  # fmt: skip
 TUNED = ["experiment_type=demo", "data=sim128", "model.diff_epochs=4", "threads=1"]
 

@@ -101,11 +101,47 @@ def test_the_sampler_keeps_the_photons_that_it_begins_with():
     assert (grown >= X).all() and (grown == grown.round()).all() and abs(float(grown.mean()) - 20) < 2
 
 
-def test_what_needs_gaussian_noise_is_refused_in_a_sentence(tmp_path, monkeypatch, capsys):
+@pytest.fixture
+def few(tmp_path, monkeypatch):
+    """A file of three frames, in the folder in which the test runs, and a mask with a dead panel."""
     monkeypatch.chdir(tmp_path)
-    save_frames(simulate("sim128", range(2), seed=0).load(), "few.h5")
+    frames = simulate("sim128", range(7000, 7003), seed=0).load()
+    save_frames(frames, "few.h5")
+    valid = np.ones((128, 128), bool)
+    valid[24:60, 60:110] = False
+    np.save("valid.npy", valid)
+    return frames, ~valid & frames["mask"].values
+
+
+def test_holes_are_filled_with_photons_that_fit_the_others(few):
+    frames, hole = few
+    words = ["--mask", "valid.npy", "--mask-true", "good", "--draws", "2", "--frames", "few.h5"]
+    assert main(["posterior", "inpaint", "pretrained:sim128", *words]) == 0
+    filled = read_store("output/pretrained/sim128/samples/inpaint/samples.zarr")["intensity"].values.reshape(
+        3, 2, 128, 128
+    )
+    measured = frames["intensity"].values[:, None]
+    kept = frames["mask"].values & ~hole
+    np.testing.assert_array_equal(filled[..., kept], np.broadcast_to(measured, filled.shape)[..., kept])
+    assert (filled == np.rint(filled)).all() and (filled[:, 0][:, hole] != filled[:, 1][:, hole]).mean() > 0.2
+    inside, true = filled[..., hole].mean((1, 2)), measured[..., hole].mean((1, 2))
+    np.testing.assert_allclose(inside, true, rtol=0.25)  # each frame has a background and a crystal of its own
+    rates = np.log1p(np.stack([measured[..., hole][:, 0], filled[..., hole][:, 0]]))
+    assert np.corrcoef(rates.reshape(2, -1))[0, 1] > 0.4  # spots are where the crystal has them
+
+
+def test_a_frame_is_retraced_and_grows_again(few):
+    assert main(["posterior", "interpolate", "pretrained:sim128", "few.h5:0", "few.h5:1", "-n", "3"]) == 0
+    way = read_store("output/pretrained/sim128/samples/interpolate/samples.zarr")
+    whole, ends = few[0]["intensity"].values[:2], way["intensity"].values[[0, 2]]
+    valid = way["mask"].values
+    np.testing.assert_array_equal(ends[:, valid], whole[:, valid])
+    assert max(way.attrs["round_trip"]) == 0
+
+
+def test_a_method_for_gaussian_noise_is_refused_in_a_sentence(few, capsys):
     for words in (
-        ["posterior", "inpaint", "pretrained:sim128", "--frames", "few.h5"],
+        ["posterior", "inpaint", "pretrained:sim128", "--frames", "few.h5", "--method", "repaint"],
         ["posterior", "pixels", "pretrained:sim128", "--frames", "few.h5", "--method", "counts"],
     ):
         assert main(words) == 2

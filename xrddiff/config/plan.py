@@ -371,6 +371,11 @@ class ModelPlan:
         """Whether its denoiser draws one token after another."""
         return self.denoiser is not None and self.denoiser.tokens is not None
 
+    @property
+    def grows(self) -> bool:
+        """Whether frames grow photon by photon."""
+        return self.denoiser is not None and self.denoiser.parameterisation == "photons"
+
 # %% ../../nbs/config/plan.ipynb #9c2e720b
 @dataclass(frozen=True, kw_only=True)
 class TrainingPlan:

@@ -188,14 +188,14 @@ def inpaint(
     mask_true: str | None = None,
     draws: int = 4,
     limit: int | None = None,
-    method: str = "posterior",
+    method: str | None = None,
     name: str | None = None,
 ) -> Code:
     """Fill the holes in measured frames with a trained model: `xrddiff posterior inpaint RUN --frames
     run_17.h5 --mask bad.npy --draws 8`.
 
     - `mask`: pixels to fill besides those that the frames mask: .npy, TIFF, EDF, FILE.h5:/path, .geom, .msk.
-    - `draws`: draws per frame. `method`: posterior (the default), repaint or replacement.
+    - `draws`: draws per frame. `method`: posterior, repaint or replacement (posterior); a model that grows frames photon by photon has a way of its own.
     - `name`: name of the set, its folder under RUN/samples (inpaint).
     """
     given = dict(frames=frames, mask=mask, mask_true=mask_true, draws=draws, method=method, limit=limit)

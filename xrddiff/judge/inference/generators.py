@@ -332,13 +332,6 @@ class Generator:
         """Whether frames grow photon by photon, so that there is no Gaussian noise to put on measured ones."""
         return getattr(self.model, "parameterisation", "") == "photons"
 
-    def need_noise(self, what: str) -> None:
-        """Raise `BadInput` if `what` is to be done with noise that this model does not know."""
-        if self.grows:
-            raise BadInput(
-                f"{what} puts Gaussian noise on frames, and this model grows them photon by photon; expected a run of ddpm or latent_diff, or `xrddiff sample RUN --from FRAMES`"
-            )
-
     @property
     def autoregressive(self) -> bool:
         """Whether it draws patch by patch."""

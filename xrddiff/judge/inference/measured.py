@@ -18,11 +18,12 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from ...config.plan import inference_plan
+from ...config.plan import inference_plan, saved_plan
 from ...config.overrides import parse_override
 from ...core.errors import BadInput, nearest
 from ...data.formats.mask_files import load_mask
 from ...data.frames.frames import frame_count, frame_mask
+from ...data.frames.labels import LABELS, with_labels
 from ...data.frames.selection import select_frames
 from ...data.transforms.pipelines import transform_from_state
 from ...data.transforms.values import Transform
@@ -34,6 +35,7 @@ from ...learn.diffusion.inpainting import INPAINTING, inpaint, posterior
 from ...learn.diffusion.interpolation import TOLERANCE, cond_between, inversion, slerp
 from ...learn.diffusion.keyed_sampling import SampleNoise, Sampler, sample_chunks
 from ...learn.loading.augmentations import TOLD
+from ...learn.diffusion.photons import grow_again, grow_around, retrace
 from ...learn.recipes.setup import run_accelerator
 from ...learn.training.checkpoints import load_checkpoint
 from ...physics.indexing.known_lattices import says_crystals
@@ -129,9 +131,11 @@ def to_network(frames: xr.Dataset, generator: Generator, values: Mapping[str, An
 
     frames: the frames, fitted by `fit_to_model`.
     generator: the model.
-    values: given conditions; the others are those of the frames, or unknown.
+    values: given conditions; the others are those of the frames, measured in them where a label can be, or unknown.
     where: name of the frames in error messages.
     """
+    measured = (name for name in generator.fields if name in LABELS and LABELS[name].measured)
+    frames = with_labels(frames, [name for name in measured if name not in {*frames.variables, *values}])
     n, (height, width) = frame_count(frames), frames["intensity"].shape[1:]
     side = 1 if generator.space is None else generator.space.downsampling
     x = np.zeros((n, 1, *(s * side for s in generator.shape[1:])), np.float32)
@@ -198,7 +202,7 @@ class Inpainting:
     generator, sampler, plan, guide: see `SampleJob`.
     frames: the frames, fitted to the model.
     draws: versions of each frame.
-    method: one of `INPAINTING`.
+    method: one of `INPAINTING`, or "growth" for a model that grows frames.
     about: attributes of the result.
     """
 
@@ -256,6 +260,8 @@ class Inpainting:
             cond["mask"] = own.expand(len(at), -1, -1, -1)
         denoise = self.sampler.clamped(g.model if self.guide is None else self.guide(g.model))
         sigmas, noise = self.sampler.sigmas(g.model), SampleNoise(g.shape, numbers, self.plan.sampling.seed, g.device)
+        if g.grows:
+            return grow_around(denoise, x, valid, sigmas, noise, cond=cond).float()
         if g.space is None:
             known = torch.where(valid, x, torch.nan)  # nothing can use unknown pixels
             return inpaint(
@@ -321,7 +327,6 @@ def _opened(
     i = replace(plan.sampling, keep_steps=None)  # nothing is kept on the way
     device = run_accelerator(plan.training).device
     generator = open_generator(run, ema=i.use_ema, ema_sigma_rel=i.ema_sigma_rel, device=device)
-    generator.need_noise("inpainting, or interpolation,")
     regions = transform_from_state(load_checkpoint(run).state["regions"])
     guide = open_guide(run, i, generator, partial(open_generator, device=device))
     return plan, generator, regions, ready_sampler(generator, i, inverted=inverted), guide
@@ -340,7 +345,7 @@ def open_inpainting(
     mask: str | Path | None = None,
     mask_true: str | None = None,
     draws: int = 4,
-    method: str = "posterior",
+    method: str | None = None,
     limit: int | None = None,
 ) -> Inpainting:
     """Prepare to fill the holes in frames from a file with the model of a run.
@@ -352,16 +357,21 @@ def open_inpainting(
         for all frames or one per frame; combined with the mask of `frames`.
     mask_true: `good` or `bad`, the meaning of True in it.
     draws: versions of each frame.
-    method: one of `INPAINTING`.
+    method: one of `INPAINTING` (posterior); None for a model that grows frames, which fills holes by `grow_around`.
     limit: only the first `limit` frames.
     Raises `BadInput` if it cannot be done.
     """
     plan, generator, regions, sampler, guide = _opened(run, words, "fill holes")
     if draws < 1 or (limit is not None and limit < 1):
         raise BadInput(f"inpainting: {draws} draws of {limit or 'all'} frames were requested; expected at least 1")
-    if method not in INPAINTING:
+    if method is not None and method not in INPAINTING:
         raise BadInput(f"there is no inpainting method {method!r}{nearest(method, INPAINTING)}")
-    if method != "posterior" and generator.space is not None:
+    if method and generator.grows:
+        raise BadInput(
+            f"method {method} puts Gaussian noise on frames, and {run} grows them photon by photon; leave the method out"
+        )
+    method = "growth" if generator.grows else method or "posterior"
+    if method in ("repaint", "replacement") and generator.space is not None:
         raise BadInput(
             f"method {method} needs a model of the frames themselves, and {run} is one in a latent; use method "
             "posterior"
@@ -409,7 +419,7 @@ def draw_between(
     """Return samples on the arc between two noises, (n, C, H, W) float32; each alone, so that none depends on the
     others.
 
-    noise: (2, C, H, W) at the level `sigmas[0]`. t: places on the arc, (n,), from 0 to 1. cond: conditions there, (n, …).
+    noise: (2, C, H, W) at the level `sigmas[0]`; for `grow_again` (2, n, C, H, W), of each step. t: places on the arc, (n,), from 0 to 1. cond: conditions there, (n, …).
     """
     way = slerp(noise[0], noise[1], t)
     own = [{name: v[k : k + 1] for name, v in cond.items()} for k in range(len(t))]
@@ -464,10 +474,15 @@ class Interpolation:
         if g.space is not None:
             z = torch.cat([g.space.encode(x[None], m[None]) for x, m in zip(net.x, net.valid, strict=True)])
         denoise = self.sampler.clamped(g.model if self.guide is None else self.guide(g.model))
-        noise, missed = inversion(denoise, z, sigmas, cond=cond, rounds=self.rounds)
+        if g.grows:
+            path = SampleNoise(g.shape, range(2), self.plan.sampling.seed, g.device)
+            noise, missed = retrace(denoise, z, sigmas, path, cond=cond)
+        else:
+            noise, missed = inversion(denoise, z, sigmas, cond=cond, rounds=self.rounds)
+        method = grow_again if g.grows else self.sampler.method
         t = torch.linspace(0, 1, self.steps, dtype=torch.float64)
         on_way = cond_between(cond, t)
-        drawn = draw_between(self.sampler.method, denoise, noise, sigmas, t, on_way)
+        drawn = draw_between(method, denoise, noise, sigmas, t, on_way)
         values, mask = g.decode(drawn).cpu(), net.valid[0, 0].cpu().numpy()
         if not values.isfinite().all():
             raise BadInput("the frames on the way are not finite; expected a trained model")
@@ -510,15 +525,16 @@ def open_interpolation(
     if steps < 2:
         raise BadInput(f"interpolation: {steps} frames were requested; expected at least 2, including both ends")
     told = {o.key: o.value for o in map(parse_override, words)}
-    if told.get("inference.sampler", "ddim") != "ddim":
-        raise BadInput(
-            "interpolation inverts the sampler, which is only possible for ddim; expected no other inference.sampler"
-        )
-    words = [*words, "inference.sampler=ddim"]  # also of a preset
+    own, steps_of = ("grow", "64") if (grows := saved_plan(run).model.grows) else ("ddim", "null")
+    words = [*words, f"inference.sampler={own}"]  # also of a preset
     if not {"inference", "inference.steps"} & told.keys():
-        words.append("inference.steps=null")  # the run's own number may be too small for an inversion
-    plan, generator, regions, sampler, guide = _opened(run, words, "be inverted", inverted=True)
-    if eta := sampler.options["eta"]:
+        words.append(f"inference.steps={steps_of}")  # the run's own number may be too small for an inversion
+    if told.get("inference.sampler", own) != own:
+        raise BadInput(
+            f"interpolation inverts the sampler, which is only possible for {own}; expected no other inference.sampler"
+        )
+    plan, generator, regions, sampler, guide = _opened(run, words, "be inverted", inverted=not grows)
+    if eta := sampler.options.get("eta"):
         raise BadInput(f"inference.sampler_options.eta={eta:g}: fresh noise cannot be inverted; expected 0")
     pair = tuple(fit_to_model(open_one(name), generator, regions, name) for name in (first, last))
     about = _about(plan, sampler, guide, first=first, last=last)

@@ -645,7 +645,7 @@ def open_posterior(
         raise BadInput(f"a posterior was asked for {draws} draws of {limit or 'all'} frames; expected at least 1")
     if read_noise is not None and not 0 <= read_noise < inf:
         raise BadInput(f"the read noise is {read_noise}; expected 0 or more, in the units of the file")
-    grows = plan.model.denoiser.parameterisation == "photons"
+    grows = plan.model.grows
     method = method or ("growth" if grows else "counts")
     if method not in entries("posterior"):
         raise BadInput(f"there is no method {method!r} for a posterior{nearest(method, entries('posterior'))}")

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -24,7 +24,8 @@ from ..losses import mse, pixel_mean
 
 # %% auto #0
 __all__ = ['GROWN', 'exposure_of', 'level_of_octaves', 'predict_photons', 'thinned', 'ExposureNoise', 'photon_deviance',
-           'PhotonObjective', 'octave_levels', 'poisson_quantile', 'grow']
+           'PhotonObjective', 'octave_levels', 'poisson_quantile', 'grow', 'binomial_quantile', 'grow_around',
+           'grow_again', 'retrace']
 
 # %% ../../../nbs/learn/diffusion/photons.ipynb #40ee42b6
 def exposure_of(sigma: Tensor | Sequence[float] | float) -> Tensor:
@@ -174,6 +175,20 @@ def grow(
     """
     if noise is None:
         raise BadInput("the sampler grow needs noise; found none")
+    return _grown(
+        denoise, x, sigmas, lambda X, rate, p, after: poisson_quantile((after - p) * rate, noise()), cond, callback
+    )
+
+
+def _grown(
+    denoise: Denoise,
+    x: Tensor,
+    sigmas: Tensor | Sequence[float],
+    more: Callable[[Tensor, Tensor, float, float], Tensor],
+    cond: Mapping[str, Any] | None = None,
+    callback: Callback | None = None,
+) -> Tensor:
+    """The way of `grow` with the new photons `more(X_p, λ, p, p′)` of each step."""
     levels = checked_levels(sigmas, falling=True, who="the sampler grow")
     shares = exposure_of(levels).tolist()
     X = (x.double() * shares[0]).round().clamp_min(0)
@@ -182,5 +197,101 @@ def grow(
         rate = denoise(state, torch.tensor(sigma, dtype=torch.float64), cond).double()
         if callback is not None:
             callback({"i": i, "sigma": sigma, "x": state, "denoised": rate})
-        X = X + poisson_quantile((after - p) * rate, noise())
+        X = X + more(X, rate, p, after)
     return X / shares[-1]
+
+# %% ../../../nbs/learn/diffusion/photons.ipynb #a9d898cf
+def binomial_quantile(n: Tensor, share: float, z: Tensor) -> Tensor:
+    """The quantile of the binomial distribution of `n` trials with this probability at Φ(z), whole numbers, float64; shapes alike."""
+    from scipy.stats import binom
+
+    n, z, share = n.double(), z.double(), min(share, 1.0)
+    variance = n * share * (1 - share)
+    out = (n * share + variance.sqrt() * z + (1 - 2 * share) * (z.square() - 1) / 6).round().clamp_min(0)
+    some = (n > 0) & (variance < _HIGH)
+    out[some] = torch.as_tensor(binom.ppf(normal_cdf(z[some]).cpu().numpy(), n[some].cpu().numpy(), share)).to(out)
+    return out.clamp_min(0).minimum(n)
+
+
+_BACK = 0.5  # octaves that a round takes away
+
+
+@torch.no_grad()
+def grow_around(
+    denoise: Denoise,
+    known: Tensor,
+    mask: Tensor,
+    sigmas: Tensor | Sequence[float],
+    noise: Noise,
+    *,
+    cond: Mapping[str, Any] | None = None,
+    rounds: int = 20,
+) -> Tensor:
+    """Frames (B, 1, H, W), float64, whose pixels are `known` photons where `mask` is True, and grow elsewhere.
+
+    known: whole numbers, ignored outside `mask`. sigmas: see `grow`; the last is 0. noise: see `SampleNoise`. rounds: of thinning
+    and growing again, an evaluation each.
+    """
+    K = torch.where(mask, known, 0).double().round().clamp_min(0)
+
+    def more(X: Tensor, rate: Tensor, p: float, after: float) -> Tensor:
+        z = noise()
+        own = binomial_quantile(torch.where(mask, K - X, 0), (after - p) / (1 - p), z)
+        return torch.where(mask, own, poisson_quantile((after - p) * rate, z))
+
+    X, back = _grown(denoise, torch.zeros_like(K), sigmas, more, cond), level_of_octaves(_BACK)
+    for _ in range(rounds):
+        p = float(exposure_of(back))
+        X = _grown(denoise, binomial_quantile(X, p, noise()) / p, [float(back), 0.0], more, cond)
+    return X
+
+# %% ../../../nbs/learn/diffusion/photons.ipynb #aec601ca
+_FARTHEST = 37.0  # |z| that Φ tells from 0 and 1, in float64
+
+
+def _normal_of(count: Tensor, rate: Tensor, v: Tensor) -> Tensor:
+    """z with `poisson_quantile(rate, z)` = count, drawn by v in (0, 1) among those that have it."""
+    from scipy.stats import norm, poisson
+
+    so_many, more = (
+        torch.as_tensor(poisson.sf((count - k).cpu().numpy(), rate.cpu().numpy())).to(rate) for k in (1, 0)
+    )
+    low = torch.as_tensor(norm.isf(torch.lerp(more, so_many, v).cpu().numpy())).to(rate)
+    s = rate.sqrt()  # of the expansion: s z + (z² − 1)/6 = t
+    t = count + v - 0.5 - rate
+    high = 3 * ((s.square() + (2 / 3) * (t + 1 / 6)).clamp_min(0).sqrt() - s)
+    return torch.where(rate < _HIGH, low, high).nan_to_num(0.0, _FARTHEST, -_FARTHEST).clamp(-_FARTHEST, _FARTHEST)
+
+
+def grow_again(
+    denoise: Denoise, noise: Tensor, sigmas: Tensor | Sequence[float], *, cond: Mapping[str, Any] | None = None
+) -> Tensor:
+    """`grow` from an empty frame with the normal numbers `noise` (B, n, 1, H, W) of its n steps."""
+    return grow(denoise, torch.zeros_like(noise[:, 0]), sigmas, cond=cond, noise=iter(noise.unbind(1)).__next__)
+
+
+@torch.no_grad()
+def retrace(
+    denoise: Denoise,
+    x: Tensor,
+    sigmas: Tensor | Sequence[float],
+    noise: Noise,
+    *,
+    cond: Mapping[str, Any] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """(z, missed): normal numbers (B, n, 1, H, W), float64, with which `grow` draws the photons `x` (B, 1, H, W) in n steps, from
+    an empty frame; and the RMS error of the frame that grows with them, (B,), over the RMS of `x`.
+
+    noise: draws the path, and each z among those with the same photons. The other words: see `grow`.
+    """
+    K, found = x.double().round().clamp_min(0), []
+
+    def more(X: Tensor, rate: Tensor, p: float, after: float) -> Tensor:
+        new = binomial_quantile(K - X, (after - p) / (1 - p), noise())
+        found.append(_normal_of(new, (after - p) * rate, normal_cdf(noise())))
+        return new
+
+    _grown(denoise, torch.zeros_like(K), sigmas, more, cond)
+    z = torch.stack(found, 1)
+    error = (grow_again(denoise, z, sigmas, cond=cond) - K).square().flatten(1).mean(1)
+    return z, (error / K.square().flatten(1).mean(1).clamp_min(1e-300)).sqrt()

@@ -71,7 +71,7 @@ def around(values: Tensor, side: int = 5) -> Tensor:
 # %% ../../../nbs/learn/models/photon_net.ipynb #5bc94860
 _STEEPEST = 10.0  # largest |ln| of the factor of a pixel
 _READ = 5  # channels that are made from the counts
-_RINGS = {"background": 32, "spots": 12}
+_RINGS = {"background": 48, "spots": 16}
 _QUICK = 30.0  # a step of Adam moves a weight by the learning rate, whatever the weight is for
 _KNOWN = {
     "background_shape": 4.0,
