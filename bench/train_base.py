@@ -23,6 +23,7 @@ from train_encoder import cell_of
 
 from xrddiff.config.plan import RunPlan, compose_plan, replan, saved_plan
 from xrddiff.core.files import sealed_yaml, writing
+from xrddiff.core.ranks.rendezvous import initialize_distributed
 from xrddiff.core.seeds import numpy_rng
 from xrddiff.data.frames.labels import with_labels
 from xrddiff.data.frames.selection import evenly_spaced
@@ -114,7 +115,8 @@ def loader_of(number: int, seed: int, like: FrameLoader, plan: RunPlan, folder: 
 
 
 def train(args: argparse.Namespace) -> None:
-    """Train, or go on."""
+    """Train, or go on, on all ranks."""
+    initialize_distributed()
     plan = compose_plan([*WORDS, f"training.seed={args.seed}", f"model.diff_epochs={args.epochs}"])
     prepared, accelerator = prepare_planned(plan), run_accelerator(plan.training)
     if accelerator.is_main_process and not (args.folder / "config.yaml").exists():
@@ -158,7 +160,7 @@ def card(run: Path, checkpoint: Checkpoint, args: argparse.Namespace) -> list[st
         f"# {args.pack.name}, a pretrained model", "",
         f"Frames of 128 × 128 pixels that grow photon by photon, told the maps of a crystal (`model=photons`); {size / 1e6:.2f} M weights in bfloat16.", "",
         f"- Data: {frames} frames that xrddiff simulates, of {args.experiments} experiments, each with a crystal, distance, beam and background of its own; one of them is `sim128`. Simulated, CC0.",
-        f"- Training: {load_checkpoint(args.folder).step} steps of {BATCH} frames, {(args.folder / 'cpu_seconds.txt').read_text().strip()} s of CPU, seed {args.seed}: `torchrun --nproc-per-node 2 bench/train_base.py FOLDER --epochs {args.epochs} --experiments {args.experiments}`; then {checkpoint.step} steps on `sim128` alone, with `--pack`.",
+        f"- Training: {load_checkpoint(args.folder).step} steps of {BATCH} frames on each rank, {(args.folder / 'cpu_seconds.txt').read_text().strip()} s of CPU, seed {args.seed}: `torchrun --nproc-per-node 2 bench/train_base.py FOLDER --epochs {args.epochs} --experiments {args.experiments}`; then {checkpoint.step} steps on `sim128` alone, with `--pack`.",
         "- Licence of the weights: Apache-2.0.",
         f"- Weights before they were rounded: checkpoint {checkpoint.sha256}.",
     ]  # fmt: skip

@@ -19,14 +19,14 @@ from .diversity import wilson_interval
 from .judgement import Judgement, peak_quantiles, title_of
 from .physics import physics_words
 from .set_summaries import LEVELS, SetSummary
-from .two_sample import FEWEST_TOLD, GROUPS, seen_words, two_sample_words
+from .two_sample import FEWEST_TOLD, GROUPS, TwoSample, seen_words, two_sample_words
 from ...learn.telemetry.rules import OF_SAMPLES, VERDICT, Evidence, Finding, look
 
 # %% auto #0
 __all__ = ['COUNTS', 'PROFILES', 'SPOTS', 'LATTICES', 'PLACES', 'VARIETY', 'FAR', 'VERY_FAR', 'TOLD_APART', 'SURELY', 'COPIED',
            'COVERED', 'OF_SIX', 'USES', 'STATES', 'GRAVITY', 'Fault', 'distance_faults', 'classifier_faults',
-           'variety_faults', 'rule_findings', 'other_faults', 'Verdict', 'states_of', 'verdict_of', 'findings_of',
-           'judged_record']
+           'variety_faults', 'rule_findings', 'other_faults', 'Verdict', 'use_numbers', 'states_of', 'verdict_of',
+           'findings_of', 'judged_record']
 
 # %% ../../../nbs/judge/metrics/verdict.ipynb #5cd46fe8
 COUNTS, PROFILES, SPOTS, LATTICES = "photon statistics", "radial profiles", "peak finding", "indexing"
@@ -344,6 +344,31 @@ def _tests_of(judgement: Judgement) -> dict[str, str]:
             f"{seen_words(told)}; {judgement.copies.copied:.0%} copies, {judgement.copies.repeated:.0%} repeats"
         )
     return out
+
+
+def use_numbers(judgement: Judgement) -> pd.DataFrame:
+    """The number that speaks of each use: `samples`, `reference` (the same of held-out frames), as text, and `least`, the smallest AUC
+    that would have been seen. Of several groups of statistics that of the largest AUC is taken.
+    """
+    out: dict[str, dict[str, Any]] = {}
+    told, control = (judgement.two_samples.get(name) for name in ("samples", "control"))
+    if told is not None:
+        for group, row in told.table.loc[list(GROUPS)].sort_values("auc", ascending=False).iterrows():
+            out.setdefault(_OF_GROUP[group], _auc_cells(row, control, group))
+        out[VARIETY] = _auc_cells(told.table.loc["all"], control, "all")
+    rates = {k: found.loc["rate"] for k, found in judgement.lattices.items()}
+    if "samples" in rates:
+        made, real = rates["samples"], rates.get("held out")
+        words = f"{made['value']:.0%} index ({made['low']:.0%}–{made['high']:.0%})"
+        out[LATTICES] = dict(samples=words, reference="" if real is None else f"{real['value']:.0%}", least=np.nan)
+    return pd.DataFrame.from_dict(out, orient="index").reindex([use for use in USES if use in out])
+
+
+def _auc_cells(row: pd.Series, control: TwoSample | None, name: str) -> dict[str, Any]:
+    by = "all statistics" if name == "all" else name
+    reference = "" if control is None else f"{control.table.loc[name, 'auc']:.2f}"
+    told = f"AUC {row['auc']:.2f} ({row['low']:.2f}–{row['high']:.2f}) by {by}"
+    return dict(samples=told, reference=reference, least=row["least"] if row["least"] < 1 else np.nan)
 
 
 def states_of(judgement: Judgement, faults: Sequence[Fault]) -> dict[str, tuple[str, str]]:

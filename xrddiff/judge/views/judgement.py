@@ -13,14 +13,13 @@ import pandas as pd
 
 from ...data.transforms.values import range_words
 from ..metrics.conditions import answer_table, answer_words
-from ..metrics.distribution import DISTANCES
 from ..metrics.frame_statistics import STEPS
 from ..metrics.judgement import title_of
 from ..metrics.two_sample import SETS, seen_words
-from ..metrics.verdict import STATES, findings_of, rule_findings, verdict_of
+from ..metrics.verdict import STATES, findings_of, rule_findings, use_numbers, verdict_of
 from .plots import INTENSITY, LINES, SMALL, Picture, _tidy
 from .report import FINDINGS, Report
-from .samples import plot_distribution, plot_ratios, provenance, show_samples
+from .samples import plot_distribution, plot_ratios, provenance, show_rows, show_samples
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -31,9 +30,9 @@ if TYPE_CHECKING:
     from xrddiff.judge.metrics.verdict import Verdict
 
 # %% auto #0
-__all__ = ['LATENTS', 'FIRST', 'plot_aucs', 'plot_curve', 'show_pair', 'show_surest', 'two_sample_pictures', 'add_two_sample',
-           'aucs_by_group', 'add_uses', 'first_numbers', 'generation_pictures', 'add_generation', 'add_answers',
-           'add_distances', 'add_variety', 'add_lattices']
+__all__ = ['LATENTS', 'FIRST', 'STATE_WORDS', 'plot_aucs', 'plot_curve', 'show_pair', 'show_surest', 'two_sample_pictures',
+           'add_two_sample', 'aucs_by_group', 'uses_table', 'because_lines', 'generation_pictures', 'add_generation',
+           'add_answers', 'add_distances', 'add_variety', 'add_lattices']
 
 # %% ../../../nbs/judge/views/judgement.ipynb #7157f595
 def plot_aucs(found: Mapping[str, TwoSample]) -> Figure:
@@ -194,21 +193,23 @@ LATENTS = {
 }  # fmt: skip
 
 
-FIRST = "AUC: in how many pairs of a frame and a sample a classifier finds the sample; 0.5 is chance. Floor: the distance between two sets of reference frames."
+FIRST = "AUC: in how many pairs of a frame and a sample a classifier finds the sample; 0.5 is chance."
 
 
-def add_uses(report: Report, verdict: Verdict) -> None:
-    """Add the state of each use, and the reason."""
-    kinds = dict(zip(STATES, ("warning", "note", "", ""), strict=True))
-    uses = [
-        (kinds[state], f"{use[:1].upper()}{use[1:]}: {_STATE_WORDS[state]}. {_sentence(because)}")
-        for use, (state, because) in verdict.states.items()
-    ]
-    if uses:
-        report.add("Uses", lines=uses, part="verdict")
+def uses_table(judgement: Judgement, verdict: Verdict) -> pd.DataFrame | None:
+    """The state of each use, and the number that speaks of it beside that of reference frames; None if there is none."""
+    if not verdict.states:
+        return None
+    numbers = use_numbers(judgement).reindex(list(verdict.states))
+    states = [STATE_WORDS[state] for state, _ in verdict.states.values()]
+    missed = [f"AUC {least:.2f}" if least == least else "" for least in numbers.get("least", [np.nan] * len(states))]
+    titles = {"samples": "samples", "reference": "held-out frames"}
+    columns = {title: numbers[name].fillna("").tolist() for name, title in titles.items() if name in numbers}
+    columns = {"state": states, **columns, "unseen below": missed}
+    return pd.DataFrame(columns, index=pd.Index(list(verdict.states), name="use of the frames"))
 
 
-_STATE_WORDS = {
+STATE_WORDS = {
     "shown": "a difference is shown",
     "suspected": "a difference is suspected",
     "not seen": "no difference is seen",
@@ -216,35 +217,13 @@ _STATE_WORDS = {
 }
 
 
-def _sentence(words: str) -> str:
-    """Return words as a sentence."""
-    return f"{words[:1].upper()}{words[1:]}."
-
-
-def first_numbers(judgement: Judgement) -> pd.DataFrame | None:
-    """Up to four numbers of samples beside those of reference frames: the two-sample AUC, peaks, frames that index,
-    and the distance that is largest as a multiple of its floor; None if there is none.
-    """
-    rows: dict[str, dict[str, str]] = {}
-    if "samples" in (told := judgement.two_samples):
-        low, high = told["samples"].interval
-        rows["two-sample AUC"] = {
-            "samples": f"{told['samples'].value:.2f} ({low:.2f}–{high:.2f})",
-            "reference frames": f"{told['control'].value:.2f}" if "control" in told else "",
-        }
-    peaks = judgement.peaks()
-    if {"samples", "held out"} <= set(peaks.index) and judgement.rows:
-        cells = {name: f"{q['50%']:.0f} ({q['5%']:.0f}–{q['95%']:.0f})" for name, q in peaks.iterrows()}
-        rows["peaks in a frame"] = {"samples": cells["samples"], "reference frames": cells["held out"]}
-    rates = {k: found.loc["rate", "value"] for k, found in judgement.lattices.items()}
-    if "samples" in rates:
-        real = f"{rates['held out']:.0%}" if "held out" in rates else ""
-        rows["frames that index"] = {"samples": f"{rates['samples']:.0%}", "reference frames": real}
-    ratios = {d: r for d in (DISTANCES if judgement.rows else ()) if np.isfinite(r := judgement.ratio(d))}
-    if ratios:
-        d = max(ratios, key=ratios.__getitem__)
-        rows[f"{title_of(d)}, × floor"] = {"samples": f"{ratios[d]:.1f}", "reference frames": "1"}
-    return pd.DataFrame.from_dict(rows, orient="index") if rows else None
+def because_lines(verdict: Verdict) -> list[tuple[str, str]]:
+    """The reason for the state of each use: (mark, sentence)."""
+    kinds = dict(zip(STATES, ("warning", "note", "", ""), strict=True))
+    return [
+        (kinds[state], f"{use[:1].upper()}{use[1:]}: {STATE_WORDS[state]}. {because[:1].upper()}{because[1:]}.")
+        for use, (state, because) in verdict.states.items()
+    ]
 
 # %% ../../../nbs/judge/views/judgement.ipynb #c6d7e653
 def generation_pictures(
@@ -252,12 +231,14 @@ def generation_pictures(
 ) -> dict[str, Figure]:
     """The figures of a generation report, by name.
 
-    "samples" shows up to `n` samples, next to reference frames if given. With a judgement there are also
+    "samples" shows up to `n` samples, next to reference frames if given. With reference frames "first" shows eight of either kind; with a judgement there are also
     "distributions" of both sets, "ratios" to the floor, and those of `two_sample_pictures`.
     """
     shown = {"samples": show_samples(real, samples, n)}
     if judgement is None:
         return shown
+    if real is not None:
+        shown["first"] = show_rows(real, samples)
     unit = "photons" if samples["intensity"].attrs["units"] == "photon" else "ADU"
     shown["distributions"] = plot_distribution(judgement.sets(), scale=judgement.scale, unit=unit)
     if judgement.rows:
@@ -293,11 +274,13 @@ def add_generation(
         first, *others = verdict.lines
         found = [*findings_of(verdict), *rule_findings(judgement)]
         remedies = dict.fromkeys(("note", f"{f.cause} {f.remedy}") for f in found if f.remedy)
-        numbers = first_numbers(judgement)
-        lines = [first] if numbers is None else [first, ("", FIRST)]
         known = "" if reference is None else f"Reference: {provenance(reference)}."
-        report.add("In short", known, lines=lines, table=numbers, part="verdict")
-        add_uses(report, verdict)
+        table, told = (
+            uses_table(judgement, verdict),
+            " ".join(filter(None, [known, FIRST if judgement.two_samples else ""])),
+        )
+        report.add("In short", told, lines=[first], table=table, figure=pictures.get("first"), part="verdict")
+        others += because_lines(verdict)
         findings = [*others, *(("", line) for line in answers), *remedies]
     left = f"Left: held-out frames{condition}. Right: samples{about}. One intensity scale for all."
     beyond = f" {range_words(drawn)}." if drawn is not None and drawn["beyond"] else ""
@@ -382,7 +365,8 @@ def add_variety(report: Report, judgement: Judgement, pictures: Mapping[str, Fig
 
 def _reason(judgement: Judgement, name: str) -> str:
     """Why a number is missing, as a sentence."""
-    return _sentence(f"{title_of(name)}: {judgement.why[name]}")
+    words = f"{title_of(name)}: {judgement.why[name]}"
+    return f"{words[:1].upper()}{words[1:]}."
 
 
 def add_lattices(report: Report, judgement: Judgement) -> None:

@@ -474,6 +474,9 @@ def finish_report(report: Report, run: Path, plan: RunPlan, *, ended: bool = Tru
     add_epochs(report, run)
     add_samples_over_epochs(report, run)
     if (run / "config.yaml").is_file():
+        for section in report.sections:
+            if section.part == "verdict" and ended:  # what to do next
+                section.commands = dict(list(run_commands(run, plan).items())[:1])
         report.add("Limits", lines=[("", line) for line in limits(plan)], part="limits", remade=True)
         add_commands(report, run, plan, ended=ended)
     sections = ("model", "training", "data", *(["inference"] if plan.model.denoiser else []))

@@ -23,6 +23,7 @@ from ...core.errors import BadInput
 from ...core.files import writing
 from ...core.text import for_plot
 from ...data.frames.frames import frame_count, frame_mask
+from ...data.frames.selection import evenly_spaced, select_frames
 from xrddiff.judge.views.plots import (
     INTENSITY,
     LINES,
@@ -47,17 +48,17 @@ if TYPE_CHECKING:
     from xrddiff.judge.metrics.set_summaries import SetSummary
 
 # %% auto #0
-__all__ = ['origin_of', 'provenance', 'show_samples', 'plot_distribution', 'plot_ratios', 'show_denoising', 'show_patches',
-           'show_making', 'show_over_epochs', 'show_epoch', 'write_video', 'draw_over_epochs']
+__all__ = ['origin_of', 'provenance', 'show_samples', 'show_rows', 'plot_distribution', 'plot_ratios', 'show_denoising',
+           'show_patches', 'show_making', 'show_over_epochs', 'show_epoch', 'write_video', 'draw_over_epochs']
 
 # %% ../../../nbs/judge/views/samples.ipynb #7e5103e0
-def _tiles(frames: xr.Dataset, n: int, pixels: int) -> tuple[np.ndarray, np.ndarray]:
-    """The first n frames as one image, and the mask of pixels between the frames."""
+def _tiles(frames: xr.Dataset, n: int, pixels: int, columns: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """The first n frames as one image of so many columns (as a square), and the mask of pixels between the frames."""
     images = [frame_picture(frames, i)[0] for i in range(n)]
     k = -(-max(images[0].shape) // pixels)
     images = [_block_maxima(image, k) for image in images]
     height, width = images[0].shape
-    columns, gap = int(np.ceil(np.sqrt(n))), max(1, height // 24)
+    columns, gap = columns or int(np.ceil(np.sqrt(n))), max(1, height // 24)
     out = np.full((-(-n // columns) * (height + gap) - gap, columns * (width + gap) - gap), np.nan)
     empty = np.ones(out.shape, bool)
     for i, image in enumerate(images):
@@ -131,6 +132,24 @@ def show_samples(
         shown.set_alpha(np.where(empty, 0.0, 1.0))  # the paper shows between the frames
         ax.set_title(for_plot(name), fontsize=SMALL)
     _colorbar(shown, axes, _unit(real), orientation="horizontal", pad=0.02, aspect=50, shrink=0.6)
+    return figure
+
+# %% ../../../nbs/judge/views/samples.ipynb #91326794
+def show_rows(real: xr.Dataset, samples: xr.Dataset, n: int = 8, pixels: int = 128) -> Picture:
+    """Show `n` reference frames, evenly spaced, in a row, and samples in the row below, on the intensity scale of `real`.
+
+    - `pixels`: see `show_samples`.
+    """
+    n = min(n, frame_count(real), frame_count(samples))
+    apart = (select_frames(frames, evenly_spaced(np.arange(frame_count(frames)), n)) for frames in (real, samples))
+    tiles = [_tiles(frames, n, pixels, columns=n) for frames in apart]
+    image = tiles[0][0]
+    scale = intensity_norm(image, "asinh", real["intensity"].attrs.get("background_sigma"))
+    figure = Picture(10.0, 2 * (9.4 * image.shape[0] / image.shape[1] + 0.22))
+    for ax, (picture, empty), name in zip(figure.subplots(2, 1), tiles, (origin_of(real), "samples"), strict=True):
+        shown = _imshow(ax, picture, INTENSITY, scale, max(image.shape))
+        shown.set_alpha(np.where(empty, 0.0, 1.0))
+        ax.set_title(for_plot(name), fontsize=SMALL, loc="left", pad=2)
     return figure
 
 # %% ../../../nbs/judge/views/samples.ipynb #b569f7b3

@@ -18,7 +18,7 @@ from .layers import config_of
 from .unet import UNet
 
 # %% auto #0
-__all__ = ['block_rate', 'frame_rate', 'ring_rate', 'around', 'PhotonNet']
+__all__ = ['block_rate', 'frame_rate', 'ring_places', 'ring_rate', 'around', 'PhotonNet']
 
 # %% ../../../nbs/learn/models/photon_net.ipynb #8e4eb96b
 def block_rate(counts: Tensor, valid: Tensor, p: Tensor, side: int) -> Tensor:
@@ -40,6 +40,14 @@ def frame_rate(counts: Tensor, weight: Tensor, p: Tensor, shape: Tensor | float,
     return (shape + total) / (shape / mean + p * weight.sum((2, 3), keepdim=True))
 
 
+def ring_places(q: Tensor, rings: int) -> tuple[Tensor, Tensor]:
+    """(low, far): pixels (B, H W) are between the middles of the rings low and low + 1, far of the way to the second."""
+    q = q.flatten(1)
+    at = (torch.nan_to_num(q / q.amax(1, keepdim=True)).sqrt() * rings - 0.5).clamp(0, rings - 1)
+    low = at.long().clamp(max=rings - 2)
+    return low, at - low
+
+
 def ring_rate(
     counts: Tensor, weight: Tensor, p: Tensor, q: Tensor, rings: int, known: Tensor, strength: Tensor | float
 ) -> Tensor:
@@ -48,10 +56,7 @@ def ring_rate(
     counts, weight, p: see `frame_rate`. q: of each pixel, from 0 on, (B, 1, H, W); NaN where it is not known.
     known: the rate before any photon, (B, rings) or the same for all rings, (B, 1). strength: α/μ, in pixels of weight 1.
     """
-    q = q.flatten(1)
-    at = (torch.nan_to_num(q / q.amax(1, keepdim=True)).sqrt() * rings - 0.5).clamp(0, rings - 1)
-    low = at.long().clamp(max=rings - 2)
-    far = at - low
+    low, far = ring_places(q, rings)
 
     def ring_sums(values: Tensor) -> Tensor:
         values, empty = values.flatten(1), counts.new_zeros(len(counts), rings)
@@ -72,6 +77,7 @@ def around(values: Tensor, side: int = 5) -> Tensor:
 _STEEPEST = 10.0  # largest |ln| of the factor of a pixel
 _READ = 5  # channels that are made from the counts
 _RINGS = {"background": 48, "spots": 16}
+_KNOTS = (0.0, 3.0, 6.0, 9.0)  # octaves of the exposure that are still to come, where a factor on each ring is learnt
 _QUICK = 30.0  # a step of Adam moves a weight by the learning rate, whatever the weight is for
 _KNOWN = {
     "background_shape": 4.0,
@@ -139,7 +145,8 @@ class PhotonNet(nn.Module):
         nn.init.zeros_(self.last.weight)  # to begin with, λ is the guess
         nn.init.zeros_(self.last.bias)
         # ln of the usual rate of a ring over that of the frame, / _QUICK
-        self.profiles = nn.ParameterDict({name: nn.Parameter(torch.zeros(n)) for name, n in _RINGS.items()})
+        sizes = _RINGS | {f"{name}_level": len(_KNOTS) * n for name, n in _RINGS.items()}
+        self.profiles = nn.ParameterDict({name: nn.Parameter(torch.zeros(n)) for name, n in sizes.items()})
         # logarithms: α and μ of the background and of spots, α/μ of their rings, and α of a single spot
         self.known = nn.ParameterDict({name: nn.Parameter(torch.tensor(v).log()) for name, v in _KNOWN.items()})
 
@@ -154,15 +161,27 @@ class PhotonNet(nn.Module):
         p = torch.sigmoid(-8 * noise_label.to(x))[:, None, None, None]
         x = (x * valid).clamp_min(0)
         fine, coarse = (block_rate(x, valid, p, self.downsampling // k) for k in (2, 1))
-        rings, spots = self._guess(x, valid, p, cond or {})
+        rings, spots, q = self._guess(x, valid, p, cond or {})
         guess = rings + spots
         rates = [rate.log() for rate in (fine, coarse, rings, guess)]
         read = torch.cat([x.log1p(), *rates], 1)
         h = torch.cat([self.unet(read, noise_label, cond), read], 1)
-        return guess * self.last(F.silu(self.first(F.silu(h)))).clamp(-_STEEPEST, _STEEPEST).exp()
+        rate = guess * self.last(F.silu(self.first(F.silu(h)))).clamp(-_STEEPEST, _STEEPEST).exp()
+        level = {name: self._level(name, p, q) for name in _RINGS}
+        return rate * (level["background"] * rings + level["spots"] * spots) / guess
 
-    def _guess(self, x: Tensor, valid: Tensor, p: Tensor, cond: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """(r̂ of rings of the pixels without a reflection, â s): background and spots, as far as the maps are known."""
+    def _level(self, kind: str, p: Tensor, q: Tensor) -> Tensor:
+        """The factor on background or spots (B, 1, H, W) that is learnt for each ring, at shares of the exposure in between."""
+        octaves = -torch.log2(p.flatten(1))
+        knots = octaves.new_tensor(_KNOTS)
+        weight = F.relu(1 - (octaves - knots).abs() / _KNOTS[1])  # of a tent about each knot, but beyond the last one
+        weight[:, -1:] = torch.where(octaves > knots[-1], 1.0, weight[:, -1:])
+        values = weight @ (_QUICK * self.profiles[f"{kind}_level"]).view(len(_KNOTS), -1)
+        low, far = ring_places(q, _RINGS[kind])
+        return torch.lerp(values.gather(1, low), values.gather(1, low + 1), far).view_as(q).exp()
+
+    def _guess(self, x: Tensor, valid: Tensor, p: Tensor, cond: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """(r̂ of rings of the pixels without a reflection, â s, q): background and spots, as far as the maps are known."""
         names = ("q", "lattice", "intensity", "scattering")
         q, lattice, bright, light = (self._map(name, cond, x) for name in names)
         q = x.new_full(x.shape, torch.nan) if q is None else q
@@ -179,13 +198,13 @@ class PhotonNet(nn.Module):
         rings = light * rate(x, free * light, "background")
         s = lattice if bright is None else torch.sinh(2 * bright).nan_to_num()
         if s is None:
-            return rings, torch.zeros_like(x)
+            return rings, torch.zeros_like(x), q
         if bright is not None and lattice is not None:  # unknown intensities: all reflections alike
             s = torch.where(bright.isnan(), lattice, s)
         a = rate(x - p * rings, valid * s * (s > _SPOT), "spots")
         own, near = (around(v) for v in (x * a * s / (rings + a * s), valid * s))
         shape = known["spot_shape"]
-        return rings, s * (shape + own) / (shape / a + p * near)
+        return rings, s * (shape + own) / (shape / a + p * near), q
 
     def _map(self, name: str, cond: Mapping[str, Tensor], x: Tensor) -> Tensor | None:
         """A map that the network takes and a batch has."""

@@ -494,6 +494,7 @@ EXPERIMENTS: dict[str, Experiment] = {
                 "counting pixel array, 344 µm, 56 mm", "counting", (128, 128), 344e-6, 0.056, (63.1, 65.4), psf=0.95,
                 saturation=2**20 - 1, beamstop=4.0, bad=3e-4,
             ),
+            group_size=10,  # many short runs: a judge tells more from units that are independent
         ),
     )
 }  # fmt: skip
