@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import ast
+import re
 import subprocess
 import sys
+from configparser import ConfigParser
+from importlib.metadata import PackageNotFoundError, packages_distributions, requires
 from pathlib import Path
 
 import pytest
@@ -56,3 +60,41 @@ def test_a_plain_installation_trains_draws_and_judges(tmp_path):
     done = plain("sample", str(run), "-n", "2", "inference.steps=2", folder=tmp_path)
     assert done.returncode == 0 and (run / "samples/default/samples.zarr").exists(), done.stderr
     assert "plain" in plain("runs", "list", folder=tmp_path).stdout
+
+
+ROOT = Path(__file__).resolve().parent.parent
+ASKED_FOR = {"diffusers", "pyarrow", "pynvml"}  # who uses them is told what to install
+NBDEV = {"nbdev", "fastcore"}  # core.nbdev_pages is imported by nbdev alone
+
+
+def distribution(requirement: str) -> str:
+    return re.sub(r"[-_.]+", "-", re.match(r"[\w.-]+", requirement)[0]).lower()
+
+
+def installed_with(names: set[str]) -> set[str]:
+    """These distributions, and all that come with them."""
+    out, todo = set(), set(names)
+    while todo:
+        out.add(name := todo.pop())
+        try:
+            needed = [r for r in requires(name) or () if "extra ==" not in r]
+        except PackageNotFoundError:  # of another system
+            needed = []
+        todo |= {distribution(r) for r in needed} - out
+    return out
+
+
+def test_what_the_package_imports_is_installed_with_it_or_with_an_extra():
+    cfg = ConfigParser(delimiters=["="], interpolation=None)
+    cfg.read(ROOT / "settings.ini")
+    own = {k: v.split() for k, v in cfg["DEFAULT"].items() if k.endswith("requirements") and k != "dev_requirements"}
+    there = installed_with({distribution(r) for words in own.values() for r in words})
+    known, missing = packages_distributions(), {}
+    for path in (ROOT / "xrddiff").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            named = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            named += [node.module] if isinstance(node, ast.ImportFrom) and node.module and not node.level else []
+            for top in {name.split(".")[0] for name in named} - sys.stdlib_module_names - {"xrddiff"}:
+                if not {distribution(d) for d in known.get(top, ())} & there:
+                    missing.setdefault(top, path.name)
+    assert missing.keys() <= ASKED_FOR | NBDEV, missing
