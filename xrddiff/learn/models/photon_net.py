@@ -43,7 +43,7 @@ def frame_rate(counts: Tensor, weight: Tensor, p: Tensor, shape: Tensor | float,
 def ring_places(q: Tensor, rings: int) -> tuple[Tensor, Tensor]:
     """(low, far): pixels (B, H W) are between the middles of the rings low and low + 1, far of the way to the second."""
     q = q.flatten(1)
-    at = (torch.nan_to_num(q / q.amax(1, keepdim=True)).sqrt() * rings - 0.5).clamp(0, rings - 1)
+    at = (torch.nan_to_num(q / q.amax(1, keepdim=True)).clamp(0, 1).sqrt() * rings - 0.5).clamp(0, rings - 1)
     low = at.long().clamp(max=rings - 2)
     return low, at - low
 
