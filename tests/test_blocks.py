@@ -153,7 +153,7 @@ def place(tmp_path_factory, runs):
     for name in ("vae_kl/2026-11-20/10-30-00", "vae_kl/2026-01-31/12-00-00"):
         shutil.copytree(runs("vae_kl"), folder / "output" / name)
     shutil.copytree(runs("ddpm"), folder / "RUN")
-    for name in ("shots.zarr", "shots.h5"):
+    for name in ("shots.zarr", "photons.h5"):
         save_frames(frames, folder / name)
     for name in ("mine", "shots-twin"):
         (folder / name).mkdir()
@@ -190,10 +190,10 @@ def command(line: str, train: bool = True) -> list[str]:
         if several or not train or "--help" in words or "--dry-run" in words:
             return [*words[1:], *([] if "--help" in words or "--dry-run" in words else ["--dry-run"])]
         if not any(w.startswith(("resume=", "init=")) for w in words):
-            own = any("data_path=" in w for w in words)
-            words += ["data.avg_pooling=true"] if own else FEW
-            if not any(w.startswith(("model=", "experiment_type=demo")) for w in words):
-                words.append("model=vae_kl")
+            if "experiment_type=demo" not in words:  # which has a model of its own, of whole frames
+                own = any("data_path=" in w for w in words)
+                words += ["data.avg_pooling=true"] if own else FEW
+                words += [] if any(w.startswith("model=") for w in words) else ["model=vae_kl"]
             return [*words[1:], *SMALL]
         resumed = any(w.startswith("resume=") for w in words)
         return [*words[1:], *(["threads=1"] if resumed else [*FEW, *SMALL])]

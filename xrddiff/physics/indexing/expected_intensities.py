@@ -207,7 +207,12 @@ def kept_intensities(
         except (BadInput, OverflowError):  # no intensities
             pass
     hkl, intensity, width = _merge(ds, alike)
-    known = CrystalIntensities(alike.cell, alike.group, hkl, intensity, width)
+    try:
+        known = CrystalIntensities(alike.cell, alike.group, hkl, intensity, width)
+    except BadInput as error:
+        raise BadInput(
+            f"the crystals of {len(alike.crystals)} frames merge to no intensities: {error}; give more or larger frames, or a model without the map intensity (model.condition_maps)"
+        ) from None
     kept = dict(made_from=made_from, hkl=hkl.ravel().tolist(), intensity=intensity.tolist(), width=list(width))
     with suppress(OSError, XrddiffError):
         write_json(file, kept)
