@@ -221,7 +221,7 @@ def open_exportable(run: str | Path, words: Sequence[str] = ()) -> Exportable:
     """
     run = Path(run).expanduser()
     need_run(run, str(run))
-    if not any((run / name).is_file() for name in ("report.html", "README.md")):  # one of the package has a card alone
+    if not (run / "report.html").is_file():
         raise BadInput(f"{run} is not finished; expected a run with its report (xrddiff run resume={run} continues it)")
     plan = inference_plan(run, words, generative=False)
     if load_checkpoint(run, verify=False).state.get("generator") is None:
