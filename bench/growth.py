@@ -30,7 +30,6 @@ TRAINED = {
 SAMPLED = {
     "4 evaluations": ["inference.steps=4"],
     "8 evaluations": ["inference.steps=8"],
-    "levels not told": ["inference.condition={background_level: null, spot_level: null}"],
 }
 FRESH = range(500_000, 501_000)
 

@@ -476,10 +476,10 @@ class Interpolation:
         denoise = self.sampler.clamped(g.model if self.guide is None else self.guide(g.model))
         if g.grows:
             path = SampleNoise(g.shape, range(2), self.plan.sampling.seed, g.device)
-            noise, missed = retrace(denoise, z, sigmas, path, cond=cond)
+            method, (noise, missed) = grow_again, retrace(denoise, z, sigmas, path, cond=cond)
         else:
+            method = self.sampler.method
             noise, missed = inversion(denoise, z, sigmas, cond=cond, rounds=self.rounds)
-        method = grow_again if g.grows else self.sampler.method
         t = torch.linspace(0, 1, self.steps, dtype=torch.float64)
         on_way = cond_between(cond, t)
         drawn = draw_between(method, denoise, noise, sigmas, t, on_way)
@@ -526,13 +526,13 @@ def open_interpolation(
         raise BadInput(f"interpolation: {steps} frames were requested; expected at least 2, including both ends")
     told = {o.key: o.value for o in map(parse_override, words)}
     own, steps_of = ("grow", "64") if (grows := saved_plan(run).model.grows) else ("ddim", "null")
-    words = [*words, f"inference.sampler={own}"]  # also of a preset
-    if not {"inference", "inference.steps"} & told.keys():
-        words.append(f"inference.steps={steps_of}")  # the run's own number may be too small for an inversion
     if told.get("inference.sampler", own) != own:
         raise BadInput(
             f"interpolation inverts the sampler, which is only possible for {own}; expected no other inference.sampler"
         )
+    words = [*words, f"inference.sampler={own}"]  # also of a preset
+    if not {"inference", "inference.steps"} & told.keys():
+        words.append(f"inference.steps={steps_of}")  # the run's own number may be too small for an inversion
     plan, generator, regions, sampler, guide = _opened(run, words, "be inverted", inverted=not grows)
     if eta := sampler.options.get("eta"):
         raise BadInput(f"inference.sampler_options.eta={eta:g}: fresh noise cannot be inverted; expected 0")

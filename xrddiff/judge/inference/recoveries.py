@@ -205,9 +205,7 @@ def earlier_frames(folder: Path) -> KnownFrames:
         raise BadInput(
             f"{plain_text(folder)} has a {TRUTH} and no frames; expected a file such as frames.cxi beside it"
         )
-    read_table(
-        folder / TRUTH
-    )  # the spots are those of the frames; a table that was cut or changed is refused all the same
+    read_table(folder / TRUTH)  # refused if it was cut or changed, although the spots are those of the frames
     return frames_with_truth(files[0])
 
 # %% ../../../nbs/judge/inference/recoveries.ipynb #7abe0210

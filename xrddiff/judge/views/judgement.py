@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from ...core.text import sentence
 from ...data.transforms.values import range_words
 from ..metrics.conditions import answer_table, answer_words
 from ..metrics.frame_statistics import STEPS
@@ -221,7 +222,7 @@ def because_lines(verdict: Verdict) -> list[tuple[str, str]]:
     """The reason for the state of each use: (mark, sentence)."""
     kinds = dict(zip(STATES, ("warning", "note", "", ""), strict=True))
     return [
-        (kinds[state], f"{use[:1].upper()}{use[1:]}: {STATE_WORDS[state]}. {because[:1].upper()}{because[1:]}.")
+        (kinds[state], sentence(f"{use}: {STATE_WORDS[state]}. {sentence(because)}"))
         for use, (state, because) in verdict.states.items()
     ]
 
@@ -275,10 +276,8 @@ def add_generation(
         found = [*findings_of(verdict), *rule_findings(judgement)]
         remedies = dict.fromkeys(("note", f"{f.cause} {f.remedy}") for f in found if f.remedy)
         known = "" if reference is None else f"Reference: {provenance(reference)}."
-        table, told = (
-            uses_table(judgement, verdict),
-            " ".join(filter(None, [known, FIRST if judgement.two_samples else ""])),
-        )
+        told = " ".join(filter(None, [known, FIRST if judgement.two_samples else ""]))
+        table = uses_table(judgement, verdict)
         report.add("In short", told, lines=[first], table=table, figure=pictures.get("first"), part="verdict")
         others += because_lines(verdict)
         findings = [*others, *(("", line) for line in answers), *remedies]
@@ -365,8 +364,7 @@ def add_variety(report: Report, judgement: Judgement, pictures: Mapping[str, Fig
 
 def _reason(judgement: Judgement, name: str) -> str:
     """Why a number is missing, as a sentence."""
-    words = f"{title_of(name)}: {judgement.why[name]}"
-    return f"{words[:1].upper()}{words[1:]}."
+    return sentence(f"{title_of(name)}: {judgement.why[name]}")
 
 
 def add_lattices(report: Report, judgement: Judgement) -> None:

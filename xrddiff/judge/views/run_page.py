@@ -19,7 +19,7 @@ from ...config.composition import preset_differences, reproducing_words
 from ...core.errors import BadInput
 from ...core.gate import read_json
 from ...core.registry import register
-from ...core.text import for_shell
+from ...core.text import for_shell, sentence
 from .charts import chart_title, drawable, training_pictures
 from .plots import LINES, SMALL, TINY, _axes, _tidy
 from .report import FINDINGS, Report, ReportImage, Section, read_picture
@@ -252,16 +252,10 @@ def memory(history: pd.DataFrame, ax: Axes | None = None) -> Axes:
     return _star(ax, history, most)
 
 # %% ../../../nbs/judge/views/run_page.ipynb #e446f83f
-def _sentence(text: str) -> str:
-    """`text` with a capital letter and a full stop."""
-    said = text.strip().rstrip(".")
-    return f"{said[:1].upper()}{said[1:]}." if said else ""
-
-
 def health_lines(findings: Sequence[Finding]) -> list[tuple[str, str]]:
     """Each finding with its severity, time and observation, the cause and the remedy."""
     when = lambda f: f"epoch {f.epoch}" + (f" to {f.until}" if f.until > f.epoch else "")  # noqa: E731
-    told = [[_sentence(f"{when(f)}: {f.seen}"), _sentence(f.cause), _sentence(f.remedy)] for f in findings]
+    told = [[sentence(f"{when(f)}: {f.seen}"), sentence(f.cause), sentence(f.remedy)] for f in findings]
     return [(f.severity, " ".join(filter(None, t))) for f, t in zip(findings, told, strict=True)]
 
 # %% ../../../nbs/judge/views/run_page.ipynb #e5051ddc
@@ -283,7 +277,7 @@ def health_verdict(findings: Sequence[Finding], most: int = 3) -> list[tuple[str
         quiet = len(own) < len(findings)
         return [] if quiet else [("", "The health rules found nothing that speaks against the training.")]
     more = f"{len(bad) - most} more under Health" if len(bad) > most else "Causes and remedies under Health"
-    return [*((f.severity, _sentence(f.seen)) for f in bad[:most]), ("", f"{more}.")]
+    return [*((f.severity, sentence(f.seen)) for f in bad[:most]), ("", f"{more}.")]
 
 # %% ../../../nbs/judge/views/run_page.ipynb #c5799aa6
 def add_health(report: Report, run: Path) -> None:
@@ -327,7 +321,7 @@ def add_epochs(report: Report, run: Path) -> None:
         for n, light, dark in training_pictures(history, names)
     ]
     what = dict(figure=drawn[0], gallery=drawn[1:]) if drawn else {}
-    lines = [("", _sentence(reason)) for reason in missing]
+    lines = [("", sentence(reason)) for reason in missing]
     report.add("Epochs", text, lines=lines, part="training", remade=True, **what)
 
 
@@ -474,9 +468,10 @@ def finish_report(report: Report, run: Path, plan: RunPlan, *, ended: bool = Tru
     add_epochs(report, run)
     add_samples_over_epochs(report, run)
     if (run / "config.yaml").is_file():
-        for section in report.sections:
-            if section.part == "verdict" and ended:  # what to do next
-                section.commands = dict(list(run_commands(run, plan).items())[:1])
+        if ended:  # the verdict says what to do next
+            what, command = next(iter(run_commands(run, plan).items()))
+            for section in (s for s in report.sections if s.part == "verdict"):
+                section.commands = {what: command}
         report.add("Limits", lines=[("", line) for line in limits(plan)], part="limits", remade=True)
         add_commands(report, run, plan, ended=ended)
     sections = ("model", "training", "data", *(["inference"] if plan.model.denoiser else []))

@@ -239,10 +239,10 @@ def grow_around(
         own = binomial_quantile(torch.where(mask, K - X, 0), (after - p) / (1 - p), z)
         return torch.where(mask, own, poisson_quantile((after - p) * rate, z))
 
-    X, back = _grown(denoise, torch.zeros_like(K), sigmas, more, cond), level_of_octaves(_BACK)
+    X, back = _grown(denoise, torch.zeros_like(K), sigmas, more, cond), float(level_of_octaves(_BACK))
+    p = float(exposure_of(back))
     for _ in range(rounds):
-        p = float(exposure_of(back))
-        X = _grown(denoise, binomial_quantile(X, p, noise()) / p, [float(back), 0.0], more, cond)
+        X = _grown(denoise, binomial_quantile(X, p, noise()) / p, [back, 0.0], more, cond)
     return X
 
 # %% ../../../nbs/learn/diffusion/photons.ipynb #aec601ca

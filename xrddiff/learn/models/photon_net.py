@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +18,7 @@ from .layers import config_of
 from .unet import UNet
 
 # %% auto #0
-__all__ = ['block_rate', 'frame_rate', 'ring_places', 'ring_rate', 'around', 'PhotonNet']
+__all__ = ['block_rate', 'frame_rate', 'Rings', 'rings_about', 'on_rings', 'ring_rate', 'around', 'PhotonNet']
 
 # %% ../../../nbs/learn/models/photon_net.ipynb #8e4eb96b
 def block_rate(counts: Tensor, valid: Tensor, p: Tensor, side: int) -> Tensor:
@@ -40,31 +40,44 @@ def frame_rate(counts: Tensor, weight: Tensor, p: Tensor, shape: Tensor | float,
     return (shape + total) / (shape / mean + p * weight.sum((2, 3), keepdim=True))
 
 
-def ring_places(q: Tensor, rings: int) -> tuple[Tensor, Tensor]:
-    """(low, far): pixels (B, H W) are between the middles of the rings low and low + 1, far of the way to the second."""
+class Rings(NamedTuple):
+    """So many rings about the beam; a pixel, (B, H W), is `far` of the way from the middle of the ring `low` to that of the next."""
+
+    number: int
+    low: Tensor
+    far: Tensor
+
+
+def rings_about(q: Tensor, number: int) -> Rings:
+    """Rings of the same width in √q from 0 to the farthest pixel. q: of each pixel, (B, 1, H, W); NaN where it is not known."""
     q = q.flatten(1)
-    at = (torch.nan_to_num(q / q.amax(1, keepdim=True)).clamp(0, 1).sqrt() * rings - 0.5).clamp(0, rings - 1)
-    low = at.long().clamp(max=rings - 2)
-    return low, at - low
+    at = (torch.nan_to_num(q / q.amax(1, keepdim=True)).clamp(0, 1).sqrt() * number - 0.5).clamp(0, number - 1)
+    low = at.long().clamp(max=number - 2)
+    return Rings(number, low, at - low)
+
+
+def on_rings(values: Tensor, rings: Rings) -> Tensor:
+    """Values of the rings, (B, rings), at each pixel, (B, H W): linear between their middles."""
+    return torch.lerp(values.gather(1, rings.low), values.gather(1, rings.low + 1), rings.far)
 
 
 def ring_rate(
-    counts: Tensor, weight: Tensor, p: Tensor, q: Tensor, rings: int, known: Tensor, strength: Tensor | float
+    counts: Tensor, weight: Tensor, p: Tensor, rings: Rings, known: Tensor, strength: Tensor | float
 ) -> Tensor:
-    """r̂ (B, 1, H, W) of so many rings about the beam, of the same width in √q from 0 to the farthest pixel, linear between their middles.
+    """r̂ (B, 1, H, W) of rings about the beam.
 
-    counts, weight, p: see `frame_rate`. q: of each pixel, from 0 on, (B, 1, H, W); NaN where it is not known.
+    counts, weight, p: see `frame_rate`.
     known: the rate before any photon, (B, rings) or the same for all rings, (B, 1). strength: α/μ, in pixels of weight 1.
     """
-    low, far = ring_places(q, rings)
+    number, low, far = rings
 
     def ring_sums(values: Tensor) -> Tensor:
-        values, empty = values.flatten(1), counts.new_zeros(len(counts), rings)
+        values, empty = values.flatten(1), counts.new_zeros(len(counts), number)
         return empty.scatter_add(1, low, values * (1 - far)).scatter_add(1, low + 1, values * far)
 
     above = ring_sums(torch.where(weight > 0, counts, 0.0)).clamp_min(0)
     rate = (above + strength * known) / (ring_sums(weight) * p.flatten(1) + strength)
-    return torch.lerp(rate.gather(1, low), rate.gather(1, low + 1), far).view_as(counts)
+    return on_rings(rate, rings).view_as(counts)
 
 # %% ../../../nbs/learn/models/photon_net.ipynb #1f09e7a3
 def around(values: Tensor, side: int = 5) -> Tensor:
@@ -161,50 +174,50 @@ class PhotonNet(nn.Module):
         p = torch.sigmoid(-8 * noise_label.to(x))[:, None, None, None]
         x = (x * valid).clamp_min(0)
         fine, coarse = (block_rate(x, valid, p, self.downsampling // k) for k in (2, 1))
-        rings, spots, q = self._guess(x, valid, p, cond or {})
+        q = self._map("q", cond or {}, x)
+        q = x.new_full(x.shape, torch.nan) if q is None else q
+        about = {kind: rings_about(q, number) for kind, number in _RINGS.items()}
+        rings, spots = self._guess(x, valid, p, about, cond or {})
         guess = rings + spots
         rates = [rate.log() for rate in (fine, coarse, rings, guess)]
         read = torch.cat([x.log1p(), *rates], 1)
         h = torch.cat([self.unet(read, noise_label, cond), read], 1)
-        rate = guess * self.last(F.silu(self.first(F.silu(h)))).clamp(-_STEEPEST, _STEEPEST).exp()
-        level = {name: self._level(name, p, q) for name in _RINGS}
-        return rate * (level["background"] * rings + level["spots"] * spots) / guess
+        factor = self.last(F.silu(self.first(F.silu(h)))).clamp(-_STEEPEST, _STEEPEST).exp()
+        b, c = (self._level(kind, p, about[kind]).view_as(x) for kind in ("background", "spots"))
+        return factor * (b * rings + c * spots)
 
-    def _level(self, kind: str, p: Tensor, q: Tensor) -> Tensor:
-        """The factor on background or spots (B, 1, H, W) that is learnt for each ring, at shares of the exposure in between."""
-        octaves = -torch.log2(p.flatten(1))
-        knots = octaves.new_tensor(_KNOTS)
-        weight = F.relu(1 - (octaves - knots).abs() / _KNOTS[1])  # of a tent about each knot, but beyond the last one
-        weight[:, -1:] = torch.where(octaves > knots[-1], 1.0, weight[:, -1:])
+    def _level(self, kind: str, p: Tensor, about: Rings) -> Tensor:
+        """The factor on background or spots (B, H W) that is learnt for each ring, linear in the octaves between the knots."""
+        octaves = -torch.log2(p.flatten(1)).clamp_min(-_KNOTS[-1])
+        weight = F.relu(1 - (octaves - octaves.new_tensor(_KNOTS)).abs() / _KNOTS[1])
         values = weight @ (_QUICK * self.profiles[f"{kind}_level"]).view(len(_KNOTS), -1)
-        low, far = ring_places(q, _RINGS[kind])
-        return torch.lerp(values.gather(1, low), values.gather(1, low + 1), far).view_as(q).exp()
+        return on_rings(values, about).exp()
 
-    def _guess(self, x: Tensor, valid: Tensor, p: Tensor, cond: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """(r̂ of rings of the pixels without a reflection, â s, q): background and spots, as far as the maps are known."""
-        names = ("q", "lattice", "intensity", "scattering")
-        q, lattice, bright, light = (self._map(name, cond, x) for name in names)
-        q = x.new_full(x.shape, torch.nan) if q is None else q
+    def _guess(
+        self, x: Tensor, valid: Tensor, p: Tensor, about: Mapping[str, Rings], cond: Mapping[str, Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """(r̂ of rings of the pixels without a reflection, â s): background and spots, as far as the maps are known."""
+        lattice, bright, light = (self._map(name, cond, x) for name in ("lattice", "intensity", "scattering"))
         lattice = None if lattice is None else torch.nan_to_num(lattice)
         known = {name: v.exp() for name, v in self.known.items()}
 
         def rate(counts: Tensor, weight: Tensor, kind: str) -> Tensor:
             frame = frame_rate(counts, weight, p, known[f"{kind}_shape"], known[f"{kind}_mean"])
             usual = frame.flatten(1) * (_QUICK * self.profiles[kind]).exp()
-            return ring_rate(counts, weight, p, q, _RINGS[kind], usual, known[f"{kind}_ring"])
+            return ring_rate(counts, weight, p, about[kind], usual, known[f"{kind}_ring"])
 
         light = torch.ones_like(x) if light is None else light.nan_to_num(nan=1.0)
         free = valid if lattice is None else valid * (lattice < _NO_SPOT)
         rings = light * rate(x, free * light, "background")
         s = lattice if bright is None else torch.sinh(2 * bright).nan_to_num()
         if s is None:
-            return rings, torch.zeros_like(x), q
+            return rings, torch.zeros_like(x)
         if bright is not None and lattice is not None:  # unknown intensities: all reflections alike
             s = torch.where(bright.isnan(), lattice, s)
         a = rate(x - p * rings, valid * s * (s > _SPOT), "spots")
         own, near = (around(v) for v in (x * a * s / (rings + a * s), valid * s))
         shape = known["spot_shape"]
-        return rings, s * (shape + own) / (shape / a + p * near), q
+        return rings, s * (shape + own) / (shape / a + p * near)
 
     def _map(self, name: str, cond: Mapping[str, Tensor], x: Tensor) -> Tensor | None:
         """A map that the network takes and a batch has."""

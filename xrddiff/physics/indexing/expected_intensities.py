@@ -125,7 +125,7 @@ def merged_intensities(ds: xr.Dataset, frames: Iterable[int] | None = None, limi
     Raises `BadInput` if no frame has a crystal.
     """
     alike = _alike(ds, frames, limit)
-    return CrystalIntensities(alike.cell, alike.group, *_merge(ds, alike))
+    return _merged_crystals(alike, *_merge(ds, alike))
 
 
 class _Alike(NamedTuple):
@@ -161,6 +161,18 @@ def _merge(ds: xr.Dataset, alike: _Alike) -> tuple[np.ndarray, np.ndarray, tuple
     mean = np.interp(merged["d"] ** -2.0, shells["inverse_d2"], shells["mean"])
     shrunk = (merged["recorded"] * merged["intensity"] + mean) / (merged["recorded"] + 1)
     return merged[["h", "k", "l"]].to_numpy(), shrunk.to_numpy(), found.scaling.width
+
+
+def _merged_crystals(
+    alike: _Alike, hkl: np.ndarray, intensity: np.ndarray, width: tuple[float, float]
+) -> CrystalIntensities:
+    """The merged intensities of these crystals. Raises `BadInput`, with a remedy, if none is positive."""
+    try:
+        return CrystalIntensities(alike.cell, alike.group, hkl, intensity, width)
+    except BadInput as error:
+        raise BadInput(
+            f"the crystals of {len(alike.crystals)} frames merge to no intensities: {error}; give more or larger frames, or a model without the map intensity (model.condition_maps)"
+        ) from None
 
 # %% ../../../nbs/physics/indexing/expected_intensities.ipynb #170ea5f2
 MERGED = "merged_intensities.json"
@@ -207,12 +219,7 @@ def kept_intensities(
         except (BadInput, OverflowError):  # no intensities
             pass
     hkl, intensity, width = _merge(ds, alike)
-    try:
-        known = CrystalIntensities(alike.cell, alike.group, hkl, intensity, width)
-    except BadInput as error:
-        raise BadInput(
-            f"the crystals of {len(alike.crystals)} frames merge to no intensities: {error}; give more or larger frames, or a model without the map intensity (model.condition_maps)"
-        ) from None
+    known = _merged_crystals(alike, hkl, intensity, width)
     kept = dict(made_from=made_from, hkl=hkl.ravel().tolist(), intensity=intensity.tolist(), width=list(width))
     with suppress(OSError, XrddiffError):
         write_json(file, kept)
