@@ -22,9 +22,14 @@ from xrddiff.judge.metrics.set_summaries import Ruler
 from xrddiff.judge.metrics.two_sample import GROUPS, two_sample
 from xrddiff.physics.simulation.simulate import simulate
 
+PARTS = f"plugins=[{Path(__file__).with_name('growth_parts.py')}]"
 TRAINED = {
     "as it is": [],
-    "one epoch": ["model.diff_epochs=1"],
+    "the guess alone": [PARTS, "model.network=guess_alone"],
+    "the network's factor on every pixel": [PARTS, "model.network=every_pixel"],
+    "levels of rings not learnt": [PARTS, "model.network=no_levels"],
+    "labels do not set levels": [PARTS, "model.network=untold"],
+    "without merged intensities": ["model.condition_maps=[lattice,q,scattering]"],
     "without the pretrained model": ["training.init=null"],
 }
 SAMPLED = {

@@ -7,7 +7,7 @@ other exposure, and judged beside the others with as many seeds, each of which d
 
 Simulated: 48 shots of `sim-522` for each seed; a twin of each half, beside the other half. Its shots differ by so much that two halves
 do; with both in turn, each shot is learnt from once and held out once. `--part` takes one of the two.
-Writes bench/results/twin.json and twin.md.
+Writes bench/results/twin.json and twin.md; of the measured part also twin_windows.png, twenty windows in random order, and twin_windows.md, the key.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import json
 from typing import Any
 
 import numpy as np
+import xarray as xr
 from harness import (
     RESULTS,
     Spent,
@@ -29,10 +30,21 @@ from harness import (
     write_results,
 )
 
-from xrddiff.judge.inference.twins import WAYS, TwinPlan, frames_found, halves, judge_twin, twin_table, twin_words
+from xrddiff.data.frames.frames import above_pedestal, frame_count, frame_mask
+from xrddiff.judge.inference.twins import (
+    WAYS,
+    TwinPlan,
+    frames_found,
+    halves,
+    judge_twin,
+    places_of_windows,
+    twin_table,
+    twin_words,
+)
+from xrddiff.judge.views.plots import SMALL, Picture, png
 from xrddiff.physics.simulation.experiments import EXPERIMENTS
 from xrddiff.physics.simulation.simulate import simulate
-from xrddiff.physics.twins.twin import KINDS, learn_twin, twin_frames
+from xrddiff.physics.twins.twin import KINDS, Twin, learn_twin, twin_frames
 
 CELL, GROUP = "57.8,57.8,150.2,90,90,90", "P 41 21 2"
 SHOTS = 48
@@ -73,9 +85,30 @@ def measured(files: list, seeds: int) -> dict[str, Any]:
         )
         judging = Spent(*(a + b for a, b in zip(judging, took, strict=True)))
         print(table.round(3).to_string(), *rows[-1]["words"], sep="\n", flush=True)
+    key = windows_shown(twin, held)
     numbers = {"frames": len(files), "learnt": learnt.sizes["frame"], "held": held.sizes["frame"]}
     numbers |= {"learning": spent.cpu, "drawing": drawn.cpu, "judging": judging.cpu / seeds}
-    return numbers | {"memory": memory() - before, "machine": machine("one thread"), "seeds": rows}
+    return numbers | {"key": key, "memory": memory() - before, "machine": machine("one thread"), "seeds": rows}
+
+
+def windows_shown(twin: Twin, held: xr.Dataset, seed: int = 0) -> dict[str, str]:
+    """A picture of twenty windows, each from another place, half of held-out exposures and half of new frames; letter -> which it is."""
+    kinds = [*["measured"] * 10, *["twin"] * 10]
+    rng, sets = np.random.default_rng(seed), {"measured": held, "twin": twin_frames(twin, 10, seed=seed).load()}
+    places, grid = places_of_windows(frame_mask(held, 0), 20, seed), Picture(9, 7.6)
+    axes, key = grid.subplots(4, 5).ravel(), {}
+    for ax, k, letter in zip(axes, rng.permutation(20), "ABCDEFGHIJKLMNOPQRST", strict=True):
+        frames = sets[kinds[k]]
+        window = above_pedestal(frames, int(k) % frame_count(frames))[places[k]]
+        seen = frame_mask(frames, int(k) % frame_count(frames))[places[k]]
+        ax.imshow(np.where(seen, np.arcsinh(window), np.nan), vmin=0, vmax=5, cmap="inferno", interpolation="nearest")
+        ax.set_title(letter, fontsize=SMALL)
+        ax.set_axis_off()
+        key[letter] = kinds[k]
+    (RESULTS / "twin_windows.png").write_bytes(png(grid, dpi=90))
+    measured = ", ".join(letter for letter, kind in key.items() if kind == "measured")
+    write_results("twin_windows", ["# Which of the twenty windows are measured", "", f"{measured} of [the picture](twin_windows.png) are windows of exposures that the twin has not learnt from; the others are of its frames. `python bench/twin.py --part measured` draws them."])  # fmt: skip
+    return key
 
 
 def simulated(seeds: int) -> list[dict[str, Any]]:
@@ -120,6 +153,10 @@ def page_of(record: dict[str, Any]) -> list[str]:
         ]
         page += markdown(["", *columns], [cells(title, tables, columns) for title in m["seeds"][0]["rows"]])
         page += [
+            "",
+            "Twenty windows, ten of exposures that it has not learnt from and ten of its frames, on one scale; [the key](twin_windows.md) is on another page:",
+            "",
+            "![Twenty windows](twin_windows.png)",
             "",
             f"Learning takes {m['learning']:.0f} s of CPU ({m['learnt']} frames), a new frame {m['drawing']:.1f} s, judging {m['judging']:.0f} s; {m['memory'] / 1e6:.0f} MB at most beyond what was there before, with all {m['frames']} frames in memory.",
             "",

@@ -25,7 +25,7 @@ from ..frames.rows import Rows
 from ..headers.nexus_modules import cxi_geometry, join_plane
 from ..headers.gate import as_bad_input, check_chunks, check_dataset, open_hdf5, read_whole
 from ..headers.geometry_files import EV, HC
-from ..headers.header_rules import Turn, same, shown, turns_of, warn
+from ..headers.header_rules import Turn, day_of, same, shown, turns_of, warn
 from ..headers.nexus_modules import DEGREES, LENGTHS, module_geometry, read_rotation, text_of, unit_of
 from ..headers.sources import HDF5Rows
 
@@ -432,6 +432,9 @@ def _about(file: h5py.File, name: str) -> dict[str, str]:
             text = _text(iter([item])) if isinstance(item, h5py.Dataset) else None
             if text:
                 out[word] = text
+        started = entry.get("start_time")
+        if isinstance(started, h5py.Dataset) and (date := day_of(_text(iter([started])) or "")):
+            out["date"] = date
         out |= _identifiers(entry)
         for group in entry.values():
             if isinstance(group, h5py.Group):

@@ -24,7 +24,7 @@ from ..headers.nexus_modules import plane_words
 from ..headers.gate import check_size, readable
 from ..headers.imgcif import ImgCif, is_imgcif, read_imgcif, read_panels
 from ..headers.geometry_files import panel_values
-from ..headers.header_rules import agree, one_number, read_fields, warn
+from ..headers.header_rules import agree, day_of, one_number, read_fields, warn
 from ..headers.open_in_subprocess import probe_file
 from ..headers.raw_headers import comment_fields, raw_header
 from ..headers.unpacked import inner_name, inner_suffix, inside
@@ -200,6 +200,8 @@ def _dectris_words(fields: dict[str, str], notes: list[str]) -> dict[str, Any]:
         out["polarization"] = polarization
     if "Detector" in fields:
         out["detector"] = fields["Detector"].strip()
+    if date := next(filter(None, map(day_of, fields)), None):
+        out["date"] = date
     sensor = next((f"{k} {v}" for k, v in fields.items() if v.lower().startswith("sensor, thickness ")), "")
     if found := re.fullmatch(r"(Silicon|CdTe|GaAs) sensor, thickness ([\d.]{1,20}) m", sensor):
         out |= {"sensor_material": {"Silicon": "Si"}.get(found[1], found[1]), "sensor_thickness": float(found[2])}

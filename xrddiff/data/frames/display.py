@@ -94,7 +94,7 @@ def summary_rows(ds: xr.Dataset) -> list[tuple[str, str]]:
     ]
     if extra:
         rows.append(("per frame", ", ".join(extra)))
-    rows += [(w, str(a[w])) for w in ("detector", "source", "sample", "licence", "license") if w in a]
+    rows += [(w, str(a[w])) for w in ("detector", "source", "date", "sample", "licence", "license") if w in a]
     return rows
 
 # %% ../../../nbs/data/frames/display.ipynb #7de366f5

@@ -9,6 +9,7 @@ import re
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -20,8 +21,8 @@ from .imgcif import turn_about
 
 # %% auto #0
 __all__ = ['QUANTITIES', 'FIELDS', 'MOST_HEADER_TEXT', 'Quantity', 'shown', 'same', 'centre_outside', 'problem', 'unusual',
-           'meant', 'refuse_impossible', 'Field', 'quantities', 'one_number', 'centre', 'CentreReading', 'Turn',
-           'Reading', 'turns_of', 'read_fields', 'warn', 'drop_impossible', 'agree', 'refuse_mixed']
+           'meant', 'refuse_impossible', 'Field', 'day_of', 'quantities', 'one_number', 'centre', 'CentreReading',
+           'Turn', 'Reading', 'turns_of', 'read_fields', 'warn', 'drop_impossible', 'agree', 'refuse_mixed']
 
 # %% ../../../nbs/data/headers/header_rules.ipynb #04821591
 @dataclass(frozen=True)
@@ -188,6 +189,17 @@ _NUMBER = re.compile(
 MOST_HEADER_TEXT = 1000  # characters of a value
 
 # %% ../../../nbs/data/headers/header_rules.ipynb #eb703cc9
+def day_of(text: str) -> str | None:
+    """The date that a text begins with, as 2019-09-11; also of 2011/May/13. None for another text."""
+    head = str(text).strip()[:11]
+    for size, form in ((10, "%Y-%m-%d"), (11, "%Y/%b/%d"), (11, "%Y-%b-%d")):
+        try:
+            return datetime.strptime(head[:size], form).date().isoformat()
+        except ValueError:
+            continue
+    return None
+
+
 def quantities(text: str, unit: str) -> list[tuple[float, str]] | None:
     """The numbers in a field with their units; `unit` is used where none is written. None if anything in the field is not read.
 

@@ -86,8 +86,8 @@ def origin_of(frames: xr.Dataset) -> str:
 
 
 def provenance(frames: xr.Dataset) -> str:
-    """Their number, origin and detector: "1000 simulated frames (counting pixel array, 344 µm)"."""
-    about = ", ".join(str(frames.attrs[name]) for name in ("detector", "sample") if frames.attrs.get(name))
+    """Their number, origin, detector, sample and date: "6 measured frames (PILATUS3 6M, 2019-09-11)"."""
+    about = ", ".join(str(frames.attrs[name]) for name in ("detector", "sample", "date") if frames.attrs.get(name))
     count = frame_count(frames)
     return f"{count} {origin_of(frames)} frame{'s' * (count != 1)}{f' ({about})' if about else ''}"
 

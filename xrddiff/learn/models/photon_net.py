@@ -91,6 +91,8 @@ _STEEPEST = 10.0  # largest |ln| of the factor of a pixel
 _READ = 5  # channels that are made from the counts
 _RINGS = {"background": 48, "spots": 16}
 _KNOTS = (0.0, 3.0, 6.0, 9.0)  # octaves of the exposure that are still to come, where a factor on each ring is learnt
+_TOLD = 64  # hidden numbers between the conditions and what they say of these
+_TRUST = {"blocks": 1.0, "pixels": 0.0, "spots": 1.0}  # share of the network's factor that is taken, to begin with
 _QUICK = 30.0  # a step of Adam moves a weight by the learning rate, whatever the weight is for
 _KNOWN = {
     "background_shape": 4.0,
@@ -103,6 +105,19 @@ _KNOWN = {
 }
 _NO_SPOT = 0.05  # of the map of the lattice, whose reflections are 1: below it is background
 _SPOT = 0.3  # of the drawn spots, relative to the mean reflection: above it photons are of spots
+
+
+def _smooth(values: Tensor, weight: Tensor, side: int) -> Tensor:
+    """The weighted mean over blocks of `side` pixels, linear between their middles; both (B, 1, H, W), weight ≥ 0."""
+    weight = weight + 1e-3
+    mean = F.avg_pool2d(values * weight, side) / F.avg_pool2d(weight, side)
+    return F.interpolate(mean, scale_factor=side, mode="bilinear")
+
+
+def _between_knots(p: Tensor) -> Tensor:
+    """Weights (B, knots) that are linear in the octaves between the knots. p: (B, 1, 1, 1)."""
+    octaves = -torch.log2(p.flatten(1)).clamp_min(-_KNOTS[-1])
+    return F.relu(1 - (octaves - octaves.new_tensor(_KNOTS)).abs() / _KNOTS[1])
 
 
 @register(
@@ -154,12 +169,19 @@ class PhotonNet(nn.Module):
         nn.init.normal_(self.unet.conv_out.weight, std=0.02)
         self.downsampling = self.unet.downsampling
         self.first = nn.Conv2d(head + _READ, head, 3, padding=1)
-        self.last = nn.Conv2d(head, 1, 3, padding=1)
+        self.last = nn.Conv2d(head, 2, 3, padding=1)
         nn.init.zeros_(self.last.weight)  # to begin with, λ is the guess
         nn.init.zeros_(self.last.bias)
         # ln of the usual rate of a ring over that of the frame, / _QUICK
         sizes = _RINGS | {f"{name}_level": len(_KNOTS) * n for name, n in _RINGS.items()}
         self.profiles = nn.ParameterDict({name: nn.Parameter(torch.zeros(n)) for name, n in sizes.items()})
+        embed = self.unet.class_embedding
+        self.told = nn.Sequential(nn.Linear(embed.width + 1, _TOLD), nn.SiLU(), nn.Linear(_TOLD, len(_KNOWN)))
+        nn.init.zeros_(self.told[2].weight)
+        nn.init.zeros_(self.told[2].bias)
+        # g / _QUICK
+        starts = {name: torch.full((len(_KNOTS),), g / _QUICK) for name, g in _TRUST.items()}
+        self.trust = nn.ParameterDict({name: nn.Parameter(w) for name, w in starts.items()})
         # logarithms: α and μ of the background and of spots, α/μ of their rings, and α of a single spot
         self.known = nn.ParameterDict({name: nn.Parameter(torch.tensor(v).log()) for name, v in _KNOWN.items()})
 
@@ -177,47 +199,62 @@ class PhotonNet(nn.Module):
         q = self._map("q", cond or {}, x)
         q = x.new_full(x.shape, torch.nan) if q is None else q
         about = {kind: rings_about(q, number) for kind, number in _RINGS.items()}
-        rings, spots = self._guess(x, valid, p, about, cond or {})
+        rings, spots, free = self._guess(x, valid, p, about, cond or {})
         guess = rings + spots
         rates = [rate.log() for rate in (fine, coarse, rings, guess)]
         read = torch.cat([x.log1p(), *rates], 1)
         h = torch.cat([self.unet(read, noise_label, cond), read], 1)
-        factor = self.last(F.silu(self.first(F.silu(h)))).clamp(-_STEEPEST, _STEEPEST).exp()
-        b, c = (self._level(kind, p, about[kind]).view_as(x) for kind in ("background", "spots"))
-        return factor * (b * rings + c * spots)
+        own, of_spots = self.last(F.silu(self.first(F.silu(h)))).clamp(-_STEEPEST, _STEEPEST).chunk(2, 1)
+        near = _between_knots(p)
+        g1, g2, g3 = self._trusted(near)
+        blocks = _smooth(own, free, self.downsampling)
+        own = g1 * blocks + g2 * free * (own - blocks)
+        b, c = (self._level(kind, near, about[kind]).view_as(x) for kind in ("background", "spots"))
+        return b * rings * own.exp() + c * spots * (g3 * of_spots).exp()
 
-    def _level(self, kind: str, p: Tensor, about: Rings) -> Tensor:
-        """The factor on background or spots (B, H W) that is learnt for each ring, linear in the octaves between the knots."""
-        octaves = -torch.log2(p.flatten(1)).clamp_min(-_KNOTS[-1])
-        weight = F.relu(1 - (octaves - octaves.new_tensor(_KNOTS)).abs() / _KNOTS[1])
-        values = weight @ (_QUICK * self.profiles[f"{kind}_level"]).view(len(_KNOTS), -1)
+    def _trusted(self, near: Tensor) -> tuple[Tensor, ...]:
+        """g of blocks, pixels and spots, (B, 1, 1, 1). near: see `_between_knots`."""
+        return tuple((near @ (_QUICK * g))[:, None, None, None] for g in self.trust.values())
+
+    def _level(self, kind: str, near: Tensor, about: Rings) -> Tensor:
+        """The factor on background or spots (B, H W) that is learnt for each ring. near: see `_between_knots`."""
+        values = near @ (_QUICK * self.profiles[f"{kind}_level"]).view(len(_KNOTS), -1)
         return on_rings(values, about).exp()
 
     def _guess(
         self, x: Tensor, valid: Tensor, p: Tensor, about: Mapping[str, Rings], cond: Mapping[str, Tensor]
-    ) -> tuple[Tensor, Tensor]:
-        """(r̂ of rings of the pixels without a reflection, â s): background and spots, as far as the maps are known."""
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """(r̂ of rings of the pixels without a reflection, â s, 1 at these pixels): background and spots, as far as the maps are known."""
         lattice, bright, light = (self._map(name, cond, x) for name in ("lattice", "intensity", "scattering"))
         lattice = None if lattice is None else torch.nan_to_num(lattice)
-        known = {name: v.exp() for name, v in self.known.items()}
+        s = lattice if bright is None else torch.sinh(2 * bright).nan_to_num()
+        if bright is not None and lattice is not None:  # unknown intensities: all reflections alike
+            s = torch.where(bright.isnan(), lattice, s)
+        likely = None if s is None else valid * s * (s > _SPOT)
+        known = self._known(x, likely, cond)
 
         def rate(counts: Tensor, weight: Tensor, kind: str) -> Tensor:
             frame = frame_rate(counts, weight, p, known[f"{kind}_shape"], known[f"{kind}_mean"])
             usual = frame.flatten(1) * (_QUICK * self.profiles[kind]).exp()
-            return ring_rate(counts, weight, p, about[kind], usual, known[f"{kind}_ring"])
+            return ring_rate(counts, weight, p, about[kind], usual, known[f"{kind}_ring"].flatten(1))
 
         light = torch.ones_like(x) if light is None else light.nan_to_num(nan=1.0)
         free = valid if lattice is None else valid * (lattice < _NO_SPOT)
         rings = light * rate(x, free * light, "background")
-        s = lattice if bright is None else torch.sinh(2 * bright).nan_to_num()
         if s is None:
-            return rings, torch.zeros_like(x)
-        if bright is not None and lattice is not None:  # unknown intensities: all reflections alike
-            s = torch.where(bright.isnan(), lattice, s)
-        a = rate(x - p * rings, valid * s * (s > _SPOT), "spots")
+            return rings, torch.zeros_like(x), free
+        a = rate(x - p * rings, likely, "spots")
         own, near = (around(v) for v in (x * a * s / (rings + a * s), valid * s))
         shape = known["spot_shape"]
-        return rings, s * (shape + own) / (shape / a + p * near)
+        return rings, s * (shape + own) / (shape / a + p * near), free
+
+    def _known(self, x: Tensor, likely: Tensor | None, cond: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The numbers that are known before any photon, (B, 1, 1, 1), as the conditions of a frame have them. likely: s of its reflections."""
+        embed, total = self.unet.class_embedding, x.new_zeros(len(x), 1)
+        if likely is not None:
+            total = likely.sum((1, 2, 3)).log1p()[:, None] / 10
+        says = self.told(torch.cat([embed(cond, total.expand(-1, embed.width)), total], 1)).T[..., None, None, None]
+        return {name: (v + more).exp() for (name, v), more in zip(self.known.items(), says, strict=True)}
 
     def _map(self, name: str, cond: Mapping[str, Tensor], x: Tensor) -> Tensor | None:
         """A map that the network takes and a batch has."""
