@@ -1,8 +1,8 @@
 """How many seconds of training until a classifier hardly tells samples from frames? Models of ours beside diffusers' recipe, on the same core and frames.
 
-    OMP_NUM_THREADS=1 python bench/time_to_quality.py [--folder FOLDER] [--only photons latent] [--seconds 600]
+    OMP_NUM_THREADS=1 python bench/time_to_quality.py [--folder FOLDER] [--only photons latent] [--seconds 400]
 
-Every contestant is trained on 1000 stills of sim128 in a process of one thread. After 150, 300 and 600 seconds of CPU its averaged weights draw 512 samples, which are judged beside 1,000 fresh frames that no training has seen: the AUC of the two-sample test, and how many index.
+Every contestant is trained on 1000 stills of sim128 in a process of one thread. After 100, 200 and 400 seconds of CPU its averaged weights draw 512 samples, which are judged beside 1,000 fresh frames that no training has seen: the AUC of the two-sample test, and how many index.
 Judging is not in the seconds; the autoencoder of a latent model and the statistics of its latent are. Learning rates are constant, so that any moment may be the last.
 
 - photons, latent, pixel: `photons`, `latent_diff` and `ddpm` of size tiny, from nothing.
@@ -45,7 +45,7 @@ from xrddiff.learn.recipes.setup import run_accelerator, run_loaders, run_traine
 from xrddiff.learn.training.callbacks import Callback, Training
 from xrddiff.physics.simulation.simulate import simulate
 
-SAMPLES, LOOKS = 512, (150, 300, 600)  # seconds
+SAMPLES, LOOKS = 512, (100, 200, 400)  # seconds
 FRESH, INDEXED = range(500_000, 501_000), 48
 COMMON = [
     "experiment_type=scratch", "data.limit=1250", "threads=1", "training.ema_decay=0.99",
@@ -85,7 +85,10 @@ class UNet2D(nn.Module):
             down_block_types=["DownBlock2D", "DownBlock2D", "AttnDownBlock2D"],
             up_block_types=["AttnUpBlock2D", "UpBlock2D", "UpBlock2D"],
         )  # fmt: skip
-        self.config = dict(in_channels=in_channels, out_channels=out_channels, maps=dict(self.pictures.maps))
+        self.config = dict(
+            in_channels=in_channels, out_channels=out_channels, maps=dict(self.pictures.maps),
+            conditions=dict(self.labels.fields),
+        )  # fmt: skip
 
     def forward(self, x: Tensor, noise_label: Tensor, cond: Mapping[str, Tensor] | None = None) -> Tensor:
         labels = self.labels(cond, x.new_zeros(len(x), self.labels.width))

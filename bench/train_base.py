@@ -44,7 +44,7 @@ WORDS = [
     "experiment_type=scratch", "model=photons", "data=sim128", f"model.diff_batch_size={BATCH}", "model.diff_lr=2e-3", "model.network_options={widths:[48,96]}",
     "model.condition_maps=[lattice,intensity,q,scattering]", "training.ema_decay=0.998", "inference.guidance_scale=1", "training.condition_dropout=0.03",
 ]  # fmt: skip
-TUNED = ["experiment_type=demo", "data=sim128", "model.diff_epochs=4", "threads=1"]
+TUNED = ["experiment_type=demo", "data=sim128", "model.diff_epochs=8", "threads=1"]
 
 
 def random_experiment(number: int, seed: int) -> Experiment:

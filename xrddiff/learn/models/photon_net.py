@@ -91,6 +91,8 @@ _STEEPEST = 10.0  # largest |ln| of the factor of a pixel
 _READ = 5  # channels that are made from the counts
 _RINGS = {"background": 48, "spots": 16}
 _KNOTS = (0.0, 3.0, 6.0, 9.0)  # octaves of the exposure that are still to come, where a factor on each ring is learnt
+_BRIGHT = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0)  # of s: steps of brightness where a factor on spots is learnt
+_FASTER = 5.0  # than the other weights, the labels learn what they say
 _TOLD = 64  # hidden numbers between the conditions and what they say of these
 _TRUST = {"blocks": 1.0, "pixels": 0.0, "spots": 1.0}  # share of the network's factor that is taken, to begin with
 _QUICK = 30.0  # a step of Adam moves a weight by the learning rate, whatever the weight is for
@@ -112,6 +114,13 @@ def _smooth(values: Tensor, weight: Tensor, side: int) -> Tensor:
     weight = weight + 1e-3
     mean = F.avg_pool2d(values * weight, side) / F.avg_pool2d(weight, side)
     return F.interpolate(mean, scale_factor=side, mode="bilinear")
+
+
+def _between_brightness(s: Tensor) -> Rings:
+    """Where each pixel is between the steps of `_BRIGHT`, in ln s. s: the map of the spots, (B, 1, H, W)."""
+    ln, steps = s.flatten(1).clamp(_BRIGHT[0], _BRIGHT[-1]).log(), s.new_tensor(_BRIGHT).log()
+    low = torch.bucketize(ln, steps[1:-1])
+    return Rings(len(_BRIGHT), low, (ln - steps[low]) / (steps[low + 1] - steps[low]))
 
 
 def _between_knots(p: Tensor) -> Tensor:
@@ -173,7 +182,8 @@ class PhotonNet(nn.Module):
         nn.init.zeros_(self.last.weight)  # to begin with, λ is the guess
         nn.init.zeros_(self.last.bias)
         # ln of the usual rate of a ring over that of the frame, / _QUICK
-        sizes = _RINGS | {f"{name}_level": len(_KNOTS) * n for name, n in _RINGS.items()}
+        steps = _RINGS | {"brightness": len(_BRIGHT)}
+        sizes = _RINGS | {f"{name}_level": len(_KNOTS) * n for name, n in steps.items()}
         self.profiles = nn.ParameterDict({name: nn.Parameter(torch.zeros(n)) for name, n in sizes.items()})
         embed = self.unet.class_embedding
         self.told = nn.Sequential(nn.Linear(embed.width + 1, _TOLD), nn.SiLU(), nn.Linear(_TOLD, len(_KNOWN)))
@@ -199,7 +209,7 @@ class PhotonNet(nn.Module):
         q = self._map("q", cond or {}, x)
         q = x.new_full(x.shape, torch.nan) if q is None else q
         about = {kind: rings_about(q, number) for kind, number in _RINGS.items()}
-        rings, spots, free = self._guess(x, valid, p, about, cond or {})
+        rings, spots, free, s = self._guess(x, valid, p, about, cond or {})
         guess = rings + spots
         rates = [rate.log() for rate in (fine, coarse, rings, guess)]
         read = torch.cat([x.log1p(), *rates], 1)
@@ -209,22 +219,23 @@ class PhotonNet(nn.Module):
         g1, g2, g3 = self._trusted(near)
         blocks = _smooth(own, free, self.downsampling)
         own = g1 * blocks + g2 * free * (own - blocks)
-        b, c = (self._level(kind, near, about[kind]).view_as(x) for kind in ("background", "spots"))
-        return b * rings * own.exp() + c * spots * (g3 * of_spots).exp()
+        about["brightness"] = _between_brightness(s)
+        b, c, d = (self._level(kind, near, steps).view_as(x) for kind, steps in about.items())
+        return b * rings * own.exp() + c * d * spots * (g3 * of_spots).exp()
 
     def _trusted(self, near: Tensor) -> tuple[Tensor, ...]:
         """g of blocks, pixels and spots, (B, 1, 1, 1). near: see `_between_knots`."""
         return tuple((near @ (_QUICK * g))[:, None, None, None] for g in self.trust.values())
 
     def _level(self, kind: str, near: Tensor, about: Rings) -> Tensor:
-        """The factor on background or spots (B, H W) that is learnt for each ring. near: see `_between_knots`."""
+        """The factor on background or spots (B, H W) that is learnt for each ring, or step of brightness. near: see `_between_knots`."""
         values = near @ (_QUICK * self.profiles[f"{kind}_level"]).view(len(_KNOTS), -1)
         return on_rings(values, about).exp()
 
     def _guess(
         self, x: Tensor, valid: Tensor, p: Tensor, about: Mapping[str, Rings], cond: Mapping[str, Tensor]
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """(r̂ of rings of the pixels without a reflection, â s, 1 at these pixels): background and spots, as far as the maps are known."""
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """(r̂ of rings of the pixels without a reflection, â s, 1 at these pixels, s): background and spots, as far as the maps are known."""
         lattice, bright, light = (self._map(name, cond, x) for name in ("lattice", "intensity", "scattering"))
         lattice = None if lattice is None else torch.nan_to_num(lattice)
         s = lattice if bright is None else torch.sinh(2 * bright).nan_to_num()
@@ -242,11 +253,11 @@ class PhotonNet(nn.Module):
         free = valid if lattice is None else valid * (lattice < _NO_SPOT)
         rings = light * rate(x, free * light, "background")
         if s is None:
-            return rings, torch.zeros_like(x), free
+            return rings, torch.zeros_like(x), free, torch.zeros_like(x)
         a = rate(x - p * rings, likely, "spots")
         own, near = (around(v) for v in (x * a * s / (rings + a * s), valid * s))
         shape = known["spot_shape"]
-        return rings, s * (shape + own) / (shape / a + p * near), free
+        return rings, s * (shape + own) / (shape / a + p * near), free, s
 
     def _known(self, x: Tensor, likely: Tensor | None, cond: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The numbers that are known before any photon, (B, 1, 1, 1), as the conditions of a frame have them. likely: s of its reflections."""
@@ -254,6 +265,7 @@ class PhotonNet(nn.Module):
         if likely is not None:
             total = likely.sum((1, 2, 3)).log1p()[:, None] / 10
         says = self.told(torch.cat([embed(cond, total.expand(-1, embed.width)), total], 1)).T[..., None, None, None]
+        says = _FASTER * says
         return {name: (v + more).exp() for (name, v), more in zip(self.known.items(), says, strict=True)}
 
     def _map(self, name: str, cond: Mapping[str, Tensor], x: Tensor) -> Tensor | None:
