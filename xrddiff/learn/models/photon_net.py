@@ -184,7 +184,6 @@ class PhotonNet(nn.Module):
         # ln of the usual rate of a ring over that of the frame, / _QUICK
         steps = _RINGS | {"brightness": len(_BRIGHT)}
         sizes = _RINGS | {f"{name}_level": len(_KNOTS) * n for name, n in steps.items()}
-        sizes["scattering_level"] = len(_KNOTS)
         self.profiles = nn.ParameterDict({name: nn.Parameter(torch.zeros(n)) for name, n in sizes.items()})
         embed = self.unet.class_embedding
         self.told = nn.Sequential(nn.Linear(embed.width + 1, _TOLD), nn.SiLU(), nn.Linear(_TOLD, len(_KNOWN)))
@@ -210,9 +209,7 @@ class PhotonNet(nn.Module):
         q = self._map("q", cond or {}, x)
         q = x.new_full(x.shape, torch.nan) if q is None else q
         about = {kind: rings_about(q, number) for kind, number in _RINGS.items()}
-        light = self._map("scattering", cond or {}, x)
-        light = torch.ones_like(x) if light is None else light.nan_to_num(nan=1.0)
-        rings, spots, free, s = self._guess(x, valid, p, light, about, cond or {})
+        rings, spots, free, s = self._guess(x, valid, p, about, cond or {})
         guess = rings + spots
         rates = [rate.log() for rate in (fine, coarse, rings, guess)]
         read = torch.cat([x.log1p(), *rates], 1)
@@ -222,8 +219,6 @@ class PhotonNet(nn.Module):
         g1, g2, g3 = self._trusted(near)
         blocks = _smooth(own, free, self.downsampling)
         own = g1 * blocks + g2 * free * (own - blocks)
-        power = near @ (_QUICK * self.profiles["scattering_level"])
-        own = own + power[:, None, None, None] * light.clamp_min(1e-3).log()
         about["brightness"] = _between_brightness(s)
         b, c, d = (self._level(kind, near, steps).view_as(x) for kind, steps in about.items())
         return b * rings * own.exp() + c * d * spots * (g3 * of_spots).exp()
@@ -238,10 +233,10 @@ class PhotonNet(nn.Module):
         return on_rings(values, about).exp()
 
     def _guess(
-        self, x: Tensor, valid: Tensor, p: Tensor, light: Tensor, about: Mapping[str, Rings], cond: Mapping[str, Tensor]
+        self, x: Tensor, valid: Tensor, p: Tensor, about: Mapping[str, Rings], cond: Mapping[str, Tensor]
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """(r̂ of rings of the pixels without a reflection, â s, 1 at these pixels, s): background and spots, as far as the maps are known."""
-        lattice, bright = (self._map(name, cond, x) for name in ("lattice", "intensity"))
+        lattice, bright, light = (self._map(name, cond, x) for name in ("lattice", "intensity", "scattering"))
         lattice = None if lattice is None else torch.nan_to_num(lattice)
         s = lattice if bright is None else torch.sinh(2 * bright).nan_to_num()
         if bright is not None and lattice is not None:  # unknown intensities: all reflections alike
@@ -254,6 +249,7 @@ class PhotonNet(nn.Module):
             usual = frame.flatten(1) * (_QUICK * self.profiles[kind]).exp()
             return ring_rate(counts, weight, p, about[kind], usual, known[f"{kind}_ring"].flatten(1))
 
+        light = torch.ones_like(x) if light is None else light.nan_to_num(nan=1.0)
         free = valid if lattice is None else valid * (lattice < _NO_SPOT)
         rings = light * rate(x, free * light, "background")
         if s is None:
