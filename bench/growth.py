@@ -27,7 +27,7 @@ TRAINED = {
     "as it is": [],
     "the guess alone": [PARTS, "model.network=guess_alone"],
     "the network's factor on every pixel": [PARTS, "model.network=every_pixel"],
-    "levels of rings not learnt": [PARTS, "model.network=no_levels"],
+    "levels not learnt": [PARTS, "model.network=no_levels"],
     "labels do not set levels": [PARTS, "model.network=untold"],
     "without merged intensities": ["model.condition_maps=[lattice,q,scattering]"],
     "without the pretrained model": ["training.init=null"],
@@ -61,8 +61,13 @@ def page(rows: dict[str, Any]) -> list[str]:
         told = [f"{mean(a):.2f} ± {stdev(a):.2f}" if len(a) > 1 else f"{a[0]:.2f}" for a in aucs]
         cells.append([name, len(own), *told, f"{mean(r['draw'] for r in own):.2f}"])
     lines += markdown(["variant", "seeds", "AUC", *GROUPS, "CPU s"], cells)
-    lines += ["", "Words of the variants, beside `experiment_type=demo`:", ""]
-    return lines + [f"- {name}: `{' '.join(words)}`" for name, words in (TRAINED | SAMPLED).items() if words]
+    lines += [
+        "",
+        "Words of the variants, beside `experiment_type=demo`; networks are of the plug-in `bench/growth_parts.py`:",
+        "",
+    ]
+    told = {name: " ".join(word for word in words if word != PARTS) for name, words in (TRAINED | SAMPLED).items()}
+    return lines + [f"- {name}: `{words}`" for name, words in told.items() if words]
 
 
 def measure(args: argparse.Namespace) -> None:

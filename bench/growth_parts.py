@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from xrddiff.core.registry import register
-from xrddiff.learn.models.photon_net import PhotonNet, Rings
+from xrddiff.learn.models.photon_net import PhotonNet, Steps
 
 
 @register("network", "guess_alone", channels=(1,), help="photon_net: no factor of the U-Net")
@@ -23,13 +23,13 @@ class EveryPixel(PhotonNet):
         return (near.new_ones(len(near), 1, 1, 1),) * 3
 
 
-@register("network", "no_levels", channels=(1,), help="photon_net: no level of a ring is learnt")
+@register("network", "no_levels", channels=(1,), help="photon_net: no level is learnt")
 class NoLevels(PhotonNet):
-    def _level(self, kind: str, near: Tensor, about: Rings) -> Tensor:
+    def _level(self, kind: str, near: Tensor, about: Steps) -> Tensor:
         return torch.ones_like(about.far)
 
 
 @register("network", "untold", channels=(1,), help="photon_net: labels change nothing that is known before any photon")
 class Untold(PhotonNet):
-    def _known(self, x: Tensor, likely: Tensor | None, cond: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def _known(self, likely: Tensor, cond: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {name: v.exp().view(1, 1, 1, 1) for name, v in self.known.items()}

@@ -99,8 +99,8 @@ def windows_shown(twin: Twin, held: xr.Dataset, seed: int = 0) -> dict[str, str]
     axes, key = grid.subplots(4, 5).ravel(), {}
     for ax, k, letter in zip(axes, rng.permutation(20), "ABCDEFGHIJKLMNOPQRST", strict=True):
         frames = sets[kinds[k]]
-        window = above_pedestal(frames, int(k) % frame_count(frames))[places[k]]
-        seen = frame_mask(frames, int(k) % frame_count(frames))[places[k]]
+        number = int(k) % frame_count(frames)
+        window, seen = above_pedestal(frames, number)[places[k]], frame_mask(frames, number)[places[k]]
         ax.imshow(np.where(seen, np.arcsinh(window), np.nan), vmin=0, vmax=5, cmap="inferno", interpolation="nearest")
         ax.set_title(letter, fontsize=SMALL)
         ax.set_axis_off()
@@ -154,13 +154,11 @@ def page_of(record: dict[str, Any]) -> list[str]:
         page += markdown(["", *columns], [cells(title, tables, columns) for title in m["seeds"][0]["rows"]])
         page += [
             "",
-            "Twenty windows, ten of exposures that it has not learnt from and ten of its frames, on one scale; [the key](twin_windows.md) is on another page:",
-            "",
-            "![Twenty windows](twin_windows.png)",
-            "",
             f"Learning takes {m['learning']:.0f} s of CPU ({m['learnt']} frames), a new frame {m['drawing']:.1f} s, judging {m['judging']:.0f} s; {m['memory'] / 1e6:.0f} MB at most beyond what was there before, with all {m['frames']} frames in memory.",
             "",
         ]
+        if "key" in m:
+            page += ["Twenty windows, ten of exposures that it has not learnt from and ten of its frames, on one scale; [the key](twin_windows.md) is on another page:", "", "![Twenty windows](twin_windows.png)", ""]  # fmt: skip
     if rows := record.get("simulated"):
         page += ["## Simulated", ""]
         page += [

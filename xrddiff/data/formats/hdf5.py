@@ -426,15 +426,17 @@ def _about(file: h5py.File, name: str) -> dict[str, str]:
             value = entry.attrs.get(key)
             if isinstance(value, bytes | str):
                 out[word] = value.decode(errors="replace") if isinstance(value, bytes) else value
-        for word, key in (("sample", "sample"), ("title", "title"), ("identifier", "experiment_identifier")):
+        for word, key in (
+            ("sample", "sample"),
+            ("title", "title"),
+            ("identifier", "experiment_identifier"),
+            ("date", "start_time"),
+        ):
             item = entry.get(key)
             item = item.get("name") if isinstance(item, h5py.Group) else item
             text = _text(iter([item])) if isinstance(item, h5py.Dataset) else None
-            if text:
+            if text := day_of(text or "") if word == "date" else text:
                 out[word] = text
-        started = entry.get("start_time")
-        if isinstance(started, h5py.Dataset) and (date := day_of(_text(iter([started])) or "")):
-            out["date"] = date
         out |= _identifiers(entry)
         for group in entry.values():
             if isinstance(group, h5py.Group):

@@ -18,7 +18,7 @@ from .layers import config_of
 from .unet import UNet
 
 # %% auto #0
-__all__ = ['block_rate', 'frame_rate', 'Rings', 'rings_about', 'on_rings', 'ring_rate', 'around', 'PhotonNet']
+__all__ = ['block_rate', 'frame_rate', 'Steps', 'rings_about', 'at_pixels', 'ring_rate', 'around', 'PhotonNet']
 
 # %% ../../../nbs/learn/models/photon_net.ipynb #8e4eb96b
 def block_rate(counts: Tensor, valid: Tensor, p: Tensor, side: int) -> Tensor:
@@ -40,29 +40,29 @@ def frame_rate(counts: Tensor, weight: Tensor, p: Tensor, shape: Tensor | float,
     return (shape + total) / (shape / mean + p * weight.sum((2, 3), keepdim=True))
 
 
-class Rings(NamedTuple):
-    """So many rings about the beam; a pixel, (B, H W), is `far` of the way from the middle of the ring `low` to that of the next."""
+class Steps(NamedTuple):
+    """So many steps, such as rings about the beam; a pixel, (B, H W), is `far` of the way from the step `low` to the next."""
 
     number: int
     low: Tensor
     far: Tensor
 
 
-def rings_about(q: Tensor, number: int) -> Rings:
+def rings_about(q: Tensor, number: int) -> Steps:
     """Rings of the same width in √q from 0 to the farthest pixel. q: of each pixel, (B, 1, H, W); NaN where it is not known."""
     q = q.flatten(1)
     at = (torch.nan_to_num(q / q.amax(1, keepdim=True)).clamp(0, 1).sqrt() * number - 0.5).clamp(0, number - 1)
     low = at.long().clamp(max=number - 2)
-    return Rings(number, low, at - low)
+    return Steps(number, low, at - low)
 
 
-def on_rings(values: Tensor, rings: Rings) -> Tensor:
-    """Values of the rings, (B, rings), at each pixel, (B, H W): linear between their middles."""
-    return torch.lerp(values.gather(1, rings.low), values.gather(1, rings.low + 1), rings.far)
+def at_pixels(values: Tensor, steps: Steps) -> Tensor:
+    """Values of the steps, (B, steps), at each pixel, (B, H W): linear between them."""
+    return torch.lerp(values.gather(1, steps.low), values.gather(1, steps.low + 1), steps.far)
 
 
 def ring_rate(
-    counts: Tensor, weight: Tensor, p: Tensor, rings: Rings, known: Tensor, strength: Tensor | float
+    counts: Tensor, weight: Tensor, p: Tensor, rings: Steps, known: Tensor, strength: Tensor | float
 ) -> Tensor:
     """r̂ (B, 1, H, W) of rings about the beam.
 
@@ -77,7 +77,7 @@ def ring_rate(
 
     above = ring_sums(torch.where(weight > 0, counts, 0.0)).clamp_min(0)
     rate = (above + strength * known) / (ring_sums(weight) * p.flatten(1) + strength)
-    return on_rings(rate, rings).view_as(counts)
+    return at_pixels(rate, rings).view_as(counts)
 
 # %% ../../../nbs/learn/models/photon_net.ipynb #1f09e7a3
 def around(values: Tensor, side: int = 5) -> Tensor:
@@ -116,11 +116,11 @@ def _smooth(values: Tensor, weight: Tensor, side: int) -> Tensor:
     return F.interpolate(mean, scale_factor=side, mode="bilinear")
 
 
-def _between_brightness(s: Tensor) -> Rings:
+def _between_brightness(s: Tensor) -> Steps:
     """Where each pixel is between the steps of `_BRIGHT`, in ln s. s: the map of the spots, (B, 1, H, W)."""
     ln, steps = s.flatten(1).clamp(_BRIGHT[0], _BRIGHT[-1]).log(), s.new_tensor(_BRIGHT).log()
     low = torch.bucketize(ln, steps[1:-1])
-    return Rings(len(_BRIGHT), low, (ln - steps[low]) / (steps[low + 1] - steps[low]))
+    return Steps(len(_BRIGHT), low, (ln - steps[low]) / (steps[low + 1] - steps[low]))
 
 
 def _between_knots(p: Tensor) -> Tensor:
@@ -206,8 +206,7 @@ class PhotonNet(nn.Module):
         p = torch.sigmoid(-8 * noise_label.to(x))[:, None, None, None]
         x = (x * valid).clamp_min(0)
         fine, coarse = (block_rate(x, valid, p, self.downsampling // k) for k in (2, 1))
-        q = self._map("q", cond or {}, x)
-        q = x.new_full(x.shape, torch.nan) if q is None else q
+        q = self._map("q", cond or {}, x, torch.nan)
         about = {kind: rings_about(q, number) for kind, number in _RINGS.items()}
         rings, spots, free, s = self._guess(x, valid, p, about, cond or {})
         guess = rings + spots
@@ -220,54 +219,49 @@ class PhotonNet(nn.Module):
         blocks = _smooth(own, free, self.downsampling)
         own = g1 * blocks + g2 * free * (own - blocks)
         about["brightness"] = _between_brightness(s)
-        b, c, d = (self._level(kind, near, steps).view_as(x) for kind, steps in about.items())
+        b, c, d = (self._level(kind, near, about[kind]).view_as(x) for kind in ("background", "spots", "brightness"))
         return b * rings * own.exp() + c * d * spots * (g3 * of_spots).exp()
 
     def _trusted(self, near: Tensor) -> tuple[Tensor, ...]:
         """g of blocks, pixels and spots, (B, 1, 1, 1). near: see `_between_knots`."""
         return tuple((near @ (_QUICK * g))[:, None, None, None] for g in self.trust.values())
 
-    def _level(self, kind: str, near: Tensor, about: Rings) -> Tensor:
+    def _level(self, kind: str, near: Tensor, about: Steps) -> Tensor:
         """The factor on background or spots (B, H W) that is learnt for each ring, or step of brightness. near: see `_between_knots`."""
         values = near @ (_QUICK * self.profiles[f"{kind}_level"]).view(len(_KNOTS), -1)
-        return on_rings(values, about).exp()
+        return at_pixels(values, about).exp()
 
     def _guess(
-        self, x: Tensor, valid: Tensor, p: Tensor, about: Mapping[str, Rings], cond: Mapping[str, Tensor]
+        self, x: Tensor, valid: Tensor, p: Tensor, about: Mapping[str, Steps], cond: Mapping[str, Tensor]
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """(r̂ of rings of the pixels without a reflection, â s, 1 at these pixels, s): background and spots, as far as the maps are known."""
-        lattice, bright, light = (self._map(name, cond, x) for name in ("lattice", "intensity", "scattering"))
-        lattice = None if lattice is None else torch.nan_to_num(lattice)
-        s = lattice if bright is None else torch.sinh(2 * bright).nan_to_num()
-        if bright is not None and lattice is not None:  # unknown intensities: all reflections alike
-            s = torch.where(bright.isnan(), lattice, s)
-        likely = None if s is None else valid * s * (s > _SPOT)
-        known = self._known(x, likely, cond)
+        lattice, light = self._map("lattice", cond, x, 0.0), self._map("scattering", cond, x, 1.0)
+        bright = self._map("intensity", cond, x, torch.nan)
+        s = torch.where(bright.isnan(), lattice, torch.sinh(2 * bright))  # unknown intensities: all reflections alike
+        likely = valid * s * (s > _SPOT)
+        known = self._known(likely, cond)
 
         def rate(counts: Tensor, weight: Tensor, kind: str) -> Tensor:
             frame = frame_rate(counts, weight, p, known[f"{kind}_shape"], known[f"{kind}_mean"])
             usual = frame.flatten(1) * (_QUICK * self.profiles[kind]).exp()
             return ring_rate(counts, weight, p, about[kind], usual, known[f"{kind}_ring"].flatten(1))
 
-        light = torch.ones_like(x) if light is None else light.nan_to_num(nan=1.0)
-        free = valid if lattice is None else valid * (lattice < _NO_SPOT)
+        free = valid * (lattice < _NO_SPOT)
         rings = light * rate(x, free * light, "background")
-        if s is None:
-            return rings, torch.zeros_like(x), free, torch.zeros_like(x)
         a = rate(x - p * rings, likely, "spots")
         own, near = (around(v) for v in (x * a * s / (rings + a * s), valid * s))
         shape = known["spot_shape"]
         return rings, s * (shape + own) / (shape / a + p * near), free, s
 
-    def _known(self, x: Tensor, likely: Tensor | None, cond: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def _known(self, likely: Tensor, cond: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The numbers that are known before any photon, (B, 1, 1, 1), as the conditions of a frame have them. likely: s of its reflections."""
-        embed, total = self.unet.class_embedding, x.new_zeros(len(x), 1)
-        if likely is not None:
-            total = likely.sum((1, 2, 3)).log1p()[:, None] / 10
+        embed, total = self.unet.class_embedding, likely.sum((1, 2, 3)).log1p()[:, None] / 10
         says = self.told(torch.cat([embed(cond, total.expand(-1, embed.width)), total], 1)).T[..., None, None, None]
         says = _FASTER * says
         return {name: (v + more).exp() for (name, v), more in zip(self.known.items(), says, strict=True)}
 
-    def _map(self, name: str, cond: Mapping[str, Tensor], x: Tensor) -> Tensor | None:
-        """A map that the network takes and a batch has."""
-        return cond[name].to(x) if name in self.unet.pictures.maps and name in cond else None
+    def _map(self, name: str, cond: Mapping[str, Tensor], x: Tensor, unknown: float) -> Tensor:
+        """A map that the network takes and a batch has, in the shape of `x`; `unknown` where it says nothing."""
+        if name not in self.unet.pictures.maps or name not in cond:
+            return torch.full_like(x, unknown)
+        return torch.where(cond[name].isnan(), unknown, cond[name]).to(x)
