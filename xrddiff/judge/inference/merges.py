@@ -31,7 +31,7 @@ from ...physics.indexing.reflections import reflection_table, stream_reflections
 from ...physics.indexing.series import index_series
 from ...physics.merging.ambiguity import resolve_ambiguity
 from ...physics.merging.files import read_dials, read_unmerged_mtz, read_xds
-from ...physics.merging.merged import MERGES, Merged, merge_reflections
+from ...physics.merging.merged import MERGES, Care, Merged, merge_reflections
 from xrddiff.physics.merging.observations import (
     NEEDED,
     OVERLAPPED,
@@ -342,6 +342,11 @@ def merge_gathered(plan: MergePlan, gathered: Gathered) -> MergeResult:
     if sweeps := merged.seen.sweeps:
         notes.append(
             f"{len(sweeps)} sweep{'s' * (len(sweeps) > 1)} of {sum(map(len, sweeps))} images, with scales that change by {merged.scaling.smooth:g} in ln g from one to the next"
+        )
+    if merged.foretold:
+        best, plain = (merged.foretold[care] for care in (merged.care, Care(False, False)))
+        notes.append(
+            f"{merged.care}: with these each half of the crystals foretells the other best (ln density {best:.3f} an observation; with nothing done {plain:.3f})"
         )
     if merged.outliers:
         notes.append(f"{merged.outliers} observations are outliers, more than 6σ from the others, and are left out")

@@ -5,8 +5,9 @@
 # %% ../../../nbs/physics/merging/merged.ipynb #8566ead5
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import gemmi
 import numpy as np
@@ -21,8 +22,9 @@ from .scaling import LEAST_STRENGTH, METHODS, Scaling, fit_scaling
 
 # %% auto #0
 __all__ = ['LEAST_SEEN', 'POINTS', 'DEPTH', 'TOGETHER', 'ASKED', 'TURNS', 'LEVEL', 'FAR', 'MERGES', 'LEAST_PART', 'ROUNDS',
-           'SharedNoise', 'wilson_prior', 'SharedIntensities', 'shared_intensities', 'ErrorModel', 'equal_bins',
-           'fit_errors', 'chi_squared', 'far_out', 'Merged', 'merge_reflections', 'resampled']
+           'COMPARED', 'CARES', 'SharedNoise', 'wilson_prior', 'SharedIntensities', 'shared_intensities', 'ErrorModel',
+           'equal_bins', 'fit_errors', 'chi_squared', 'far_out', 'Care', 'Merged', 'merge_reflections', 'log_density',
+           'resampled']
 
 # %% ../../../nbs/physics/merging/merged.ipynb #39e9b2f7
 LEAST_SEEN = 0.02  # of a reflection that an observation must have recorded: below, it says nothing
@@ -289,7 +291,34 @@ def far_out(residual: np.ndarray, weight: np.ndarray, share: np.ndarray, which: 
 # %% ../../../nbs/physics/merging/merged.ipynb #17180df8
 MERGES = (*METHODS, "posterior")  # partial, and the posterior of each intensity
 LEAST_PART = 0.1  # of a reflection that an observation must have recorded
-ROUNDS = 12  # of errors and outliers, at most
+ROUNDS, COMPARED = 12, 4  # of errors and outliers, at most; where ways are compared
+
+
+class Care(NamedTuple):
+    """What is done about errors: the error `model`, or sigmas as they are; outliers are left out (`reject`), or not."""
+
+    model: bool = True
+    reject: bool = True
+
+    def __str__(self) -> str:
+        model, kept = "of the error model" if self.model else "as they come", "left out" if self.reject else "kept"
+        return f"sigmas {model}, outliers {kept}"
+
+
+CARES = [Care(model, reject) for model in (True, False) for reject in (True, False)]
+
+
+def _mean(seen: Observations, factor: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Intensities and Σ w G² (m,) of observations with G and weights (n,); NaN where there is none."""
+    total = seen.sums(weight * factor**2)
+    return seen.sums(weight * factor * seen.value) / np.where(total > 0, total, np.nan), total
+
+
+def _expected(seen: Observations, factor: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The expectation of each observation (n,), and the share (n,) that it has in its mean."""
+    intensity, total = _mean(seen, factor, weight)
+    share = weight * factor**2 / np.maximum(total[seen.which], 1e-300)
+    return factor * np.nan_to_num(intensity)[seen.which], share
 
 
 @dataclass(frozen=True, eq=False)
@@ -300,7 +329,8 @@ class Merged:
     `half_1`, `half_2`, the means of two random halves of the crystals; and `plus`, `sigma_plus`, `count_plus`, `minus`, … of
     I(+) and I(-). NaN where there is no observation.
     seen, scaling, errors: the input of the merge, and its models. factor, weight: G and 1/σ'² of each observation (n,); weight 0: left out.
-    half: 0 or 1, of each crystal (F,). apart: G of each observation by a scaling of its own half alone (n,). outliers: number of observations left out as outliers. posterior: of the method "posterior".
+    half: 0 or 1, of each crystal (F,). apart: G of each observation by a scaling of its own half alone (n,). outliers: number of observations left out as outliers.
+    care, foretold: what is done about errors, and how well each `Care` foretells the other half, mean ln density; empty where nothing could be compared. posterior: of the method "posterior".
     """
 
     table: pd.DataFrame
@@ -313,6 +343,8 @@ class Merged:
     half: np.ndarray
     outliers: int
     apart: np.ndarray
+    care: Care
+    foretold: Mapping[Care, float]
     posterior: SharedIntensities | None = None
 
     @property
@@ -322,10 +354,7 @@ class Merged:
 
     def mean(self, chosen: np.ndarray | float = 1.0, factor: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Intensities and Σ w G² (m,) with the weights times `chosen` (n,); NaN where there is none. factor: another G (n,)."""
-        w, factor = self.weight * chosen, self.factor if factor is None else factor
-        total = self.seen.sums(w * factor**2)
-        have = np.where(total > 0, total, np.nan)
-        return self.seen.sums(w * factor * self.seen.value) / have, total
+        return _mean(self.seen, self.factor if factor is None else factor, self.weight * chosen)
 
     def drawn(self, weight: np.ndarray) -> pd.DataFrame:
         """The table with crystals of these weights (F,), such as how often each is drawn: `h`, `k`, `l`, `d`, `intensity`, `sigma`, `count`,
@@ -341,17 +370,9 @@ class Merged:
     def chi_squared(self, bins: int = 5) -> np.ndarray:
         """Return χ² of the merged observations in bins of the expectation, the weakest first."""
         kept = self.weight > 0
-        expected, share = _expected(self)
+        expected, share = _expected(self.seen, self.factor, self.weight)
         residual = self.seen.value - expected
         return chi_squared(1 / self.weight[kept], expected[kept], residual[kept], share[kept], bins)
-
-
-def _expected(merged: Merged) -> tuple[np.ndarray, np.ndarray]:
-    """Return the expectation of each observation (n,), and the share (n,) that it has in its mean."""
-    intensity, total = merged.mean()
-    at = merged.seen.which
-    own = merged.weight * merged.factor**2
-    return merged.factor * np.nan_to_num(intensity)[at], own / np.maximum(total[at], 1e-300)
 
 # %% ../../../nbs/physics/merging/merged.ipynb #f83f2a4c
 def merge_reflections(
@@ -375,49 +396,104 @@ def merge_reflections(
     strength = scaling.strength(seen)
     usable = (part >= LEAST_PART) & (strength >= LEAST_STRENGTH * np.median(strength))
     half = numpy_rng("half-sets", seed).permutation(len(seen.crystals)) % 2
-    errors, outlier = ErrorModel(c=scaling.error), np.zeros(len(seen.d), bool)
-    expected = factor * np.maximum(_start(seen, factor, usable), 0)[seen.which]
-    for number in range(ROUNDS):
-        weight = np.where(usable & ~outlier, 1 / errors.variance(seen.variance(expected) ** 0.5, expected), 0.0)
-        merged = Merged(pd.DataFrame(), method, seen, scaling, errors, factor, weight, half, int(outlier.sum()), factor)
-        expected, share = _expected(merged)
-        residual, kept = seen.value - expected, weight > 0
-        new = kept & far_out(residual, weight, share, seen.which)
-        if number == ROUNDS - 1 or (number > 2 and not new.any()):
-            break
-        outlier, kept = outlier | new, kept & ~new
-        sigma = seen.variance(expected)[kept] ** 0.5
-        errors = fit_errors(sigma, expected[kept], residual[kept], share[kept])
-    merged = _with_table(replace(merged, apart=_scaled_apart(merged, rounds)))
+    parts = [(half == i)[seen.crystal] for i in (0, 1)]
+    apart = _scaled_apart(seen, scaling, usable, parts, method, rounds)
+    foretold = _foretold(seen, scaling.error, apart, usable, parts)
+    care = _best(foretold)
+    errors, weight, outliers = _weighed(seen, scaling.error, factor, usable, care)
+    merged = _with_table(
+        Merged(
+            pd.DataFrame(), method, seen, scaling, errors, factor, weight, half, outliers, apart, care, _means(foretold)
+        )
+    )
     if method != "posterior":
         return merged
     return replace(merged, posterior=shared_intensities(seen, scaling, group, seed=seed))
 
 
-def _scaled_apart(merged: Merged, rounds: int) -> np.ndarray:
-    """Return G (n,) of observations by scalings of the halves, each fitted to its half alone, on the scale of the first.
+def _weighed(
+    seen: Observations, error: float, factor: np.ndarray, usable: np.ndarray, care: Care, rounds: int = ROUNDS
+) -> tuple[ErrorModel, np.ndarray, int]:
+    """The error model of observations with G (n,), their weights 1/σ'² (n,), and the number of outliers.
+
+    error: relative error of a single observation, to begin with. usable: which observations have a weight (bool, n).
+    """
+    errors, outlier = ErrorModel(c=error) if care.model else ErrorModel(), np.zeros(len(seen.d), bool)
+    expected = np.maximum(_expected(seen, factor, usable / seen.sigma**2)[0], 0)
+    for number in range(rounds):
+        weight = np.where(usable & ~outlier, 1 / errors.variance(seen.variance(expected) ** 0.5, expected), 0.0)
+        expected, share = _expected(seen, factor, weight)
+        residual, kept = seen.value - expected, weight > 0
+        new = kept & far_out(residual, weight, share, seen.which) & care.reject
+        if number == rounds - 1 or (number > 2 and not new.any()):
+            break
+        outlier, kept = outlier | new, kept & ~new
+        if care.model:
+            sigma = seen.variance(expected)[kept] ** 0.5
+            errors = fit_errors(sigma, expected[kept], residual[kept], share[kept])
+    return errors, weight, int(outlier.sum())
+
+
+def log_density(residual: np.ndarray, variance: np.ndarray) -> np.ndarray:
+    """ln of a Gaussian density (n,) of residuals; none counts as further away than an outlier."""
+    return -0.5 * (np.minimum(residual**2 / variance, FAR**2) + np.log(2 * np.pi * variance))
+
+
+def _foretold(
+    seen: Observations, error: float, apart: np.ndarray, usable: np.ndarray, parts: Sequence[np.ndarray]
+) -> dict[Care, np.ndarray]:
+    """The `log_density` of observations (n,) by the other half, which is merged with each `Care`; NaN where it tells nothing. parts: the halves (bool, n)."""
+    out, halves = {}, [(seen.only(part), apart[part], usable[part]) for part in parts]
+    for care in CARES:
+        out[care] = np.full(len(seen.d), np.nan)
+        for part, (other, G, theirs), (own, factor, good) in zip(parts, halves, halves[::-1], strict=True):
+            errors, weight, _ = _weighed(own, error, factor, good, care, COMPARED)
+            mean, total = _mean(own, factor, weight)
+            both = theirs & (total[other.which] > 0)
+            seen_there, G, at = other.only(both), G[both], other.which[both]
+            expected = G * mean[at]
+            variance = errors.variance(seen_there.variance(expected) ** 0.5, expected) + G**2 / total[at]
+            out[care][np.flatnonzero(part)[both]] = log_density(seen_there.value - expected, variance)
+    return out
+
+
+def _means(foretold: Mapping[Care, np.ndarray]) -> dict[Care, float]:
+    """The means over observations that every `Care` foretells; empty if there is none."""
+    every = np.array(list(foretold.values()))
+    known = np.isfinite(every).all(0)
+    return dict(zip(foretold, every[:, known].mean(1).tolist(), strict=True)) if known.any() else {}
+
+
+def _best(foretold: Mapping[Care, np.ndarray]) -> Care:
+    """The first `Care`, or another that is better by more than twice the standard error of the difference."""
+    usual, means = CARES[0], _means(foretold)
+    for care in sorted(means, key=means.__getitem__, reverse=True):
+        gain = foretold[care] - foretold[usual]
+        gain = gain[np.isfinite(gain)]
+        if gain.mean() > 2 * gain.std() / len(gain) ** 0.5:
+            return care
+    return usual
+
+
+def _scaled_apart(
+    seen: Observations, scaling: Scaling, usable: np.ndarray, parts: Sequence[np.ndarray], method: str, rounds: int
+) -> np.ndarray:
+    """Return G (n,) of observations by scalings of the halves `parts` (bool, n), each fitted to its half alone, on the scale of the first.
 
     Rotations and stretches stay those of all crystals: half of few crystals do not bear them.
     """
-    seen, out, smooth = merged.seen, merged.factor.copy(), merged.scaling.smooth
-    how = dict(method="mean") if merged.method == "mean" else dict(method="partial", start=merged.scaling, moves=False)
-    parts = [(merged.half == i)[seen.crystal] for i in (0, 1)]
+    out = scaling.factor(seen)
+    how = dict(method="mean") if method == "mean" else dict(method="partial", start=scaling, moves=False)
     if not all(part.any() for part in parts):
         return out
     for part in parts:
         half = seen.only(part)
-        out[part] = fit_scaling(half, rounds=rounds, smooth=smooth, **how).factor(half)
-    one, other = (merged.mean(part.astype(float), out)[0] for part in parts)
+        out[part] = fit_scaling(half, rounds=rounds, smooth=scaling.smooth, **how).factor(half)
+    one, other = (_mean(seen, out, usable * part / seen.sigma**2)[0] for part in parts)
     both = np.isfinite(one) & np.isfinite(other)
     ratio = (one[both] * other[both]).sum() / max((other[both] ** 2).sum(), 1e-300)
     out[parts[1]] /= ratio if ratio > 0 else 1.0
     return out
-
-
-def _start(seen: Observations, factor: np.ndarray, usable: np.ndarray) -> np.ndarray:
-    """Intensities (m,) to begin with, by the sigmas as they are."""
-    w = usable / seen.sigma**2
-    return seen.sums(w * factor * seen.value) / np.maximum(seen.sums(w * factor**2), 1e-300)
 
 
 def _with_table(merged: Merged) -> Merged:
