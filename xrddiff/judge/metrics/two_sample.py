@@ -74,12 +74,12 @@ def boosted(seed: int = 0) -> Any:
     from sklearn.impute import SimpleImputer
     from sklearn.pipeline import make_pipeline
 
-    # 31 bins: a fifth of the time of 255, and the same answers
+    # 31 bins: a fifth of the time of 255, and the same answers; likewise classes without weights, as ranks need none
     return make_pipeline(
         SimpleImputer(strategy="constant", fill_value=-1e6, keep_empty_features=True),  # a leaf of their own
         HistGradientBoostingClassifier(
             max_iter=80, max_leaf_nodes=6, min_samples_leaf=10, max_bins=31, early_stopping=False,
-            class_weight="balanced", random_state=seed,
+            random_state=seed,
         ),
     )  # fmt: skip
 
