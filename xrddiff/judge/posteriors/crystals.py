@@ -21,7 +21,7 @@ from ...data.frames.geometry import Geometry, PanelGeometry
 from ...physics.indexing.cells import Cell
 from ...physics.indexing.rays import as_panels
 from ...physics.indexing.refinement import Restraints, free_directions
-from ...physics.simulation.scattering import SPOT_REACH, excitation_error, rocking_width
+from ...physics.simulation.scattering import SPOT_REACH, excitation_error, ray_polarization, rocking_width
 
 # %% auto #0
 __all__ = ['CrystalPrior', 'reciprocal_matrices', 'turns', 'Predicted', 'Still', 'choose_reflections', 'ExpectedCounts']
@@ -222,8 +222,7 @@ class Still:
         around = ((1 - ray[..., 2] / length) * self.bandwidth * k) ** 2
         width = (p["radius"] ** 2 + around + p["mosaicity"] ** 2 * g2).sqrt()
         partiality = p["radius"] / width * torch.exp(-0.5 * (excitation / width) ** 2)
-        x2, y2, z2 = ray.square().unbind(-1)
-        polarised = 0.5 * (1 + (z2 - self.geometry.polarization * (x2 - y2)) / length**2)
+        polarised = ray_polarization(ray, self.geometry.polarization)
         photons = p["scale"] * self._fixed["intensity"].to(theta) * polarised * partiality
         photons = photons * torch.exp(-0.5 * p["b_factor"] * g2)
         fs, ss = self._hit(ray, p["shift"])

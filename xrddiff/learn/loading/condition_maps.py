@@ -105,7 +105,10 @@ def intensity_maps(
     known = intensities_of(frames)
     lookup = known.lookup(corner_resolution(closest_geometry(frames)))
     radius, growth = known.width
-    draw = _drawn(frames, lambda g: LatticeMap(g, sigma=sigma, radius=radius, growth=growth, intensity=lookup))
+    words = dict(
+        sigma=sigma, radius=radius, growth=growth, intensity=lookup, polarization=frames.attrs.get("polarization")
+    )
+    draw = _drawn(frames, lambda g: LatticeMap(g, **words))
     cells = frames["cell"].values
 
     def picture(i: int) -> np.ndarray:

@@ -18,6 +18,7 @@ from ...data.frames.geometry import Geometry, PanelGeometry, d_map
 from .cells import Cell, basis_parameters, centring_as_told
 from .known_lattices import crystals_of
 from .rays import as_panels, miller_sphere
+from ..simulation.scattering import ray_polarization
 
 # %% auto #0
 __all__ = ['CUT', 'reflection_weight', 'draw_spots', 'corner_resolution', 'LatticeMap']
@@ -83,7 +84,7 @@ class LatticeMap:
     sigma: width of a drawn spot, px. radius, growth: R₀ in 1/Å and R₁ of `reflection_weight`.
     d_min: smallest d of a reflection, Å; None: that of the detector's farthest corner.
     intensity: Miller indices (n, 3) -> expected intensities I (n,), relative to their mean. With it
-        the map is asinh(w I) / 2 of the drawn spots, in place of w.
+        the map is asinh(w P I) / 2 of the drawn spots, in place of w. polarization: K of P; None: P = 1.
     told: a cell, as the frames say it; crystals with a cell like it have its centring, others none.
     """
 
@@ -96,6 +97,7 @@ class LatticeMap:
         growth: float = 1.2e-3,
         d_min: float | None = None,
         intensity: Callable[[Tensor], Tensor] | None = None,
+        polarization: float | None = None,
         told: Cell | None = None,
     ):
         if geometry.wavelength is None:
@@ -113,6 +115,7 @@ class LatticeMap:
         self.shape, self._corner, self._normal = panel.shape[1:], o, normal
         self._dual = torch.stack(dual) / normal.square().sum()
         self.d_min, self.intensity = corner_resolution(geometry) if d_min is None else d_min, intensity
+        self.polarization = polarization
 
     def __call__(self, cells: Any, orientations: Any, wavelength: float | None = None) -> Tensor:
         """The map (y, x), float32, of crystals in one frame; zeros without crystals.
@@ -153,6 +156,8 @@ class LatticeMap:
         out, along, weight = out[forward], along[forward], weight[forward]
         if self.intensity is not None:
             weight = weight * self.intensity(hkl[forward]).to(weight)
+            if self.polarization is not None:
+                weight = weight * ray_polarization(out, self.polarization)
         fs, ss = ((along[:, None] * out - corner) @ dual.T).T
         reach, (h, w) = 4 * self.sigma, self.shape
         seen = (fs > -reach) & (fs < w + reach) & (ss > -reach) & (ss < h + reach)

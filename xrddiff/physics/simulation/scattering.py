@@ -5,6 +5,8 @@
 # %% ../../../nbs/physics/simulation/scattering.ipynb #cc2730aa
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 # %% auto #0
@@ -73,11 +75,11 @@ def darwin_intensity(
     return prefactor * f2 * polarization * partiality * transmission
 
 # %% ../../../nbs/physics/simulation/scattering.ipynb #d5673b10
-def ray_polarization(ray: np.ndarray, polarization: float) -> np.ndarray:
-    """Polarisation factor P of the scattered rays (…, 3), any length, for a beam of linear
+def ray_polarization(ray: Any, polarization: float) -> Any:
+    """Polarisation factor P (…) of the scattered rays (…, 3), an array or a tensor, any length, for a beam of linear
     polarisation K along x.
     """
-    x2, y2, z2 = np.moveaxis(ray**2, -1, 0)
+    x2, y2, z2 = (ray[..., i] ** 2 for i in range(3))
     return 0.5 * (1 + (z2 - polarization * (x2 - y2)) / (x2 + y2 + z2))
 
 # %% ../../../nbs/physics/simulation/scattering.ipynb #727955dd
