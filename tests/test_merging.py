@@ -376,6 +376,16 @@ def test_quartz_with_one_image_a_batch_is_as_dials_has_it():
         assert "1 sweep of 101 images" in said and "indexed in one" in said and "without partialities" in said
 
 
+def test_a_sweep_keeps_its_angles_in_files_of_its_own(tmp_path):
+    found = read_dials(measured("processed/quartz__scaled.refl"))
+    merged = merge_reflections(found.table, "mean", rounds=2)
+    again = read_unmerged_mtz(write_unmerged_mtz(merged, tmp_path / "again.mtz", found.cell, found.group)).table
+    images = found.table.groupby("frame")[["phi", "phi_end"]].first()
+    assert np.allclose(images["phi"], images.index - 50, atol=0.02)  # as its .expt says: from -50°, 1° an image
+    assert set(again["sweep"]) == {0}
+    assert np.allclose(again.groupby("frame")[["phi", "phi_end"]].first(), images, atol=1e-4)
+
+
 def test_more_reflections_than_there_are_is_refused():
     table, _ = few_a_batch(10, stills=True)
     every = np.indices((5, 5, 5)).reshape(3, -1).T - 2

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import gemmi
 
@@ -20,7 +20,8 @@ from .unpacked import unpacked
 
 # %% auto #0
 __all__ = ['MOST_STRUCTURE', 'MOST_LINES', 'MOST_ATOMS', 'MOST_COLUMNS', 'MOST_SYMMETRY', 'MOST_HEADER', 'MOST_XDS',
-           'structure_bytes', 'check_copies', 'first_line', 'is_pdb', 'read_mtz', 'read_xds_file']
+           'structure_bytes', 'check_copies', 'first_line', 'is_pdb', 'read_mtz', 'Rotation', 'xds_rotation',
+           'read_xds_file']
 
 # %% ../../../nbs/data/headers/crystal_gate.ipynb #e11ae88f
 MOST_STRUCTURE = 128 << 20  # bytes of a structure or of structure factors, unpacked
@@ -134,6 +135,23 @@ def _whole_numbers(records: list[bytes], name: bytes, least: int, wrong: str) ->
 
 # %% ../../../nbs/data/headers/crystal_gate.ipynb #86efd63c
 MOST_XDS = 4 << 30  # bytes
+
+
+class Rotation(NamedTuple):
+    """The `angle` φ at the begin of the image `frame`, counted from 1, and the `width` of an image, degrees."""
+
+    angle: float
+    frame: float
+    width: float
+
+
+def xds_rotation(path: str | os.PathLike) -> Rotation | None:
+    """How the crystal turned, as the header of a file of XDS says it; None if it does not."""
+    with open_file(path, "XDS_ASCII.HKL or INTEGRATE.HKL") as file:
+        head = file.read(1 << 15).partition(b"!END_OF_HEADER")[0]
+    names = (b"STARTING_ANGLE", b"STARTING_FRAME", b"OSCILLATION_RANGE")
+    found = [re.search(name + rb"=\s*(-?[0-9]*\.?[0-9]+)\s", head) for name in names]
+    return Rotation(*(float(f[1]) for f in found)) if all(found) else None
 
 
 def read_xds_file(path: str | os.PathLike) -> gemmi.XdsAscii:

@@ -15,13 +15,13 @@ import numpy as np
 import pandas as pd
 
 from ...core.errors import BadInput
-from ...data.headers.crystal_gate import read_mtz, read_xds_file
+from ...data.headers.crystal_gate import read_mtz, read_xds_file, xds_rotation
 from ...data.headers.dials_experiments import read_crystal, read_refl
 from ...core.files import package_version, writing
 from ...core.gate import need_path, read_text
 from ...core.text import plain_text
 from .merged import Merged
-from .observations import LEVERS, check_indices
+from .observations import LEVERS, TURNED, Observations, check_indices
 from .symmetry import AsuIndices, asymmetric_unit, original_indices
 from ..simulation.crystal import point_rotations
 
@@ -85,23 +85,41 @@ _UNMERGED = (
 )  # fmt: skip
 
 
+_PHI = 36  # words of a batch header, of real numbers: φ at the begin and the end of the batch
+
+
+def _batch_numbers(seen: Observations) -> np.ndarray:
+    """The numbers (F,) of the batches of crystals, see `write_unmerged_mtz`."""
+    sweep = np.full(len(seen.crystals), -1) if seen.sweep is None else seen.sweep
+    order = np.lexsort((seen.crystals[:, 1], seen.crystals[:, 0], sweep))
+    out = np.empty(len(sweep), int)
+    out[order] = 1 + np.arange(len(sweep)) + np.concatenate([[0], np.cumsum(np.diff(sweep[order]) > 0)])
+    return out
+
+
 def write_unmerged_mtz(
     merged: Merged, path: str | os.PathLike, cell: Sequence[float], group: gemmi.SpaceGroup, wavelength: float = 0.0
 ) -> Path:
-    """Write the observations that were merged as an unmerged MTZ file; returns its path. Batch i + 1 is crystal i of `merged.seen.crystals`."""
+    """Write the observations that were merged as an unmerged MTZ file; returns its path.
+
+    Batch i + 1 is crystal i of `merged.seen.crystals`, but images of sweeps come after each other, with a number left out between two sweeps.
+    """
     seen, scaling = merged.seen, merged.scaling
+    number = _batch_numbers(seen)
     mtz = _empty_mtz(cell, group, "unmerged", wavelength)
     for label, kind in _UNMERGED:
         mtz.add_column(label, kind)
     corrected = np.where(merged.weight > 0, merged.weight, 1 / seen.sigma**2) ** -0.5
-    columns = [seen.isym, seen.crystal + 1, seen.value, seen.sigma, corrected]
+    columns = [seen.isym, number[seen.crystal], seen.value, seen.sigma, corrected]
     columns += [1 / scaling.strength(seen), scaling.part(seen)]
     columns += [scaling.excitation(seen), merged.weight == 0, np.broadcast_to(seen.gain, len(seen.d)), *seen.lever.T]
     data = np.column_stack([seen.hkl[seen.which], *columns])
     mtz.set_data(data[np.lexsort((data[:, 4], *data[:, 2::-1].T))].astype(np.float32))
     for i, (frame, crystal) in enumerate(seen.crystals.tolist()):
         batch = gemmi.Mtz.Batch()
-        batch.number, batch.dataset_id, batch.cell = i + 1, 1, mtz.cell
+        batch.number, batch.dataset_id, batch.cell = int(number[i]), 1, mtz.cell
+        if seen.turned is not None and np.isfinite(seen.turned[i]).all():
+            batch.floats[_PHI], batch.floats[_PHI + 1] = seen.turned[i].tolist()
         batch.title = f"frame {frame}" + (f", crystal {crystal + 1}" if crystal else "")
         mtz.batches.append(batch)
     mtz.sort_order = [1, 2, 3, 4, 5]
@@ -227,13 +245,12 @@ def read_unmerged_mtz(path: str | os.PathLike) -> Unmerged:
     if "sweep" in own:
         table["crystal"] = own["sweep"]
         table["sweep"] = np.where(own["turns"], own["sweep"], -1)
+        if own["turns"].any():
+            table[list(TURNED)] = np.where(own["turns"][:, None], own["turned"], np.nan)
     wavelength = next((w for w in found if 0 < w < 100), own.get("wavelength", 0.0))
     return Unmerged(table, cell, group, wavelength, (*parts, *notes))
 
 # %% ../../../nbs/physics/merging/files.ipynb #5244e50e
-_PHI = 36  # words of a batch header, of real numbers: φ at the begin and the end of the batch
-
-
 def _batches(mtz: gemmi.Mtz, frames: np.ndarray, name: str) -> tuple[dict[str, Any], tuple[str, ...]]:
     """The contents of the batch headers: the number of the `sweep` of each observation, from 0, whether the crystal `turns` in it, and the `wavelength`; and notes.
 
@@ -266,7 +283,7 @@ def _batches(mtz: gemmi.Mtz, frames: np.ndarray, name: str) -> tuple[dict[str, A
         notes.append(f"it has {sweep[-1] + 1} sweeps: {', '.join(said)}{', …' if sweep[-1] > 3 else ''}")
     turns = (turned[:, 1] != turned[:, 0]) & np.isfinite(turned).all(1)
     at = np.searchsorted(number, frames)
-    out = {"sweep": sweep[at], "turns": turns[at]}
+    out = {"sweep": sweep[at], "turns": turns[at], "turned": turned[at]}
     return out | ({"wavelength": float(waves.mean())} if len(waves) else {}), tuple(notes)
 
 
@@ -350,10 +367,24 @@ def read_xds(path: str | os.PathLike) -> Unmerged:
     table = _in_our_unit(table, table[["h", "k", "l"]].to_numpy(), cell, group)
     notes = (f"{misfit} observations that XDS marks as misfits are left out",) if misfit else ()
     table["sweep"] = table["crystal"]
+    turn = xds_rotation(path)
+    if turn is not None:
+        table["phi"] = turn.angle + (table["frame"] - turn.frame + 1) * turn.width
+        table["phi_end"] = table["phi"] + turn.width
     return Unmerged(table, cell, group, float(found.wavelength), notes)
 
 # %% ../../../nbs/physics/merging/files.ipynb #713ff708
 _INTEGRATED, _BY_PROFILE, _LEFT_OUT, _SCALED = 3 << 8, 1 << 9, 7 << 23, 1 << 26  # flags of DIALS
+
+
+def _turned_by_dials(table: pd.DataFrame, z: np.ndarray, phi: np.ndarray) -> pd.DataFrame:
+    """The table with φ of its images, which follows from the φ (n,), degrees, of spots at z (n,), in images."""
+    turned = np.full((len(table), 2), np.nan)
+    for crystal, at in table.groupby("crystal").indices.items():
+        if np.ptp(z[at]) > 0.5:
+            width, start = np.polyfit(z[at], phi[at], 1)
+            turned[at] = start + width * (table["frame"].to_numpy()[at, None] + [0, 1])
+    return table.assign(**dict(zip(TURNED, turned.T, strict=True))) if np.isfinite(turned).any() else table
 
 
 def read_dials(path: str | os.PathLike, experiments: str | os.PathLike | None = None) -> Unmerged:
@@ -394,6 +425,8 @@ def read_dials(path: str | os.PathLike, experiments: str | os.PathLike | None = 
         pd.DataFrame(about).astype({"frame": int, "crystal": int}), columns["miller_index"][good], cell, group
     )
     check_indices(table, name)
+    if "xyzcal.mm" in columns and "xyzcal.px" in columns:
+        table = _turned_by_dials(table, place[good, 2], np.degrees(columns["xyzcal.mm"][good, 2]))
     images = table.groupby("crystal")["frame"].transform("nunique")
     table["sweep"] = np.where(images > 1, table["crystal"], -1)  # an experiment of one image is a still
     left = len(good) - len(table)

@@ -15,11 +15,12 @@ from ...core.text import plain_text
 from ...data.frames.bounds import MOST_VALUE
 
 # %% auto #0
-__all__ = ['NEEDED', 'LEVERS', 'SATURATED', 'OVERLAPPED', 'MOST_INDEX', 'expected_variance', 'Observations', 'group_crystals',
-           'check_indices', 'isym_of', 'are_measured', 'group_reflections']
+__all__ = ['NEEDED', 'TURNED', 'LEVERS', 'SATURATED', 'OVERLAPPED', 'MOST_INDEX', 'expected_variance', 'Observations',
+           'group_crystals', 'check_indices', 'isym_of', 'are_measured', 'group_reflections']
 
 # %% ../../../nbs/physics/merging/observations.ipynb #143e5966
 NEEDED = ("frame", "h", "k", "l", "d", "intensity", "sigma")
+TURNED = ("phi", "phi_end")  # of the image, degrees
 LEVERS = ("lever_x", "lever_y", "lever_z", "lever_g")  # where a table has them, rather than g
 SATURATED, OVERLAPPED = 1, 2
 
@@ -46,6 +47,7 @@ class Observations:
     lever: change of the excitation error with a rotation of the crystal, 1/Å per rad, and with a stretch of g, 1/Å (n, 4).
     gain: by how much σ² grows with the intensity (n,); 0: σ is taken as it is.
     sweep: number of the sweep of each crystal (F,), of a crystal that turns from image to image; −1: a still; None: all are stills.
+    turned: φ at the begin and the end of each crystal's image (F, 2), degrees; NaN where it is not known; None: of none.
     """
 
     crystals: np.ndarray
@@ -60,6 +62,7 @@ class Observations:
     lever: np.ndarray
     gain: np.ndarray | float = 0.0
     sweep: np.ndarray | None = None
+    turned: np.ndarray | None = None
 
     def only(self, chosen: np.ndarray) -> Observations:
         """Return the `chosen` observations (bool, n), of the same crystals and reflections."""
@@ -161,11 +164,15 @@ def group_reflections(reflections: pd.DataFrame) -> Observations:
     excitation = table["excitation"].to_numpy(float) if "excitation" in table else zero
     isym = isym_of(table)
     d = table["d"].to_numpy(float)
-    sweep = None
+    sweep = turned = None
     if "sweep" in table and (table["sweep"] >= 0).any():
         sweep = np.full(len(crystals), -1)
         sweep[crystal] = table["sweep"].to_numpy(np.int64)
-    return Observations(crystals, crystal, hkl, which, value, sigma, d, isym, excitation, _lever(table), gain, sweep)
+    if all(name in table for name in TURNED):
+        turned = np.full((len(crystals), 2), np.nan)
+        turned[crystal] = table[list(TURNED)].to_numpy(float)
+    lever = _lever(table)
+    return Observations(crystals, crystal, hkl, which, value, sigma, d, isym, excitation, lever, gain, sweep, turned)
 
 # %% ../../../nbs/physics/merging/observations.ipynb #34129189
 def _lever(table: pd.DataFrame) -> np.ndarray:
