@@ -33,8 +33,8 @@ TRAINED = {
     "without the pretrained model": ["training.init=null"],
 }
 SAMPLED = {
-    "4 evaluations": ["inference.steps=4"],
-    "8 evaluations": ["inference.steps=8"],
+    "3 evaluations": ["inference.steps=3"],
+    "12 evaluations": ["inference.steps=12"],
 }
 FRESH = range(500_000, 501_000)
 

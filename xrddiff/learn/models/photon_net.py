@@ -90,8 +90,24 @@ def around(values: Tensor, side: int = 5) -> Tensor:
 _STEEPEST = 10.0  # largest |ln| of the factor of a pixel
 _READ = 5  # channels that are made from the counts
 _RINGS = {"background": 48, "spots": 16}
-_KNOTS = (0.0, 3.0, 6.0, 9.0)  # octaves of the exposure that are still to come, where a factor on each ring is learnt
-_BRIGHT = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0)  # of s: steps of brightness where a factor on spots is learnt
+_KNOTS = (
+    0.0,
+    3.0,
+    6.0,
+    9.0,
+    12.0,
+)  # octaves of the exposure that are still to come, where a factor on each ring is learnt
+_BRIGHT = (
+    0.01,
+    0.03,
+    0.1,
+    0.3,
+    1.0,
+    3.0,
+    10.0,
+    30.0,
+    100.0,
+)  # of s: steps of brightness where a factor is learnt; the first is for pixels without a reflection
 _FASTER = 5.0  # than the other weights, the labels learn what they say
 _TOLD = 64  # hidden numbers between the conditions and what they say of these
 _TRUST = {"blocks": 1.0, "pixels": 0.0, "spots": 1.0}  # share of the network's factor that is taken, to begin with
@@ -116,9 +132,10 @@ def _smooth(values: Tensor, weight: Tensor, side: int) -> Tensor:
     return F.interpolate(mean, scale_factor=side, mode="bilinear")
 
 
-def _between_brightness(s: Tensor) -> Steps:
-    """Where each pixel is between the steps of `_BRIGHT`, in ln s. s: the map of the spots, (B, 1, H, W)."""
-    ln, steps = s.flatten(1).clamp(_BRIGHT[0], _BRIGHT[-1]).log(), s.new_tensor(_BRIGHT).log()
+def _between_brightness(s: Tensor, free: Tensor) -> Steps:
+    """Where each pixel is between the steps of `_BRIGHT`, in ln s. s: the map of the spots; free: above 0 at pixels without a reflection; both (B, 1, H, W)."""
+    known = torch.where(free > 0, _BRIGHT[0], s.clamp(_BRIGHT[1], _BRIGHT[-1]))
+    ln, steps = known.flatten(1).log(), s.new_tensor(_BRIGHT).log()
     low = torch.bucketize(ln, steps[1:-1])
     return Steps(len(_BRIGHT), low, (ln - steps[low]) / (steps[low + 1] - steps[low]))
 
@@ -218,9 +235,9 @@ class PhotonNet(nn.Module):
         g1, g2, g3 = self._trusted(near)
         blocks = _smooth(own, free, self.downsampling)
         own = g1 * blocks + g2 * free * (own - blocks)
-        about["brightness"] = _between_brightness(s)
+        about["brightness"] = _between_brightness(s, free)
         b, c, d = (self._level(kind, near, about[kind]).view_as(x) for kind in ("background", "spots", "brightness"))
-        return b * rings * own.exp() + c * d * spots * (g3 * of_spots).exp()
+        return d * (b * rings * own.exp() + c * spots * (g3 * of_spots).exp())
 
     def _trusted(self, near: Tensor) -> tuple[Tensor, ...]:
         """g of blocks, pixels and spots, (B, 1, 1, 1). near: see `_between_knots`."""
