@@ -380,7 +380,7 @@ _INTEGRATED, _BY_PROFILE, _LEFT_OUT, _SCALED = 3 << 8, 1 << 9, 7 << 23, 1 << 26 
 def _turned_by_dials(table: pd.DataFrame, z: np.ndarray, phi: np.ndarray) -> pd.DataFrame:
     """The table with φ of its images, which follows from the φ (n,), degrees, of spots at z (n,), in images."""
     turned = np.full((len(table), 2), np.nan)
-    for crystal, at in table.groupby("crystal").indices.items():
+    for at in table.groupby("crystal").indices.values():
         if np.ptp(z[at]) > 0.5:
             width, start = np.polyfit(z[at], phi[at], 1)
             turned[at] = start + width * (table["frame"].to_numpy()[at, None] + [0, 1])
