@@ -212,7 +212,7 @@ def slow_node(e: Evidence, times: Share = 1.5) -> str | None:
 def small_batch(e: Evidence, gpu: int = 8, nodes: int = 16) -> str | None:
     """The batch is small for so many ranks."""
     batch, ranks, over = (e.facts.get(k) for k in ("batch_size", "ranks", "nodes"))
-    if not ranks or ranks < 2:
+    if not ranks or ranks < 2 or (over == 1 and e.facts.get("device") == "cpu"):  # whose steps are long
         return None
     wanted = nodes if over > 1 else gpu
     return (

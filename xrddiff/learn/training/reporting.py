@@ -186,7 +186,11 @@ class Checkup:
         per_epoch = math.ceil(plan.num_frames / plan.global_batch)
         report_progress(folder=self.folder, per_epoch=per_epoch, num_epochs=math.ceil(total / per_epoch))
         self.facts = {"ranks": self.ranks.size, "nodes": len(set(hosts.values())), "batch_size": plan.micro}
-        self.facts |= {"total_steps": total, "start_share": averages.start_share(total)}
+        self.facts |= {
+            "device": self.tables.device.type,
+            "total_steps": total,
+            "start_share": averages.start_share(total),
+        }
         self.facts |= {"hosts": {str(rank): host for rank, host in hosts.items()}, "weight_rms": self.watch.weight_rms}
 
     def look(self, when: str, step: int) -> None:
