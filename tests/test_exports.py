@@ -166,6 +166,13 @@ def test_a_model_of_frames_as_onnx_draws_as_its_run(onnx_package, runs):
         model.sample(1, hit_klass="single")
 
 
+def test_frames_that_grow_are_drawn_by_onnx_as_by_their_run(runs):
+    need("onnxruntime")
+    run = runs("photons")
+    model = xd.load_exported(export_run(run, "onnx", words=["inference.steps=3"]))
+    same(model.sample(2), xd.open_run(run).sample(2, progress=False, steps=3))
+
+
 def test_an_autoencoder_with_codes_as_onnx_reconstructs_as_its_run(runs):
     need("onnxruntime")
     run = xd.open_run(runs("vq"))

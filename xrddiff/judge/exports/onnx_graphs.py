@@ -97,10 +97,10 @@ class Onnx(GraphExporter):
 
 # %% ../../../nbs/judge/exports/onnx_graphs.ipynb #8f91edce
 def _example(t: Tensor, generator: torch.Generator) -> Tensor:
-    """Values like those of an input: normal numbers, ones, or the number itself."""
+    """Values that any input may have: numbers between 0 and 1, for there are no negative photons, or the number itself."""
     if t.ndim == 0:
         return t
     shape = (3, *t.shape[1:])
     if t.is_floating_point() and t.ndim > 1:
-        return torch.randn(shape, generator=generator, dtype=t.dtype)
+        return torch.rand(shape, generator=generator, dtype=t.dtype)
     return t[:1].expand(shape).contiguous()
