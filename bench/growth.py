@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
+import shutil
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -16,10 +18,12 @@ from typing import Any
 import numpy as np
 from harness import make_parser, markdown, same_terms, timed, trained_run, write_results
 
-from xrddiff.core.files import write_text
+from xrddiff.config.saved_config import run_place
+from xrddiff.core.files import write_text, writing
 from xrddiff.judge.inference.sample_jobs import open_sample_job
 from xrddiff.judge.metrics.set_summaries import Ruler
 from xrddiff.judge.metrics.two_sample import GROUPS, two_sample
+from xrddiff.learn.training.checkpoints import load_checkpoint, save_checkpoint
 from xrddiff.physics.simulation.simulate import simulate
 
 PARTS = f"plugins=[{Path(__file__).with_name('growth_parts.py')}]"
@@ -37,6 +41,20 @@ SAMPLED = {
     "12 evaluations": ["inference.steps=12"],
 }
 FRESH = range(500_000, 501_000)
+
+
+def start_of(folder: Path, network: str) -> Path:
+    """The pretrained model with its weights taken for those of another network, as a folder to start from."""
+    pretrained, out = run_place("pretrained:sim128"), folder / "starts" / network
+    if not out.exists():
+        with writing(out) as part:
+            shutil.copytree(pretrained, part)
+            checkpoint = load_checkpoint(pretrained)
+            shutil.rmtree(part / "checkpoints")
+            state = dict(checkpoint.state)
+            state["generator"] = state["generator"] | {"kind": network}
+            save_checkpoint(part / "checkpoints", checkpoint.step, {"model": checkpoint.weights()}, state)
+    return out.absolute()
 
 
 def judged(run: Path, words: list[str], n: int, real: tuple[Ruler, np.ndarray, list[str]]) -> dict[str, Any]:
@@ -81,10 +99,14 @@ def measure(args: argparse.Namespace) -> None:
             path = args.folder / f"{name}, seed {seed}.json"
             if path.exists() or args.only and name not in args.only:
                 continue
-            place = f"{name if name in TRAINED else 'as it is'} {seed}".replace(" ", "-")
+            place = re.sub("[^a-z0-9]+", "-", f"{name if name in TRAINED else 'as it is'} {seed}")
             few = [f"training.seed={seed}", "threads=1", "inference.num_samples=4", "inference.index_frames=0"]
-            run = trained_run(args.folder, place, ["experiment_type=demo", *few, *TRAINED.get(name, [])])
-            found = judged(run, SAMPLED.get(name, []), args.frames, real)
+            words = TRAINED.get(name, [])
+            own = [w.removeprefix("model.network=") for w in words if w.startswith("model.network=")]
+            starts = [f"training.init={start_of(args.folder, network)}" for network in own]
+            run = trained_run(args.folder, place, ["experiment_type=demo", *few, *words, *starts])
+            plugins = [w for w in words if w == PARTS]
+            found = judged(run, [*plugins, *SAMPLED.get(name, [])], args.frames, real)
             write_text(path, json.dumps(found) + "\n")
             print(name, seed, round(found["table"]["all"]["auc"], 3), flush=True)
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 import torch
 
 import xrddiff as xd
 from xrddiff.app.verbs.main import main
-from xrddiff.config.plan import compose_plan
+from xrddiff.config.plan import compose_plan, saved_plan
 from xrddiff.config.saved_config import run_place
 from xrddiff.data.formats.store import read_store, save_frames
 from xrddiff.data.frames.selection import select_frames
+from xrddiff.judge.exports.graphs import open_exportable
 from xrddiff.judge.inference.generators import open_generator
 from xrddiff.judge.inference.sample_jobs import open_sample_job
 from xrddiff.judge.metrics.coverage import coverage
@@ -162,3 +165,18 @@ def test_predicted_noise_is_clamped_unless_the_user_says_otherwise():
         assert compose_plan([*words, "data=sim128"]).sampling.clamp
     assert not compose_plan(["model=ddpm_published", "data=sim128", "inference.clamp=false"]).sampling.clamp
     assert not compose_plan(["model=ddpm", "data=sim128"]).sampling.clamp
+
+
+def test_a_model_of_the_package_is_taken_wherever_a_run_is_read(capsys):
+    assert saved_plan("pretrained:sim128").model.denoiser.network.name == "photon_net"
+    assert open_exportable("pretrained:sim128").graphs[0].name == "denoiser"
+    assert main(["config", "show", "pretrained:sim128"]) == 0 and "octaves" in capsys.readouterr().out
+    assert main(["evaluate", "pretrained:sim12"]) == 2 and "did you mean 'sim128'?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words", [["--exposure", "3"], ["--from", "x.h5", "--judge"], ["--from", "x.h5", "--workers", "local:2"]]
+)
+def test_words_that_would_change_nothing_are_refused(words, capsys):
+    assert main(["sample", "pretrained:sim128", *words]) == 2
+    assert re.search(r"--(exposure|judge|workers) is for", capsys.readouterr().err)

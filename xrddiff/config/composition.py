@@ -474,7 +474,7 @@ def inference_config(run: str | os.PathLike, overrides: Iterable[str] = (), *, g
     """
     from omegaconf import OmegaConf
 
-    run = Path(run).expanduser()
+    run = run_place(run)
     need_run(run, str(run))
     saved, parsed = load_config(run / "config.yaml"), [parse_override(o) for o in overrides]
     plugins = next((o for o in reversed(parsed) if o.key == "plugins"), None)

@@ -596,8 +596,9 @@ def compose_plan(overrides: Iterable[str]) -> RunPlan:
 
 def saved_plan(run: str | os.PathLike) -> RunPlan:
     """The plan of the run in a folder. Raises `BadInput` if it is none."""
-    need_run(Path(run), str(run))
-    return resolve(load_config(Path(run) / "config.yaml"))
+    run = run_place(run)
+    need_run(run, str(run))
+    return resolve(load_config(run / "config.yaml"))
 
 
 def replan(plan: RunPlan, words: Mapping[str, Any]) -> RunPlan:

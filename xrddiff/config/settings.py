@@ -6,13 +6,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from .composition import compose_config, known_presets
 from .composition import origins
 from .overrides import as_override, conf_dir, is_override, made_preset
-from .saved_config import load_config, need_run
+from .saved_config import load_config, need_run, run_place
 from .active_settings import known_options, unused_words
 from .words.vocabulary import GROUPS, Config, get_word, vocabulary
 from ..core.errors import BadInput
@@ -24,7 +23,7 @@ __all__ = ['read_settings', 'setting_text', 'option_rows', 'setting_rows', 'diff
 # %% ../../nbs/config/settings.ipynb #c141d95e
 def read_settings(given: Sequence[str]) -> Config:
     """The configuration of a run folder, of its `config.yaml`, or of words (`["model=vae_kl"]`)."""
-    path = Path(given[0]).expanduser() if len(given) == 1 else None
+    path = run_place(given[0]) if len(given) == 1 else None
     if path is None or not is_path(path) and is_override(given[0]):
         return compose_config(given)
     if path.suffix in (".yaml", ".yml"):

@@ -29,7 +29,7 @@ def export(
     `--format peaks`, train a peak finder on frames with known spots, those of `xrddiff twin` or `xrddiff data
     simulate`, or on samples of a run with lattice maps, and write it as one file, for `peaks=net:FILE`.
 
-    - `run`: the folder of a finished run; for peaks also frames with known spots.
+    - `run`: the folder of a finished run, or pretrained:sim128; for peaks also frames with known spots.
     - `words`: inference=ddim50, inference.steps=8, …; of frames: wavelength=1.3, ….
     - `format`: a name of `xrddiff config list exporter`, or peaks, a peak finder (pt2).
     - `output`: folder to write (RUN/exported/FORMAT); for peaks a file (RUN/exported/peaks.safetensors, or NAME-peaks.safetensors).
@@ -37,6 +37,7 @@ def export(
     - `steps`: optimiser steps of a peak finder (800). `seed`: of the training of a peak finder (0).
     """
     from xrddiff.judge.exports.exporters import export_maps, export_run
+    from xrddiff.run.execution.run_folder import own_run
 
     if format == "peaks":
         return _export_peaks(run, words, output, overwrite, steps, seed)
@@ -44,6 +45,7 @@ def export(
         raise BadInput("--steps and --seed are for --format peaks, which trains")
     if n is not None and maps is None:
         raise BadInput("-n is for --maps FILE.h5, which writes the maps of so many samples")
+    run = str(own_run(run))
     path = export_run(run, format, output, list(words), overwrite=overwrite)
     files = sorted(p for p in path.rglob("*") if p.is_file())
     lines = [f"{file.relative_to(path).as_posix():<40} {size(file)}" for file in files] + [f"exported: {path}"]

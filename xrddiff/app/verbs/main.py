@@ -17,6 +17,7 @@ from .jobs import cut_command
 from .output import show_summary
 from .verb import VERBS, Code, Parser, command_parser, parse_words, verb
 from .runs import dashboard_beside, is_terminal
+from ...config.saved_config import run_place
 from ...core.errors import BadInput, XrddiffError
 from ...core.extras import not_installed
 from ...core.files import absolute_path, package_version
@@ -180,7 +181,7 @@ def sample(
     workers: str | None = None,
     judge: bool | None = None,
     source: str | None = None,
-    exposure: float = 10.0,
+    exposure: float | None = None,
 ) -> Code:
     """Sample a trained run: `xrddiff sample RUN -n 32 inference=ddim50`; with `--workers local:2`
     or `--workers slurm:small` in several processes. Fewer than 128 samples are compared with
@@ -197,8 +198,13 @@ def sample(
     _check_workers(workers)
     from xrddiff.run.execution.finished import execute_sample
 
+    if source is None and exposure is not None:
+        raise BadInput("--exposure is for --from FRAMES, which grow on from their own photons")
     if source is not None:
-        told = dict(frames=source, method="growth", draws=n or 39, options={"exposure": exposure})
+        if given := [o for o, value in (("workers", workers), ("judge", judge)) if value is not None]:
+            raise BadInput(f"--{given[0]} is for samples that begin with nothing; with --from expected neither")
+        options = {"exposure": 10.0 if exposure is None else exposure}
+        told = dict(frames=source, method="growth", draws=n or 39, options=options)
         from xrddiff.app.verbs.posterior import on_frames
         from xrddiff.run.slurm.job import REQUEUE
 
@@ -232,7 +238,7 @@ def evaluate(
     held-out frames: `xrddiff evaluate RUN --workers local:2`. Or evaluate any frames, by physics
     and against a reference: `xrddiff evaluate made.cxi --reference real.cxi --cell lysozyme.pdb`.
 
-    - `run`: the folder of a run, a file of frames, or a named data set.
+    - `run`: the folder of a run, or pretrained:sim128; a file of frames, or a named data set.
     - `words`: inference.limit=500, inference.match_radius=3, ….
     - `reference`: compare with these frames: a file, a named data set, or a run.
     - `cell`: for frames: a,b,c,α,β,γ and a centring, or a CIF or PDB file.
@@ -241,7 +247,7 @@ def evaluate(
     - `name`: a set of samples, its folder under RUN/samples (the one made at the end of the run).
     """
     _check_workers(workers)
-    if reference is None and os.path.isfile(os.path.join(os.path.expanduser(run), "config.yaml")):
+    if reference is None and (run_place(run) / "config.yaml").is_file():
         from xrddiff.run.execution.finished import execute_evaluate
 
         if given := [o for o, value in (("cell", cell), ("limit", limit), ("output", output)) if value is not None]:

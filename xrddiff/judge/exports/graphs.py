@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ...config.plan import inference_plan
-from ...config.saved_config import need_run
+from ...config.saved_config import need_run, run_place
 from ...core.errors import BadInput
 from ...data.formats.store import read_store
 from ...data.transforms.pipelines import transform_from_state
@@ -219,12 +219,12 @@ def open_exportable(run: str | Path, words: Sequence[str] = ()) -> Exportable:
     words: options of `inference`, which become the defaults of the exported model.
     Raises `BadInput` for a run that is not finished, and for a model that has nothing to export.
     """
-    run = Path(run).expanduser()
+    run = run_place(run)
     need_run(run, str(run))
-    if not (run / "report.html").is_file():
-        raise BadInput(f"{run} is not finished; expected a run with its report (xrddiff run resume={run} continues it)")
-    plan = inference_plan(run, words, generative=False)
-    if load_checkpoint(run, verify=False).state.get("generator") is None:
+    plan, state = inference_plan(run, words, generative=False), load_checkpoint(run, verify=False).state
+    if not state.get("finished"):
+        raise BadInput(f"{run} is not finished; expected a trained run (xrddiff run resume={run} continues it)")
+    if state.get("generator") is None:
         return _of_autoencoder(run, plan)
     return _of_generator(run, plan)
 
