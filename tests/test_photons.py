@@ -66,6 +66,10 @@ def test_a_model_of_the_package_is_copied_before_anything_is_written(tmp_path, m
     assert not (RUN / "samples").exists()
     with pytest.raises(xd.BadInput, match="no pretrained model 'sim12'.*sim128"):
         xd.pretrained("sim12")
+    told = next(run.path.glob("checkpoints/*/manifest.json"))
+    told.write_text(told.read_text().replace("a", "b"))  # as that of another version of the package
+    with pytest.raises(xd.BadInput, match="copy of an earlier pretrained:sim128; move it away"):
+        xd.pretrained("sim128")
 
 
 def test_training_begins_with_its_weights_or_says_why_not():

@@ -211,7 +211,10 @@ def given_run(run_dir: str | os.PathLike | None, what: str = "trained run") -> P
 
 
 def own_run(run: str | os.PathLike) -> Path:
-    """The folder of a run that results may be written into: of one in the package (`run_place`) a copy, output/pretrained/NAME."""
+    """The folder of a run that results may be written into: of one in the package (`run_place`) a copy, output/pretrained/NAME.
+
+    Raises `BadInput` if such a copy has other weights than the package, which has been updated since.
+    """
     place = run_place(run)
     if not str(run).startswith(PRETRAINED):
         return place
@@ -220,6 +223,10 @@ def own_run(run: str | os.PathLike) -> Path:
         with new_output(own, kind="folder") as part:
             shutil.copytree(place, part)
         complete_run(own)
+    for told in place.glob("checkpoints/*/manifest.json"):
+        copy = own / told.relative_to(place)
+        if not copy.is_file() or copy.read_bytes() != told.read_bytes():
+            raise BadInput(f"{own} is a copy of an earlier {run}; move it away, and the one of this version is copied")
     return own
 
 
