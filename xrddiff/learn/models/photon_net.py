@@ -90,24 +90,9 @@ def around(values: Tensor, side: int = 5) -> Tensor:
 _STEEPEST = 10.0  # largest |ln| of the factor of a pixel
 _READ = 5  # channels that are made from the counts
 _RINGS = {"background": 48, "spots": 16}
-_KNOTS = (
-    0.0,
-    3.0,
-    6.0,
-    9.0,
-    12.0,
-)  # octaves of the exposure that are still to come, where a factor on each ring is learnt
-_BRIGHT = (
-    0.01,
-    0.03,
-    0.1,
-    0.3,
-    1.0,
-    3.0,
-    10.0,
-    30.0,
-    100.0,
-)  # of s: steps of brightness where a factor is learnt; the first is for pixels without a reflection
+_KNOTS = (0.0, 3.0, 6.0, 9.0, 12.0)  # octaves of the exposure that are still to come, where a level is learnt
+# of s: steps of brightness where a level is learnt; the first is for pixels without a reflection
+_BRIGHT = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 _FASTER = 5.0  # than the other weights, the labels learn what they say
 _TOLD = 64  # hidden numbers between the conditions and what they say of these
 _TRUST = {"blocks": 1.0, "pixels": 0.0, "spots": 1.0}  # share of the network's factor that is taken, to begin with

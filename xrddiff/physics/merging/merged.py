@@ -397,10 +397,14 @@ def merge_reflections(
     usable = (part >= LEAST_PART) & (strength >= LEAST_STRENGTH * np.median(strength))
     half = numpy_rng("half-sets", seed).permutation(len(seen.crystals)) % 2
     parts = [(half == i)[seen.crystal] for i in (0, 1)]
-    apart = _scaled_apart(seen, scaling, usable, parts, method, rounds)
-    foretold = _foretold(seen, scaling.error, apart, usable, parts)
-    care = _best(foretold)
+    alone, care = _scaled_apart(seen, scaling, parts, method, rounds), CARES[0]
     errors, weight, outliers = _weighed(seen, scaling.error, factor, usable, care)
+    apart = _on_one_scale(seen, alone, weight, parts)
+    foretold = _foretold(seen, scaling.error, apart, usable, parts)
+    if (best := _best(foretold)) != care:
+        care = best
+        errors, weight, outliers = _weighed(seen, scaling.error, factor, usable, care)
+        apart = _on_one_scale(seen, alone, weight, parts)
     merged = _with_table(
         Merged(
             pd.DataFrame(), method, seen, scaling, errors, factor, weight, half, outliers, apart, care, _means(foretold)
@@ -476,9 +480,9 @@ def _best(foretold: Mapping[Care, np.ndarray]) -> Care:
 
 
 def _scaled_apart(
-    seen: Observations, scaling: Scaling, usable: np.ndarray, parts: Sequence[np.ndarray], method: str, rounds: int
+    seen: Observations, scaling: Scaling, parts: Sequence[np.ndarray], method: str, rounds: int
 ) -> np.ndarray:
-    """Return G (n,) of observations by scalings of the halves `parts` (bool, n), each fitted to its half alone, on the scale of the first.
+    """Return G (n,) of observations by scalings of the halves `parts` (bool, n), each fitted to its half alone.
 
     Rotations and stretches stay those of all crystals: half of few crystals do not bear them.
     """
@@ -489,7 +493,13 @@ def _scaled_apart(
     for part in parts:
         half = seen.only(part)
         out[part] = fit_scaling(half, rounds=rounds, smooth=scaling.smooth, **how).factor(half)
-    one, other = (_mean(seen, out, usable * part / seen.sigma**2)[0] for part in parts)
+    return out
+
+
+def _on_one_scale(seen: Observations, alone: np.ndarray, weight: np.ndarray, parts: Sequence[np.ndarray]) -> np.ndarray:
+    """G (n,) of halves that were scaled alone, on the scale of the first. weight: of observations (n,)."""
+    out = alone.copy()
+    one, other = (_mean(seen, alone, weight * part)[0] for part in parts)
     both = np.isfinite(one) & np.isfinite(other)
     ratio = (one[both] * other[both]).sum() / max((other[both] ** 2).sum(), 1e-300)
     out[parts[1]] /= ratio if ratio > 0 else 1.0
