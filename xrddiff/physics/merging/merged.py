@@ -295,7 +295,7 @@ ROUNDS, COMPARED = 12, 4  # of errors and outliers, at most; where ways are comp
 
 
 class Care(NamedTuple):
-    """What is done about errors: the error `model`, or sigmas as they are; outliers are left out (`reject`), or not."""
+    """The treatment of errors: the error `model`, or sigmas as they are; outliers are left out (`reject`), or not."""
 
     model: bool = True
     reject: bool = True
@@ -330,7 +330,7 @@ class Merged:
     I(+) and I(-). NaN where there is no observation.
     seen, scaling, errors: the input of the merge, and its models. factor, weight: G and 1/σ'² of each observation (n,); weight 0: left out.
     half: 0 or 1, of each crystal (F,). apart: G of each observation by a scaling of its own half alone (n,). outliers: number of observations left out as outliers.
-    care, foretold: what is done about errors, and how well each `Care` foretells the other half, mean ln density; empty where nothing could be compared. posterior: of the method "posterior".
+    care, foretold: the treatment of errors, and how well each `Care` foretells the other half, mean ln density; empty where nothing could be compared. posterior: of the method "posterior".
     """
 
     table: pd.DataFrame
