@@ -96,6 +96,7 @@ _BRIGHT = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 _FASTER = 5.0  # than the other weights, the labels learn what they say
 _TOLD = 64  # hidden numbers between the conditions and what they say of these
 _TRUST = {"blocks": 1.0, "pixels": 0.0, "spots": 1.0}  # share of the network's factor that is taken, to begin with
+_MOST = {"profile": 2.0, "level": 0.5}  # from here on they are held back: a ring that no frame shows learns nothing
 _QUICK = 30.0  # a step of Adam moves a weight by the learning rate, whatever the weight is for
 _KNOWN = {
     "background_shape": 4.0,
@@ -115,6 +116,12 @@ def _smooth(values: Tensor, weight: Tensor, side: int) -> Tensor:
     weight = weight + 1e-3
     mean = F.avg_pool2d(values * weight, side) / F.avg_pool2d(weight, side)
     return F.interpolate(mean, scale_factor=side, mode="bilinear")
+
+
+def _held(x: Tensor, most: float) -> Tensor:
+    """x within ± `most`; beyond, it slows down, and never gets as far as twice that. Its slope is nowhere 0, so a weight comes back."""
+    beyond = F.relu(x.abs() / most - 1)
+    return x.sign() * (x.abs().clamp(max=most) + most * beyond / (1 + beyond))
 
 
 def _between_brightness(s: Tensor, free: Tensor) -> Steps:
@@ -230,7 +237,7 @@ class PhotonNet(nn.Module):
 
     def _level(self, kind: str, near: Tensor, about: Steps) -> Tensor:
         """The factor on background or spots (B, H W) that is learnt for each ring, or step of brightness. near: see `_between_knots`."""
-        values = near @ (_QUICK * self.profiles[f"{kind}_level"]).view(len(_KNOTS), -1)
+        values = near @ _held(_QUICK * self.profiles[f"{kind}_level"], _MOST["level"]).view(len(_KNOTS), -1)
         return at_pixels(values, about).exp()
 
     def _guess(
@@ -245,7 +252,7 @@ class PhotonNet(nn.Module):
 
         def rate(counts: Tensor, weight: Tensor, kind: str) -> Tensor:
             frame = frame_rate(counts, weight, p, known[f"{kind}_shape"], known[f"{kind}_mean"])
-            usual = frame.flatten(1) * (_QUICK * self.profiles[kind]).exp()
+            usual = frame.flatten(1) * _held(_QUICK * self.profiles[kind], _MOST["profile"]).exp()
             return ring_rate(counts, weight, p, about[kind], usual, known[f"{kind}_ring"].flatten(1))
 
         free = valid * (lattice < _NO_SPOT)
