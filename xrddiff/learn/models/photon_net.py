@@ -96,7 +96,7 @@ _BRIGHT = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 _FASTER = 5.0  # than the other weights, the labels learn what they say
 _TOLD = 64  # hidden numbers between the conditions and what they say of these
 _TRUST = {"blocks": 1.0, "pixels": 0.0, "spots": 1.0}  # share of the network's factor that is taken, to begin with
-_MOST = {"profile": 2.0, "level": 0.5}  # from here on they are held back: a ring that no frame shows learns nothing
+_MOST = {"profile": 2.0, "level": 1.0}  # from here on they are held back: a ring that no frame shows learns nothing
 _QUICK = 30.0  # a step of Adam moves a weight by the learning rate, whatever the weight is for
 _KNOWN = {
     "background_shape": 4.0,
@@ -119,9 +119,9 @@ def _smooth(values: Tensor, weight: Tensor, side: int) -> Tensor:
 
 
 def _held(x: Tensor, most: float) -> Tensor:
-    """x within ± `most`; beyond, it slows down, and never gets as far as twice that. Its slope is nowhere 0, so a weight comes back."""
-    beyond = F.relu(x.abs() / most - 1)
-    return x.sign() * (x.abs().clamp(max=most) + most * beyond / (1 + beyond))
+    """x up to `most`; beyond, it slows down, and never gets as far as twice that. Its slope is nowhere 0, so a weight comes back."""
+    beyond = F.relu(x / most - 1)
+    return x.clamp(max=most) + most * beyond / (1 + beyond)
 
 
 def _between_brightness(s: Tensor, free: Tensor) -> Steps:
