@@ -20,7 +20,7 @@ from .runs import dashboard_beside, is_terminal
 from ...config.saved_config import run_place
 from ...core.errors import BadInput, XrddiffError
 from ...core.extras import not_installed
-from ...core.files import absolute_path, package_version
+from ...core.files import absolute_path, is_path, package_version
 from ...core.text import complain, say
 from ...core.registry import entries
 
@@ -247,7 +247,7 @@ def evaluate(
     - `name`: a set of samples, its folder under RUN/samples (the one made at the end of the run).
     """
     _check_workers(workers)
-    if reference is None and (run_place(run) / "config.yaml").is_file():
+    if reference is None and is_path(run_place(run) / "config.yaml", "file"):
         from xrddiff.run.execution.finished import execute_evaluate
 
         if given := [o for o, value in (("cell", cell), ("limit", limit), ("output", output)) if value is not None]:
