@@ -118,7 +118,7 @@ def _smooth(values: Tensor, weight: Tensor, side: int) -> Tensor:
     return F.interpolate(mean, scale_factor=side, mode="bilinear")
 
 
-def _held(x: Tensor, most: float) -> Tensor:
+def _limited(x: Tensor, most: float) -> Tensor:
     """x up to `most`; beyond, it slows down, and never gets as far as twice that. Its slope is nowhere 0, so a weight comes back."""
     beyond = F.relu(x / most - 1)
     return x.clamp(max=most) + most * beyond / (1 + beyond)
@@ -237,7 +237,7 @@ class PhotonNet(nn.Module):
 
     def _level(self, kind: str, near: Tensor, about: Steps) -> Tensor:
         """The factor on background or spots (B, H W) that is learnt for each ring, or step of brightness. near: see `_between_knots`."""
-        values = near @ _held(_QUICK * self.profiles[f"{kind}_level"], _MOST["level"]).view(len(_KNOTS), -1)
+        values = near @ _limited(_QUICK * self.profiles[f"{kind}_level"], _MOST["level"]).view(len(_KNOTS), -1)
         return at_pixels(values, about).exp()
 
     def _guess(
@@ -252,7 +252,7 @@ class PhotonNet(nn.Module):
 
         def rate(counts: Tensor, weight: Tensor, kind: str) -> Tensor:
             frame = frame_rate(counts, weight, p, known[f"{kind}_shape"], known[f"{kind}_mean"])
-            usual = frame.flatten(1) * _held(_QUICK * self.profiles[kind], _MOST["profile"]).exp()
+            usual = frame.flatten(1) * _limited(_QUICK * self.profiles[kind], _MOST["profile"]).exp()
             return ring_rate(counts, weight, p, about[kind], usual, known[f"{kind}_ring"].flatten(1))
 
         free = valid * (lattice < _NO_SPOT)
