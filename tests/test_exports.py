@@ -251,6 +251,11 @@ def test_what_cannot_be_exported_is_said(runs, tmp_path):
     half = shutil.copytree(
         runs("vq"), tmp_path / "half", ignore=shutil.ignore_patterns("report.html", "samples", "exported")
     )
+    with pytest.raises(BadInput, match="expected the whole folder"):
+        export_run(half, "onnx")
+    found = load_checkpoint(half)
+    state = dict(found.state) | {"finished": False}
+    save_checkpoint(half / "checkpoints", found.step + 1, {"model": found.weights()}, state)
     with pytest.raises(BadInput, match="is not finished"):
         export_run(half, "onnx")
     with pytest.raises(BadInput, match="exists already"):
