@@ -369,8 +369,8 @@ def read_xds(path: str | os.PathLike) -> Unmerged:
     table["sweep"] = table["crystal"]
     turn = xds_rotation(path)
     if turn is not None:
-        table["phi"] = turn.angle + (table["frame"] - turn.frame + 1) * turn.width
-        table["phi_end"] = table["phi"] + turn.width
+        begin = turn.angle + (table["frame"].to_numpy() - turn.frame + 1) * turn.width
+        table[list(TURNED)] = np.column_stack([begin, begin + turn.width])
     return Unmerged(table, cell, group, float(found.wavelength), notes)
 
 # %% ../../../nbs/physics/merging/files.ipynb #713ff708

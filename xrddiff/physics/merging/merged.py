@@ -18,7 +18,7 @@ from scipy.special import gammaln
 from ...core.errors import BadInput
 from ...core.seeds import numpy_rng
 from .observations import Observations, expected_variance, group_reflections
-from .scaling import LEAST_STRENGTH, METHODS, Scaling, fit_scaling
+from .scaling import LEAST_STRENGTH, METHODS, Scaling, enough_to_try, fit_scaling
 
 # %% auto #0
 __all__ = ['LEAST_SEEN', 'POINTS', 'DEPTH', 'TOGETHER', 'ASKED', 'TURNS', 'LEVEL', 'FAR', 'MERGES', 'LEAST_PART', 'ROUNDS',
@@ -401,14 +401,13 @@ def merge_reflections(
     errors, weight, outliers = _weighed(seen, scaling.error, factor, usable, care)
     apart = _on_one_scale(seen, alone, weight, parts)
     foretold = _foretold(seen, scaling.error, apart, usable, parts)
-    if (best := _best(foretold)) != care:
+    means = _means(foretold)
+    if (best := _best(foretold, means)) != care:
         care = best
         errors, weight, outliers = _weighed(seen, scaling.error, factor, usable, care)
         apart = _on_one_scale(seen, alone, weight, parts)
     merged = _with_table(
-        Merged(
-            pd.DataFrame(), method, seen, scaling, errors, factor, weight, half, outliers, apart, care, _means(foretold)
-        )
+        Merged(pd.DataFrame(), method, seen, scaling, errors, factor, weight, half, outliers, apart, care, means)
     )
     if method != "posterior":
         return merged
@@ -447,6 +446,8 @@ def _foretold(
     seen: Observations, error: float, apart: np.ndarray, usable: np.ndarray, parts: Sequence[np.ndarray]
 ) -> dict[Care, np.ndarray]:
     """The `log_density` of observations (n,) by the other half, which is merged with each `Care`; NaN where it tells nothing. parts: the halves (bool, n)."""
+    some = enough_to_try(seen, numpy_rng("ways to merge", len(seen.d)))
+    parts = [part & some for part in parts]
     out, halves = {}, [(seen.only(part), apart[part], usable[part]) for part in parts]
     for care in CARES:
         out[care] = np.full(len(seen.d), np.nan)
@@ -468,9 +469,9 @@ def _means(foretold: Mapping[Care, np.ndarray]) -> dict[Care, float]:
     return dict(zip(foretold, every[:, known].mean(1).tolist(), strict=True)) if known.any() else {}
 
 
-def _best(foretold: Mapping[Care, np.ndarray]) -> Care:
-    """The first `Care`, or another that is better by more than twice the standard error of the difference."""
-    usual, means = CARES[0], _means(foretold)
+def _best(foretold: Mapping[Care, np.ndarray], means: Mapping[Care, float]) -> Care:
+    """The first `Care`, or another that is better by more than twice the standard error of the difference. means: see `_means`."""
+    usual = CARES[0]
     for care in sorted(means, key=means.__getitem__, reverse=True):
         gain = foretold[care] - foretold[usual]
         gain = gain[np.isfinite(gain)]

@@ -16,7 +16,8 @@ from .observations import Observations
 
 # %% auto #0
 __all__ = ['METHODS', 'SMOOTH', 'LEAST_STRENGTH', 'WIDTHS', 'ERRORS', 'PRIORS', 'LEAST_SPREAD', 'LEFT_OUT', 'MOST_TRIED', 'TAILS',
-           'ENOUGH_SEEN', 'partiality_of', 'Scaling', 'fit_scaling', 'weighted_mean', 'made_up_observations']
+           'ENOUGH_SEEN', 'partiality_of', 'Scaling', 'fit_scaling', 'enough_to_try', 'weighted_mean',
+           'made_up_observations']
 
 # %% ../../../nbs/physics/merging/scaling.ipynb #5adcfb70
 METHODS = ("mean", "partial")
@@ -264,11 +265,17 @@ def _start(seen: Observations) -> np.ndarray:
     return found * number / (number + 5)
 
 
+def enough_to_try(seen: Observations, rng: np.random.Generator) -> np.ndarray:
+    """Which observations (bool, n) are enough to compare ways: all, or of many those of some reflections, of all images."""
+    if len(seen.d) <= MOST_TRIED:
+        return np.ones(len(seen.d), bool)
+    return rng.random(len(seen.hkl))[seen.which] < MOST_TRIED / len(seen.d)
+
+
 def _smoothest(seen: Observations, method: str, rounds: int, moves: bool) -> float:
     """Return the s by which the others predict a fifth of the observations best."""
     rng = numpy_rng("smoothness of sweeps", len(seen.d))
-    if len(seen.d) > MOST_TRIED:  # some reflections, of all images
-        seen = seen.only(rng.random(len(seen.hkl))[seen.which] < MOST_TRIED / len(seen.d))
+    seen = seen.only(enough_to_try(seen, rng))
     left = rng.random(len(seen.d)) < LEFT_OUT
     fitted, test = seen.only(~left), seen.only(left)
     surprise = []
