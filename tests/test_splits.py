@@ -226,6 +226,20 @@ def test_one_crystal_in_several_scans_is_split_by_scan(tmp_path):
     assert prepared.held_out[0] % 4 == 0
 
 
+def test_crystals_that_only_their_spots_tell(tmp_path):
+    """A raster scan without labels: each crystal was met several times, not one after the other."""
+    rich = [i for i, n in enumerate(simulate("sim128", range(60), 3)["crystals"].values) if n == 1][:10]
+    shots = simulate("sim128", rich, 3).load()
+    again = np.random.default_rng(2).permutation(np.repeat(np.arange(10), 4))
+    stack = np.random.default_rng(1).poisson(shots["intensity"].values[again]).astype(np.uint16)
+    place = nexus(tmp_path / "raster.h5", stack)
+    for _ in range(2):
+        prepared = prepare_planned(plan(place))
+        train, held = (set(again[rows].tolist()) for rows in (prepared.train, prepared.held_out))
+        assert prepared.apart == "crystals" and not train & held and len(train) + len(held) == 10
+    assert "of other crystals" in prepared.sizes()
+
+
 def test_frames_that_were_cut_before(tmp_path):
     """Patches that were saved know the frame that they were cut from, and are cut further."""
     place = save_frames(Patches(8).apply(frames(6)), tmp_path / "patches.h5")

@@ -72,11 +72,12 @@ MOST_READ = 4 << 30  # bytes of pixels that are read to find copies
 
 class Exposures(NamedTuple):
     """`number` (n,): of the exposure of each frame. `copies`: how many frames are copies of an earlier
-    one; None: they were not looked for.
+    one; None: they were not looked for. `apart`: what the numbers stand for, if no label says more.
     """
 
     number: np.ndarray
     copies: int | None = None
+    apart: str = "series"
 
 
 def find_exposures(frames: xr.Dataset, most: int = MOST_READ) -> Exposures:

@@ -19,7 +19,7 @@ from .frames import PANEL_GEOMETRY, beam_center_of, pixel_grid
 __all__ = ['panel_vectors', 'Geometry', 'pixel_positions', 'two_theta', 'azimuth', 'q_map', 'd_map', 'solid_angle',
            'polarization_factor', 'ring_radius', 'ring_resolution', 'resolution_rings', 'Placement', 'PanelGeometry',
            'assemble', 'disassemble', 'lab_to_panel', 'geometry_of', 'panel_distance', 'is_cut', 'tile_geometry',
-           'frame_geometry', 'closest_geometry', 'with_q']
+           'frame_geometry', 'closest_geometry', 'with_geometry', 'with_q']
 
 # %% ../../../nbs/data/frames/geometry.ipynb #3d126158
 def _of_frame(ds: xr.Dataset, name: str, frame: int | None) -> float:
@@ -94,6 +94,12 @@ class Geometry:
             "polarization": self.polarization,
         }
         return out if self.wavelength is None else {"wavelength": self.wavelength} | out
+
+    def moved(self, shift: Any) -> Geometry:
+        """The detector shifted by (x, y, z) m: a refined distance or beam position."""
+        x, y, z = shift
+        centre = (self.beam_center[0] - x / self.pixel_size, self.beam_center[1] - y / self.pixel_size)
+        return replace(self, distance=self.distance + z, beam_center=centre)
 
     def pool(self, k: int) -> Geometry:
         """The geometry after k × k pixels became one; incomplete blocks at the edge become pixels
@@ -561,6 +567,20 @@ def closest_geometry(ds: xr.Dataset) -> Geometry | PanelGeometry:
         return _panels_of(ds, slice(None), None)
     frame = int(np.argmin(ds["distance"].values)) if "distance" in ds.variables else None
     return geometry_of(ds, frame)
+
+
+def with_geometry(ds: xr.Dataset, geometry: Geometry | PanelGeometry) -> xr.Dataset:
+    """`ds` with its detector in another place; distances that vary from frame to frame do so as before."""
+    if isinstance(geometry, PanelGeometry):
+        places = zip(PANEL_GEOMETRY, (geometry.origin, geometry.fs, geometry.ss), strict=True)
+        return ds.assign_coords({name: (ds[name].dims, v, ds[name].attrs) for name, v in places})
+    old, told = Geometry.from_frames(ds), ds.attrs["beam_center"]
+    step = old.pixel_size / float(ds.attrs["pixel_size"])  # the attribute is in pixels of the detector
+    centre = [float(a + step * (n - o)) for a, n, o in zip(told, geometry.beam_center, old.beam_center, strict=True)]
+    out = ds.assign_attrs(distance=geometry.distance, beam_center=centre)
+    if "distance" in ds.variables:
+        out["distance"] = ds["distance"] + (geometry.distance - old.distance)
+    return out
 
 
 def with_q(ds: xr.Dataset) -> xr.Dataset:

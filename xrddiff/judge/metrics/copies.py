@@ -14,43 +14,15 @@ import scipy
 
 from ...core.errors import BadInput
 from ...data.frames.selection import evenly_spaced
+from ...data.frames.units import FEWEST_SPOTS, block_maps, patterns
 from .diversity import wilson_interval
 
 # %% auto #0
-__all__ = ['WIDE', 'COARSE', 'REACH', 'CANDIDATES', 'BATCH', 'LEAST_COPY', 'CHANCE', 'MOST', 'FEWEST_SPOTS', 'FEWEST_MEAN',
-           'LEAST_ALIKE', 'block_maps', 'patterns', 'halved', 'symmetries', 'coarse_similarity', 'fine_similarity',
-           'most_similar', 'Copies', 'find_copies', 'find_units']
+__all__ = ['COARSE', 'REACH', 'CANDIDATES', 'BATCH', 'LEAST_COPY', 'CHANCE', 'MOST', 'FEWEST_MEAN', 'halved', 'symmetries',
+           'coarse_similarity', 'fine_similarity', 'most_similar', 'Copies', 'find_copies']
 
 # %% ../../../nbs/judge/metrics/copies.ipynb #06d91bca
-WIDE, COARSE = 7, 5  # blocks over which a background is constant; the same for blocks of twice the size
-
-
-def block_maps(rows: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Return rows of block values (n, block) as maps (n, y, x) float32; panels stand above each other. A block without a
-    value has the mean of those around it.
-
-    shape: of the pixels of a frame, (y, x) or (panel, ss, fs).
-    """
-    *panels, height, width = shape
-    side = round(np.sqrt(rows.shape[1] / np.prod(panels or [1]) * width / height))  # of a row of blocks, about
-    per_panel = rows.shape[1] // int(np.prod(panels or [1]))
-    across = min((n for n in range(1, per_panel + 1) if per_panel % n == 0), key=lambda n: abs(n - side))
-    maps = rows.reshape(len(rows), rows.shape[1] // across, across).astype(np.float32)
-    if (seen := np.isfinite(maps)).all():
-        return maps
-    total, weight = (
-        scipy.ndimage.uniform_filter(np.where(seen, v, 0).astype(np.float32), (0, WIDE, WIDE)) for v in (maps, 1)
-    )
-    return np.where(seen, maps, np.where(weight > 1e-3, total / np.maximum(weight, 1e-3), 0))
-
-
-def patterns(maps: np.ndarray, wide: int = WIDE) -> np.ndarray:
-    """Return the patterns of maps (n, y, x): mean 0, length 1; a constant map becomes 0. wide: see `WIDE`."""
-    h = maps - scipy.ndimage.uniform_filter(maps, (0, wide, wide))
-    h = np.minimum(h, 4 * h.std((1, 2), keepdims=True))
-    h -= h.mean((1, 2), keepdims=True)
-    length = np.sqrt((h**2).sum((1, 2), keepdims=True))
-    return (h / np.where(length > 1e-6, length, np.inf)).astype(np.float32)
+COARSE = 5  # `WIDE` for blocks of twice the size
 
 
 def halved(maps: np.ndarray) -> np.ndarray:
@@ -133,7 +105,6 @@ def most_similar(
 # %% ../../../nbs/judge/metrics/copies.ipynb #90585226
 LEAST_COPY = 0.4  # similarity of a copy at least: few frames say little of what is similar by chance
 CHANCE, MOST = 0.01, 1000  # share of other frames above the limit; frames of a set at most
-FEWEST_SPOTS = 10  # of frames that are compared by their spots: fewer meet by chance
 FEWEST_MEAN = 20  # frames whose mean shows what they have in common
 
 
@@ -220,25 +191,3 @@ def _placed(which: np.ndarray, own: np.ndarray, theirs: np.ndarray, n: int) -> n
     out = np.full(n, -1)
     out[own] = np.where(which < 0, -1, np.asarray(theirs)[which])
     return out
-
-# %% ../../../nbs/judge/metrics/copies.ipynb #c14b57e8
-LEAST_ALIKE = 0.15  # similarity of frames of one unit at least
-
-
-def find_units(rows: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Return the unit of each frame, (n,): frames that share spots have the number of the first of them.
-
-    rows: brightness of peaks in blocks, (n, block). shape: of the pixels of a frame.
-    """
-    from scipy.sparse.csgraph import connected_components
-
-    if len(rows) < 2:
-        return np.arange(len(rows))
-    rich = np.flatnonzero((rows > 0).sum(1) >= FEWEST_SPOTS)
-    p = patterns(scipy.ndimage.uniform_filter(block_maps(rows[rich], shape), (0, 2, 2)))
-    flat, *mirrored = (q.reshape(len(p), rows.shape[1]) for q in (p, p[:, :, ::-1], p[:, ::-1]))
-    limit = max([LEAST_ALIKE, *((flat @ q.T).max(initial=0) for q in mirrored)])
-    i, j = (rich[k] for k in np.nonzero(flat @ flat.T > limit))
-    alike = scipy.sparse.coo_matrix((np.ones(len(i)), (i, j)), (len(rows), len(rows)))
-    _, label = connected_components(alike, directed=False)
-    return np.unique(label, return_index=True)[1][label]

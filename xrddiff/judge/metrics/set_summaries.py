@@ -27,6 +27,7 @@ from ...core.registry import Names, get
 from ...data.frames.frames import PANEL_GEOMETRY, above_pedestal, beam_center_of, frame_count, frame_mask
 from ...data.frames.noise import background_sigma, draw_counts, quantum, sample_frames
 from ...data.frames.peaks import find_frame_peaks, radius_map, tile_bins
+from ...data.frames.units import peak_blocks, peak_pixels
 from ...data.transforms.spatial import uncut
 from .diversity import block_means, distances_within
 from .frame_statistics import FrameStatistics, photon_pictures
@@ -35,7 +36,7 @@ from .radial_profiles import bin_edges, bin_numbers
 # %% auto #0
 __all__ = ['LARGEST', 'ENCODER', 'LEVELS', 'encoder_input', 'FrameEncoder', 'encoder_record', 'read_encoder', 'frame_features',
            'numbers_of', 'frame_metric', 'ReferenceDetector', 'noise_scale', 'rings_of', 'level_of', 'table_of',
-           'peak_pixels', 'peak_blocks', 'frame_numbers', 'Ruler', 'SetSummary', 'measure_block']
+           'frame_numbers', 'Ruler', 'SetSummary', 'measure_block']
 
 # %% ../../../nbs/judge/metrics/set_summaries.ipynb #70aad292
 LARGEST = 256**2  # pixels of a frame; larger ones are summed over blocks
@@ -306,30 +307,6 @@ def table_of(
     """A table of this shape with the number of entries, or their total weight, in each cell."""
     rows, columns = shape
     return np.bincount(row * columns + column, weight, minlength=rows * columns).reshape(rows, columns)
-
-
-def peak_pixels(peaks: pd.DataFrame, shape: tuple[int, ...]) -> tuple[np.ndarray, ...]:
-    """The pixel of each peak, as an index of images of this shape, (y, x) or (panel, ss, fs)."""
-    y, x = (
-        np.clip(np.floor(peaks[c].to_numpy()).astype(int), 0, n - 1)
-        for c, n in zip(("ss", "fs"), shape[-2:], strict=True)
-    )
-    return (peaks["panel"].to_numpy(), y, x) if "panel" in peaks else (y, x)
-
-
-def peak_blocks(peaks: pd.DataFrame, n: int, shape: tuple[int, ...], scale: float, side: int) -> np.ndarray:
-    """Return the brightness of the peaks of `n` frames in the blocks of `block_means`, (n, block) float32.
-
-    shape: of the pixels of a frame. scale: the noise. side: see `block_means`.
-    """
-    *_, height, width = shape
-    k = -(-max(height, width) // side)
-    rows, columns = -(-height // k), -(-width // k)
-    *panel, y, x = peak_pixels(peaks, shape)
-    cell = ((panel[0] if panel else 0) * rows + y // k) * columns + x // k
-    bright = np.log1p(np.maximum(peaks["intensity"].to_numpy(), 0) / scale)
-    cells = rows * columns * (shape[0] if len(shape) == 3 else 1)
-    return table_of(peaks["frame"].to_numpy(), cell, (n, cells), bright).astype(np.float32)
 
 
 def _digest(about: Sequence[Any], arrays: Sequence[np.ndarray]) -> str:

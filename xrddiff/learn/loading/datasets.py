@@ -32,6 +32,7 @@ from xrddiff.data.frames.exposures import (
 )
 from ...data.frames.frames import IMAGE_DIMS, frame_count
 from ...data.frames.geometry import closest_geometry
+from ...data.frames.units import join_crystals
 from xrddiff.data.frames.labels import (
     LABELS,
     check_conditions,
@@ -223,14 +224,14 @@ def split_frames(
     windows: whether parts of the frames will be trained on.
     Raises `BadInput` for one exposure that is not cut.
     """
-    number, copies = exposures
+    number, copies, found = exposures
     groups, apart = groups_apart(frames, number)
+    apart = found if apart == "series" else apart
     if apart == "nothing":
         return _one_exposure(frames, copies, train_ratio, seed, windows)
-    order = np.arange(len(number))
-    if copies:  # beside the exposure that they are copies of, so that blocks of neighbours can be cut
-        _, first, code = np.unique(number, return_index=True, return_inverse=True)
-        order = np.argsort(first[code], kind="stable")
+    # copies beside the exposure that they are copies of, so that blocks of neighbours can be cut
+    _, first, code = np.unique(number, return_index=True, return_inverse=True)
+    order = np.argsort(first[code], kind="stable")
     contiguous = contiguous or apart in ("scan", "series")
     parts = split_by_group(groups[order], train_ratio, seed, contiguous=contiguous)
     return Split(*(np.sort(order[part]) for part in parts), apart, copies)
@@ -395,18 +396,18 @@ def prepare_frames(
     patch_limit: largest number of patches or panels, drawn at random.
     balance: a label; both parts then hold equally many frames of each of its classes, see
         `balanced`.
-    exposures: of each of `frames`; None = they are found, which reads the frames.
+    exposures: of each of `frames`; None = they are found, which reads the frames and looks for their spots.
     windows: whether windows of the frames are trained on.
     regions: options of `region_transforms`.
     """
     chain = region_transforms(frames, **regions)
-    found = exposures or find_exposures(frames)
+    found = exposures or join_crystals(frames, find_exposures(frames))
     frames = frames.assign({_NUMBER: ("frame", found.number)})  # parts take it along
     images = chain.apply(frames)
     if patch_limit is not None and patch_limit < frame_count(images):
         drawn = numpy_rng("patches", seed).permutation(frame_count(images))[:patch_limit]
         images = select_frames(images, np.sort(drawn))
-    own, images = Exposures(images[_NUMBER].values, found.copies), images.drop_vars(_NUMBER)
+    own, images = found._replace(number=images[_NUMBER].values), images.drop_vars(_NUMBER)
     images = in_memory(images)
     parts = split_frames(images, own, train_ratio, seed, contiguous=contiguous, windows=windows)
     train, held_out = parts.train, parts.held_out
@@ -454,6 +455,15 @@ def _dates(path: str | Path) -> list[list[Any]]:
     return [[str(f.absolute()), about.st_size, about.st_mtime_ns] for f in files if (about := f.stat())]
 
 
+@dataclass(frozen=True)
+class _Exposures:
+    """The file of `Exposures`."""
+
+    number: list[int]
+    copies: int | None
+    apart: str
+
+
 def known_exposures(source: SourcePlan, frames: xr.Dataset) -> Exposures:
     """The exposures of the `frames` of a run. Copies are not looked for in named sets, nor on servers;
     those in a large set are kept, since every notebook and rank asks for them.
@@ -463,21 +473,21 @@ def known_exposures(source: SourcePlan, frames: xr.Dataset) -> Exposures:
     if is_address(source.data_path):
         return find_exposures(frames, 0)
     if not IN_MEMORY < frames["intensity"].nbytes <= MOST_READ:
-        return find_exposures(frames)
+        return join_crystals(frames, find_exposures(frames))
     key = json_digest(
         [package_version(), _dates(source.data_path), source.dataset, source.limit, list(frames["intensity"].shape)]
     )
     place = cache_dir() / "exposures" / f"{key}.json"
     try:
-        kept = read_json(place, list[int], 64 << 20)
-        if len(kept) == frame_count(frames) + 1:
-            return Exposures(np.array(kept[1:], np.int64), kept[0])
+        kept = read_json(place, _Exposures, 64 << 20)
+        if len(kept.number) == frame_count(frames):
+            return Exposures(np.array(kept.number, np.int64), kept.copies, kept.apart)
     except (BadInput, OSError):
         pass
-    found = find_exposures(frames)
+    found = join_crystals(frames, find_exposures(frames))
     with suppress(OSError):
         place.parent.mkdir(parents=True, exist_ok=True)
-        write_json(place, [found.copies, *found.number.tolist()])
+        write_json(place, found._replace(number=found.number.tolist())._asdict())
     return found
 
 # %% ../../../nbs/learn/loading/datasets.ipynb #a1c86298

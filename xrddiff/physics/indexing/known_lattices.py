@@ -14,7 +14,7 @@ import xarray as xr
 
 from ...core.errors import BadInput
 from ...data.frames.frames import frame_count
-from ...data.frames.geometry import Geometry, PanelGeometry, d_map, frame_geometry
+from ...data.frames.geometry import Geometry, PanelGeometry, d_map, frame_geometry, geometry_of, with_geometry
 from ...data.frames.peaks import find_frame_peaks
 from .cells import Cell, centring_as_told
 from .chance import Chance
@@ -25,11 +25,12 @@ from xrddiff.physics.indexing.indexer import (
     cell_of_frames,
     frame_row,
     frame_tables,
-    index_frames,
     mark_found,
 )
 from .orientations import indexed_peaks
 from .rays import as_panels, miller_sphere, predict_spots, scattering_vectors
+from .series import index_series
+from .series_refinement import SeriesRestraints
 
 # %% auto #0
 __all__ = ['need_lattices', 'says_crystals', 'has_crystals', 'crystals_of', 'known_lattices', 'expected_spots', 'with_lattices',
@@ -113,18 +114,19 @@ def _known(cell: Cell, U: np.ndarray, peaks: pd.DataFrame, geometry: PanelGeomet
 # %% ../../../nbs/physics/indexing/known_lattices.ipynb #cf40f008
 def with_lattices(ds: xr.Dataset, cell: Any = None, **options: Any) -> xr.Dataset:
     """`ds` with `cell` (frame, crystal, cell_parameter) and `orientation` (frame, crystal, lab,
-    reciprocal) from indexing its frames; NaN where no lattice was found.
+    reciprocal) from indexing its frames, NaN where no lattice was found, and with its detector where they were refined.
 
-    cell, options: as `index_frames` takes them; a cell of None is that of the frames, or looked for.
+    cell, options: as `index_series` takes them; a cell of None is that of the frames, or looked for.
     """
-    found = index_frames(ds, cell, **options)
+    flat = isinstance(told := geometry_of(ds), Geometry)
+    found = index_series(ds, cell, **({"restraints": SeriesRestraints(tilt=0.0)} if flat else {}) | options)
     sure = [[x for x in found.of(i) if x.p < INDEXED] for i in found.table.index]
     most = max([1, *map(len, sure)])
     cells, orientations = np.full((len(sure), most, 6), np.nan), np.full((len(sure), most, 3, 3), np.nan)
     for i, lattices in enumerate(sure):
         for j, lattice in enumerate(lattices):
             cells[i, j], orientations[i, j] = lattice.cell.parameters, lattice.U
-    out = ds.copy()
+    out = with_geometry(ds, told.moved(found.shift) if flat else found.geometry(ds))
     out["cell"] = (("frame", "crystal", "cell_parameter"), cells)
     out["orientation"] = (("frame", "crystal", "lab", "reciprocal"), orientations)
     return out

@@ -436,9 +436,8 @@ def _geometry_attrs(twin: Twin) -> dict[str, Any]:
     words: dict[str, Any] = {"wavelength": told.wavelength, "polarization": told.polarization}
     if not isinstance(told, Geometry):
         return words | {"panels": {"origin": g.origin, "fs": g.fs, "ss": g.ss}}
-    p, (x, y, z) = told.pixel_size, e.indexing.shift
-    centre = (told.beam_center[0] - x / p, told.beam_center[1] - y / p)
-    return words | {"distance": told.distance + z, "pixel_size": p, "beam_center": centre}
+    found = told.moved(e.indexing.shift)
+    return words | {"distance": found.distance, "pixel_size": found.pixel_size, "beam_center": found.beam_center}
 
 
 def _truth(twin: Twin, made: list[TwinExposure], valid: np.ndarray, gain: float) -> pd.DataFrame:
