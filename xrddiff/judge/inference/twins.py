@@ -19,8 +19,7 @@ from ...data.frames.frames import frame_count, frame_mask
 from ...data.frames.peaks import find_frame_peaks
 from ...data.frames.rows import frame_reader
 from ..metrics.judgement import Judgement, judge_summaries
-from ..metrics.copies import find_units
-from ..metrics.set_summaries import Ruler, peak_blocks
+from ..metrics.set_summaries import Ruler
 from ..metrics.two_sample import SEEN
 from ...physics.indexing.series import index_series
 from ...physics.twins.measured_backgrounds import FEWEST_EXPOSURES
@@ -30,15 +29,15 @@ from pathlib import Path
 from ...data.formats.readers import open_frames
 from ...data.formats.store import check_target
 from ...data.frames.selection import evenly_spaced, select_frames
+from ...data.frames.units import exposure_units, find_units, peak_blocks
 from ...physics.indexing.cells import read_cell
 from ...physics.indexing.expected_intensities import CrystalIntensities, read_intensities
 from ...physics.twins.twin import learn_twin
 
 # %% auto #0
-__all__ = ['WINDOW', 'WINDOWS', 'FULL', 'BRIGHTNESS', 'WAYS', 'FEWEST_CRYSTALS', 'SIDE', 'NEAR', 'MOST_LEARNT', 'MEMORY', 'FEWER',
-           'halves', 'places_of_windows', 'cut_windows', 'frames_found', 'TwinJudgement', 'judge_twin',
-           'exposure_crystals', 'exposure_units', 'twin_table', 'twin_words', 'twin_record', 'given_intensities',
-           'most_learnt', 'TwinPlan']
+__all__ = ['WINDOW', 'WINDOWS', 'FULL', 'BRIGHTNESS', 'WAYS', 'NEAR', 'MOST_LEARNT', 'MEMORY', 'FEWER', 'halves',
+           'places_of_windows', 'cut_windows', 'frames_found', 'TwinJudgement', 'judge_twin', 'exposure_crystals',
+           'twin_table', 'twin_words', 'twin_record', 'given_intensities', 'most_learnt', 'TwinPlan']
 
 # %% ../../../nbs/judge/inference/twins.ipynb #7ce772e3
 def halves(n: int) -> tuple[list[int], list[int]]:
@@ -190,21 +189,13 @@ def judge_twin(
     return TwinJudgement(tests, frames, drawn, cut, twin.seen, len(np.unique(crystals)))
 
 # %% ../../../nbs/judge/inference/twins.ipynb #8b7f66b3
-FEWEST_CRYSTALS, SIDE = 4, 64  # crystals that are units of a test; blocks on a side
-
-
 def exposure_crystals(peaks: Mapping[str, pd.DataFrame], learnt: int, held: int, shape: tuple[int, ...]) -> np.ndarray:
     """Return the crystal of each exposure, first of the learnt ones, then of the held-out ones, as numbers (n,).
 
     peaks: of the sets "learnt" and "held out". learnt, held: their numbers of exposures. shape: of their pixels.
     """
-    rows = (peak_blocks(peaks[name], n, shape, 1.0, SIDE) for name, n in (("learnt", learnt), ("held out", held)))
+    rows = (peak_blocks(peaks[name], n, shape) for name, n in (("learnt", learnt), ("held out", held)))
     return find_units(np.concatenate(list(rows)), shape)
-
-
-def exposure_units(crystals: np.ndarray) -> np.ndarray:
-    """Return the unit of each exposure: its crystal (n,), or the exposure itself if there are few crystals."""
-    return crystals if len(np.unique(crystals)) >= FEWEST_CRYSTALS else np.arange(len(crystals))
 
 # %% ../../../nbs/judge/inference/twins.ipynb #fa02a01a
 def twin_table(judged: TwinJudgement) -> pd.DataFrame:
