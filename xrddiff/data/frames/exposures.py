@@ -11,15 +11,20 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
+import scipy
 import xarray as xr
 
 from .frames import frame_count
 from .labels import decoded
+from .peaks import find_frame_peaks
 from .rows import frame_reader, rows_behind
 
 # %% auto #0
-__all__ = ['FLAGS', 'MOST_READ', 'ANGLES', 'IDENTIFIERS', 'NOTHING', 'pixel_digest', 'join_groups', 'several', 'Exposures',
-           'find_exposures', 'rotates', 'turned_to', 'named_groups', 'groups_apart']
+__all__ = ['FLAGS', 'MOST_READ', 'ANGLES', 'IDENTIFIERS', 'NOTHING', 'SIDE', 'WIDE', 'FEWEST_SPOTS', 'LEAST_ALIKE',
+           'FEWEST_CRYSTALS', 'MOST_SEARCHED', 'pixel_digest', 'join_groups', 'several', 'Exposures', 'find_exposures',
+           'rotates', 'turned_to', 'named_groups', 'groups_apart', 'peak_pixels', 'peak_blocks', 'block_maps',
+           'patterns', 'find_units', 'exposure_units', 'join_crystals']
 
 # %% ../../../nbs/data/frames/exposures.ipynb #2a9068f0
 FLAGS = (-2, -1, 2**16 - 2, 2**16 - 1, 2**32 - 2, 2**32 - 1)  # what formats write where there is no measurement
@@ -182,3 +187,112 @@ def groups_apart(frames: xr.Dataset, number: np.ndarray) -> tuple[np.ndarray, st
     if not several(number):
         return number, "nothing"
     return number, "scan" if rotates(frames) else "series"
+
+# %% ../../../nbs/data/frames/exposures.ipynb #7d454e6f
+SIDE = 64  # blocks along an image, at most
+
+
+def peak_pixels(peaks: pd.DataFrame, shape: tuple[int, ...]) -> tuple[np.ndarray, ...]:
+    """The pixel of each peak, as an index of images of this shape, (y, x) or (panel, ss, fs)."""
+    y, x = (
+        np.clip(np.floor(peaks[c].to_numpy()).astype(int), 0, n - 1)
+        for c, n in zip(("ss", "fs"), shape[-2:], strict=True)
+    )
+    return (peaks["panel"].to_numpy(), y, x) if "panel" in peaks else (y, x)
+
+
+def peak_blocks(
+    peaks: pd.DataFrame, n: int, shape: tuple[int, ...], scale: float = 1.0, side: int = SIDE
+) -> np.ndarray:
+    """Return the brightness of the peaks of `n` frames in blocks, at most `side` along an image, (n, block) float32.
+
+    shape: of the pixels of a frame. scale: the noise.
+    """
+    *_, height, width = shape
+    k = -(-max(height, width) // side)
+    rows, columns = -(-height // k), -(-width // k)
+    *panel, y, x = peak_pixels(peaks, shape)
+    cell = ((panel[0] if panel else 0) * rows + y // k) * columns + x // k
+    bright = np.log1p(np.maximum(peaks["intensity"].to_numpy(), 0) / scale)
+    cells = rows * columns * (shape[0] if len(shape) == 3 else 1)
+    place = peaks["frame"].to_numpy() * cells + cell
+    return np.bincount(place, bright, minlength=n * cells).reshape(n, cells).astype(np.float32)
+
+# %% ../../../nbs/data/frames/exposures.ipynb #eaf4e7d7
+WIDE = 7  # blocks over which a background is constant
+
+
+def block_maps(rows: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Return rows of block values (n, block) as maps (n, y, x) float32; panels stand above each other. A block without a
+    value has the mean of those around it.
+
+    shape: of the pixels of a frame, (y, x) or (panel, ss, fs).
+    """
+    *panels, height, width = shape
+    side = round(np.sqrt(rows.shape[1] / np.prod(panels or [1]) * width / height))  # of a row of blocks, about
+    per_panel = rows.shape[1] // int(np.prod(panels or [1]))
+    across = min((n for n in range(1, per_panel + 1) if per_panel % n == 0), key=lambda n: abs(n - side))
+    maps = rows.reshape(len(rows), rows.shape[1] // across, across).astype(np.float32)
+    if (seen := np.isfinite(maps)).all():
+        return maps
+    total, weight = (
+        scipy.ndimage.uniform_filter(np.where(seen, v, 0).astype(np.float32), (0, WIDE, WIDE)) for v in (maps, 1)
+    )
+    return np.where(seen, maps, np.where(weight > 1e-3, total / np.maximum(weight, 1e-3), 0))
+
+
+def patterns(maps: np.ndarray, wide: int = WIDE) -> np.ndarray:
+    """Return the patterns of maps (n, y, x): mean 0, length 1; a constant map becomes 0. wide: see `WIDE`."""
+    h = maps - scipy.ndimage.uniform_filter(maps, (0, wide, wide))
+    h = np.minimum(h, 4 * h.std((1, 2), keepdims=True))
+    h -= h.mean((1, 2), keepdims=True)
+    length = np.sqrt((h**2).sum((1, 2), keepdims=True))
+    return (h / np.where(length > 1e-6, length, np.inf)).astype(np.float32)
+
+# %% ../../../nbs/data/frames/exposures.ipynb #df2344c4
+FEWEST_SPOTS = 10  # of frames that are compared by their spots: fewer meet by chance
+LEAST_ALIKE = 0.15  # similarity of frames of one unit at least
+
+
+def find_units(rows: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Return the unit of each frame, (n,): frames that share spots have the number of the first of them.
+
+    rows: brightness of peaks in blocks, (n, block). shape: of the pixels of a frame.
+    """
+    from scipy.sparse.csgraph import connected_components
+
+    if len(rows) < 2:
+        return np.arange(len(rows))
+    rich = np.flatnonzero((rows > 0).sum(1) >= FEWEST_SPOTS)
+    p = patterns(scipy.ndimage.uniform_filter(block_maps(rows[rich], shape), (0, 2, 2)))
+    flat, *mirrored = (q.reshape(len(p), rows.shape[1]) for q in (p, p[:, :, ::-1], p[:, ::-1]))
+    limit = max([LEAST_ALIKE, *((flat @ q.T).max(initial=0) for q in mirrored)])
+    i, j = (rich[k] for k in np.nonzero(flat @ flat.T > limit))
+    alike = scipy.sparse.coo_matrix((np.ones(len(i)), (i, j)), (len(rows), len(rows)))
+    _, label = connected_components(alike, directed=False)
+    return np.unique(label, return_index=True)[1][label]
+
+# %% ../../../nbs/data/frames/exposures.ipynb #223960e0
+FEWEST_CRYSTALS = 4  # that are units of a test
+MOST_SEARCHED = 512 << 20  # bytes of pixels that are searched for spots
+
+
+def exposure_units(crystals: np.ndarray) -> np.ndarray:
+    """Return the unit of each exposure: its crystal (n,), or the exposure itself if there are few crystals."""
+    return crystals if len(np.unique(crystals)) >= FEWEST_CRYSTALS else np.arange(len(crystals))
+
+
+def join_crystals(frames: xr.Dataset, found: Exposures, most: int = MOST_SEARCHED) -> Exposures:
+    """`found`, with the exposures of one crystal as one, if nothing but their spots tells which these are, and there are
+    `FEWEST_CRYSTALS`.
+
+    most: bytes of pixels; the spots of a larger set are not looked for.
+    """
+    whole = "frame_source" not in frames.variables and frames["intensity"].nbytes <= most
+    if not whole or groups_apart(frames, found.number)[1] != "series":
+        return found
+    spots = peak_blocks(find_frame_peaks(frames), frame_count(frames), frames["intensity"].shape[1:])
+    number = join_groups(found.number, exposure_units(find_units(spots, frames["intensity"].shape[1:])))
+    members = np.unique(number, return_counts=True)[1]
+    alone = len(members) == len(np.unique(found.number)) or members.max() > len(number) / 2
+    return found if alone else found._replace(number=number, apart="crystals")

@@ -19,7 +19,7 @@ from .frames import PANEL_GEOMETRY, beam_center_of, pixel_grid
 __all__ = ['panel_vectors', 'Geometry', 'pixel_positions', 'two_theta', 'azimuth', 'q_map', 'd_map', 'solid_angle',
            'polarization_factor', 'ring_radius', 'ring_resolution', 'resolution_rings', 'Placement', 'PanelGeometry',
            'assemble', 'disassemble', 'lab_to_panel', 'geometry_of', 'panel_distance', 'is_cut', 'tile_geometry',
-           'frame_geometry', 'closest_geometry', 'with_geometry', 'with_q']
+           'frame_geometry', 'closest_geometry', 'with_detector', 'with_q']
 
 # %% ../../../nbs/data/frames/geometry.ipynb #3d126158
 def _of_frame(ds: xr.Dataset, name: str, frame: int | None) -> float:
@@ -569,7 +569,7 @@ def closest_geometry(ds: xr.Dataset) -> Geometry | PanelGeometry:
     return geometry_of(ds, frame)
 
 
-def with_geometry(ds: xr.Dataset, geometry: Geometry | PanelGeometry) -> xr.Dataset:
+def with_detector(ds: xr.Dataset, geometry: Geometry | PanelGeometry) -> xr.Dataset:
     """`ds` with its detector in another place; distances that vary from frame to frame do so as before."""
     if isinstance(geometry, PanelGeometry):
         places = zip(PANEL_GEOMETRY, (geometry.origin, geometry.fs, geometry.ss), strict=True)

@@ -29,7 +29,7 @@ from pathlib import Path
 from ...data.formats.readers import open_frames
 from ...data.formats.store import check_target
 from ...data.frames.selection import evenly_spaced, select_frames
-from ...data.frames.units import exposure_units, find_units, peak_blocks
+from ...data.frames.exposures import exposure_units, find_units, peak_blocks
 from ...physics.indexing.cells import read_cell
 from ...physics.indexing.expected_intensities import CrystalIntensities, read_intensities
 from ...physics.twins.twin import learn_twin

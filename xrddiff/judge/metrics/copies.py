@@ -14,7 +14,7 @@ import scipy
 
 from ...core.errors import BadInput
 from ...data.frames.selection import evenly_spaced
-from ...data.frames.units import FEWEST_SPOTS, block_maps, patterns
+from ...data.frames.exposures import FEWEST_SPOTS, block_maps, patterns
 from .diversity import wilson_interval
 
 # %% auto #0

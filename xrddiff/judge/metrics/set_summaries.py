@@ -27,7 +27,7 @@ from ...core.registry import Names, get
 from ...data.frames.frames import PANEL_GEOMETRY, above_pedestal, beam_center_of, frame_count, frame_mask
 from ...data.frames.noise import background_sigma, draw_counts, quantum, sample_frames
 from ...data.frames.peaks import find_frame_peaks, radius_map, tile_bins
-from ...data.frames.units import peak_blocks, peak_pixels
+from ...data.frames.exposures import peak_blocks, peak_pixels
 from ...data.transforms.spatial import uncut
 from .diversity import block_means, distances_within
 from .frame_statistics import FrameStatistics, photon_pictures

@@ -32,7 +32,7 @@ from xrddiff.data.frames.exposures import (
 )
 from ...data.frames.frames import IMAGE_DIMS, frame_count
 from ...data.frames.geometry import closest_geometry
-from ...data.frames.units import join_crystals
+from ...data.frames.exposures import join_crystals
 from xrddiff.data.frames.labels import (
     LABELS,
     check_conditions,

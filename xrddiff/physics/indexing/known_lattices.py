@@ -14,7 +14,7 @@ import xarray as xr
 
 from ...core.errors import BadInput
 from ...data.frames.frames import frame_count
-from ...data.frames.geometry import Geometry, PanelGeometry, d_map, frame_geometry, geometry_of, with_geometry
+from ...data.frames.geometry import Geometry, PanelGeometry, d_map, frame_geometry, geometry_of, with_detector
 from ...data.frames.peaks import find_frame_peaks
 from .cells import Cell, centring_as_told
 from .chance import Chance
@@ -126,7 +126,7 @@ def with_lattices(ds: xr.Dataset, cell: Any = None, **options: Any) -> xr.Datase
     for i, lattices in enumerate(sure):
         for j, lattice in enumerate(lattices):
             cells[i, j], orientations[i, j] = lattice.cell.parameters, lattice.U
-    out = with_geometry(ds, told.moved(found.shift) if flat else found.geometry(ds))
+    out = with_detector(ds, told.moved(found.shift) if flat else found.geometry(ds))
     out["cell"] = (("frame", "crystal", "cell_parameter"), cells)
     out["orientation"] = (("frame", "crystal", "lab", "reciprocal"), orientations)
     return out
