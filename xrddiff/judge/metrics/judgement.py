@@ -14,12 +14,11 @@ import pandas as pd
 
 from ...core.plugins import failure_of
 from ...core.registry import Names, entries
-from ...data.frames.exposures import join_groups
+from ...data.frames.exposures import find_units, join_groups
 from ...data.frames.frames import frame_count
 from ...data.frames.selection import evenly_spaced, select_frames
 from .distribution import DISTANCES, compare_sets, ratio_table, times_floor
 from .diversity import set_coverage
-from ...data.frames.exposures import find_units
 from .copies import Copies, find_copies
 from .set_summaries import Ruler, SetSummary
 from .two_sample import FEWEST_TOLD, TwoSample, two_sample

@@ -29,10 +29,10 @@ from xrddiff.data.frames.exposures import (
     Exposures,
     find_exposures,
     groups_apart,
+    join_crystals,
 )
 from ...data.frames.frames import IMAGE_DIMS, frame_count
 from ...data.frames.geometry import closest_geometry
-from ...data.frames.exposures import join_crystals
 from xrddiff.data.frames.labels import (
     LABELS,
     check_conditions,

@@ -112,14 +112,16 @@ def _known(cell: Cell, U: np.ndarray, peaks: pd.DataFrame, geometry: PanelGeomet
     )
 
 # %% ../../../nbs/physics/indexing/known_lattices.ipynb #cf40f008
-def with_lattices(ds: xr.Dataset, cell: Any = None, **options: Any) -> xr.Dataset:
+def with_lattices(ds: xr.Dataset, cell: Any = None, *, distance_range: float = 0.03, **options: Any) -> xr.Dataset:
     """`ds` with `cell` (frame, crystal, cell_parameter) and `orientation` (frame, crystal, lab,
     reciprocal) from indexing its frames, NaN where no lattice was found, and with its detector where they were refined.
 
-    cell, options: as `index_series` takes them; a cell of None is that of the frames, or looked for.
+    cell, options: as `index_series` takes them; a cell of None is that of the frames, or looked for. distance_range: by how much the
+    distance of the header may be wrong, as a share of it.
     """
     flat = isinstance(told := geometry_of(ds), Geometry)
-    found = index_series(ds, cell, **({"restraints": SeriesRestraints(tilt=0.0)} if flat else {}) | options)
+    known = SeriesRestraints(distance=distance_range / 3, **({"tilt": 0.0} if flat else {}))
+    found = index_series(ds, cell, restraints=known, distance_range=distance_range, **options)
     sure = [[x for x in found.of(i) if x.p < INDEXED] for i in found.table.index]
     most = max([1, *map(len, sure)])
     cells, orientations = np.full((len(sure), most, 6), np.nan), np.full((len(sure), most, 3, 3), np.nan)
