@@ -29,6 +29,7 @@ from harness import (
 )
 
 from xrddiff.config.plan import inference_plan
+from xrddiff.config.saved_config import run_place
 from xrddiff.data.frames.labels import with_labels
 from xrddiff.data.frames.selection import select_frames
 from xrddiff.judge.inference.evaluation import SampleEvaluation, units_by_name
@@ -98,6 +99,14 @@ def of_the_demo(folder: Path, n: int) -> dict[str, dict[str, Any]]:
     return {name: record(two_sample(real, s.statistics, units=(units, own), curve=True)) for name, s in made.items()}
 
 
+def of_the_pretrained(n: int) -> dict[str, Any]:
+    """The test of samples of the model in the package, beside twice as many fresh frames of `sim128`."""
+    fresh = simulate("sim128", GROUP * np.arange(2 * 10**5, 2 * 10**5 + 2 * n) + 7, SEED).load()
+    ruler = Ruler(select_frames(fresh, range(n)))
+    drawn, _ = open_sample_job(run_place("pretrained:sim128"), [f"inference.num_samples={n}"]).make(slice(None))
+    return record(two_sample(ruler.measure(fresh).statistics, ruler.measure(drawn).statistics, curve=True))
+
+
 def changed(ruler: Ruler, rows: np.ndarray, n: int) -> dict[str, dict[str, Any]]:
     """The tests of changed frames."""
     fresh: xr.Dataset = simulate("sim128", GROUP * np.arange(10**5, 10**5 + n) + 7, SEED).load()
@@ -118,12 +127,19 @@ def picture(found: dict[str, Any]) -> None:
         more = f"; very many: {found[name]['limit']:.2f}" if clear else ""
         ax.plot(curve["frames"], curve["auc"], "o-", ms=4, lw=1, label=f"{title}{more}")
     ax.axhline(0.5, color="k", lw=0.8, ls=":")
+    ticks = [100, 200, 300, 400, 600]
     ax.set(xscale="log", ylim=(0.4, 1.02), xlabel="frames of either kind", ylabel="AUC")
+    ax.set_xticks(ticks, map(str, ticks))
+    ax.minorticks_off()
     ax.legend(fontsize=8, frameon=False)
     (RESULTS / "two_sample.png").write_bytes(png(figure))
 
 
-TITLES = {"demo": "samples of the demo", "blanks": "the simulator's spots on measured blanks"}
+TITLES = {
+    "demo": "samples of the demo",
+    "pretrained": "samples of the pretrained model",
+    "blanks": "the simulator's spots on measured blanks",
+}
 
 
 def page(found: dict[str, Any]) -> list[str]:
@@ -169,6 +185,7 @@ def main() -> None:
     found: dict[str, Any] = {"frames": n}
     with tempfile.TemporaryDirectory() as own:
         found |= of_the_demo(args.folder or Path(own), n)
+    found["pretrained"] = of_the_pretrained(n)
     if not args.fresh:
         found |= {name: read_results("two_sample", {})[name] for name in ("changed", "null")}
         picture(found)

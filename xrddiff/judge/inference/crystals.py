@@ -295,8 +295,11 @@ def with_crystals(
     """
     cells, orientations = asked.draw(frames["sample"].values, seed, rows)
     out = frames.copy()
-    if asked.cell is not None and bright is not None:
-        out = with_intensities(out, asked_intensities(asked, bright, seed))
+    if bright is not None:
+        out = out if asked.cell is None else with_intensities(out, asked_intensities(asked, bright, seed))
+        out.attrs["reflection_seed"] = int(
+            seed
+        )  # reflections that no training frame has are drawn, see `intensity_maps`
     out["cell"] = (("frame", "crystal", "cell_parameter"), cells)
     out["orientation"] = (("frame", "crystal", "lab", "reciprocal"), orientations)
     return out

@@ -95,7 +95,8 @@ def intensity_maps(
     sigma: Annotated[float, Range(above=0), "width of a drawn spot, px"] = 1.0,
 ) -> MapOf:
     """Maps of the crystals with the intensities and the width of reflections in `frames`, see `with_intensities`; all NaN, that is
-    unknown, for a frame with a crystal of another cell.
+    unknown, for a frame with a crystal of another cell. Reflections that are not among them have their mean, or are drawn if the frames are
+    of a `reflection_seed`.
     """
     from xrddiff.physics.indexing.expected_intensities import intensities_of
     from xrddiff.physics.indexing.known_lattices import need_lattices
@@ -103,7 +104,7 @@ def intensity_maps(
 
     need_lattices(frames)
     known = intensities_of(frames)
-    lookup = known.lookup(corner_resolution(closest_geometry(frames)))
+    lookup = known.lookup(corner_resolution(closest_geometry(frames)), frames.attrs.get("reflection_seed"))
     radius, growth = known.width
     words = dict(
         sigma=sigma, radius=radius, growth=growth, intensity=lookup, polarization=frames.attrs.get("polarization")

@@ -118,6 +118,11 @@ def _smooth(values: Tensor, weight: Tensor, side: int) -> Tensor:
     return F.interpolate(mean, scale_factor=side, mode="bilinear")
 
 
+def _standing_out(x: Tensor) -> Tensor:
+    """h(x): x where it is well above 0.3, nothing below."""
+    return x * torch.sigmoid(20 * (x - 0.3))
+
+
 def _limited(x: Tensor, most: float) -> Tensor:
     """x up to `most`; beyond, it slows down, and never gets as far as twice that. Its slope is nowhere 0, so a weight comes back."""
     beyond = F.relu(x / most - 1)
@@ -226,7 +231,7 @@ class PhotonNet(nn.Module):
         near = _between_knots(p)
         g1, g2, g3 = self._trusted(near)
         blocks = _smooth(own, free, self.downsampling)
-        own = g1 * blocks + g2 * free * (own - blocks)
+        own = g1 * blocks + g2 * free * _standing_out(own - blocks)
         about["brightness"] = _between_brightness(s, free)
         b, c, d = (self._level(kind, near, about[kind]).view_as(x) for kind in ("background", "spots", "brightness"))
         return d * (b * rings * own.exp() + c * spots * (g3 * of_spots).exp())

@@ -79,11 +79,11 @@ class CrystalIntensities:
         """d (N,) of the reflections, Å."""
         return np.linalg.norm(self.hkl @ self.cell.B.T, axis=1) ** -1.0
 
-    def lookup(self, d_min: float) -> Callable[[Tensor], Tensor]:
+    def lookup(self, d_min: float, seed: int | None = None) -> Callable[[Tensor], Tensor]:
         """The function of Miller indices (n, 3) that gives intensities (n,), to `d_min` Å.
 
-        Reflections that are in no list get the mean of their shell of resolution, or 0 where screw axes
-        and glide planes forbid them.
+        Reflections that are in no list get the mean of their shell of resolution, or with a `seed` a draw from Wilson's
+        distribution with this mean; 0 where screw axes and glide planes forbid them.
         """
         most = np.ceil(np.linalg.norm(self.cell.A, axis=1) / d_min).astype(int) + 2
         grid = np.zeros(2 * most + 1, np.float32)
@@ -91,6 +91,7 @@ class CrystalIntensities:
         shells = wilson_table(self.d, self.intensity)
         mean = np.interp(((every @ self.cell.B.T) ** 2).sum(1), shells["inverse_d2"], shells["mean"])
         group = gemmi.find_spacegroup_by_name(self.group)
+        mean = mean if seed is None else mean * _exponential(every, group, seed)
         grid[tuple((every + most).T)] = np.where(group.operations().systematic_absences(every), 0.0, mean)
         for mates in _equivalents(self.hkl, group):
             inside = (abs(mates) <= most).all(1)
@@ -112,6 +113,13 @@ def _equivalents(hkl: np.ndarray, group: gemmi.SpaceGroup) -> Iterable[np.ndarra
         turned = hkl @ rotation
         yield turned
         yield -turned
+
+
+def _exponential(hkl: np.ndarray, group: gemmi.SpaceGroup, seed: int) -> np.ndarray:
+    """A draw (N,) with mean 1 for each reflection, the same for those that symmetry makes equal."""
+    first = np.max([mates @ np.array([10**8, 10**4, 1]) for mates in _equivalents(hkl.astype(np.int64), group)], 0)
+    _, which = np.unique(first, return_inverse=True)
+    return numpy_rng("wilson intensities", seed).exponential(size=len(which))[which]
 
 # %% ../../../nbs/physics/indexing/expected_intensities.ipynb #87ccc074
 REACH = 2.5e-3  # 1/Å: reflections this near to the Ewald sphere are integrated
