@@ -170,9 +170,8 @@ def test_a_measured_frame_tells_its_lattice(frames):
     found, own = measured_maps(some.drop_vars(["cell", "orientation"]), model)
     known = np.isfinite(found["cell"].values).all(-1).any(-1)
     assert known.sum() >= 0.7 * (~blank).sum() and not known[blank].any()
-    assert own["lattice"][~known].isnan().all() and torch.allclose(
-        own["q"], maps["q"], rtol=1e-3
-    )  # the detector was refined
+    assert own["lattice"][~known].isnan().all()
+    assert torch.allclose(own["q"], maps["q"], atol=2e-3)  # the detector was refined with them
     for i in np.flatnonzero(known):
         a, b = (m["lattice"][i].numpy().ravel() for m in (maps, own))
         assert np.corrcoef(a, b)[0, 1] > 0.8
