@@ -89,9 +89,10 @@ class CrystalIntensities:
         grid = np.zeros(2 * most + 1, np.float32)
         every = miller_sphere(self.cell, d_min)
         shells = wilson_table(self.d, self.intensity)
-        mean = np.interp(((every @ self.cell.B.T) ** 2).sum(1), shells["inverse_d2"], shells["mean"])
+        far = ((every @ self.cell.B.T) ** 2).sum(1)
+        mean = np.interp(far, shells["inverse_d2"], shells["mean"])
         group = gemmi.find_spacegroup_by_name(self.group)
-        mean = mean if seed is None else mean * _exponential(every, group, seed)
+        mean = mean if seed is None else mean * _exponential(every, far, group, seed)
         grid[tuple((every + most).T)] = np.where(group.operations().systematic_absences(every), 0.0, mean)
         for mates in _equivalents(self.hkl, group):
             inside = (abs(mates) <= most).all(1)
@@ -115,11 +116,16 @@ def _equivalents(hkl: np.ndarray, group: gemmi.SpaceGroup) -> Iterable[np.ndarra
         yield -turned
 
 
-def _exponential(hkl: np.ndarray, group: gemmi.SpaceGroup, seed: int) -> np.ndarray:
-    """A draw (N,) with mean 1 for each reflection, the same for those that symmetry makes equal."""
+def _exponential(hkl: np.ndarray, far: np.ndarray, group: gemmi.SpaceGroup, seed: int) -> np.ndarray:
+    """A draw (N,) with mean 1 for each reflection, the same for those that symmetry makes equal, and whichever lie beyond it.
+
+    far: 1/d² (N,), Å⁻².
+    """
     first = np.max([mates @ np.array([10**8, 10**4, 1]) for mates in _equivalents(hkl.astype(np.int64), group)], 0)
-    _, which = np.unique(first, return_inverse=True)
-    return numpy_rng("wilson intensities", seed).exponential(size=len(which))[which]
+    code, at, which = np.unique(first, return_index=True, return_inverse=True)
+    drawn = np.empty(len(code))
+    drawn[np.lexsort([code, far[at].round(9)])] = numpy_rng("wilson intensities", seed).exponential(size=len(code))
+    return drawn[which]
 
 # %% ../../../nbs/physics/indexing/expected_intensities.ipynb #87ccc074
 REACH = 2.5e-3  # 1/Å: reflections this near to the Ewald sphere are integrated
