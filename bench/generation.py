@@ -1,7 +1,7 @@
 """How far are samples from real frames? Trains each generative model on simulated stills, samples it, and compares with the floor that two sets of real frames set.
 
 `python bench/generation.py` runs `xrddiff run model=M experiment_type=scratch` for every generative model, with the settings of the presets and about as many minutes each (1000 training frames of sim128, tiny sizes), and writes
-bench/results/generation.md and .json, which the table of README.md is made from. `--only latent pixel autoregressive classes samplers` for some of it; `--folder` keeps the runs, and goes on with those that are there.
+bench/results/generation.md and .json, which the table of README.md is made from. `--only latent pixel autoregressive photons classes samplers` for some of it; `--folder` keeps the runs, and goes on with those that are there.
 Ten to twenty minutes of one core for each model, and as much for `samplers`.
 """
 
@@ -32,6 +32,7 @@ MODELS = {
     "latent": ["model=latent_diff", *COMMON],
     "pixel": ["model=ddpm", *COMMON, "model.diff_epochs=11"],  # a step of these costs more
     "autoregressive": ["model=diff", *COMMON, "model.diff_epochs=11"],
+    "photons": ["model=photons", *COMMON],
     # a small latent, so that a thousand evaluations for each of 5 x 32 samples end on a laptop
     "samplers": [
         "model=latent_diff",

@@ -22,9 +22,9 @@ from .rows import frame_reader, rows_behind
 
 # %% auto #0
 __all__ = ['FLAGS', 'MOST_READ', 'ANGLES', 'IDENTIFIERS', 'NOTHING', 'SIDE', 'WIDE', 'FEWEST_SPOTS', 'LEAST_ALIKE',
-           'FEWEST_CRYSTALS', 'MOST_SEARCHED', 'pixel_digest', 'join_groups', 'several', 'Exposures', 'find_exposures',
-           'rotates', 'turned_to', 'named_groups', 'groups_apart', 'peak_pixels', 'peak_blocks', 'block_maps',
-           'patterns', 'find_units', 'exposure_units', 'join_crystals']
+           'FEWEST_CRYSTALS', 'MOST_SEARCHED', 'MOST_COMPARED', 'pixel_digest', 'join_groups', 'several', 'Exposures',
+           'find_exposures', 'rotates', 'turned_to', 'named_groups', 'groups_apart', 'peak_pixels', 'peak_blocks',
+           'block_maps', 'patterns', 'find_units', 'exposure_units', 'join_crystals']
 
 # %% ../../../nbs/data/frames/exposures.ipynb #2a9068f0
 FLAGS = (-2, -1, 2**16 - 2, 2**16 - 1, 2**32 - 2, 2**32 - 1)  # what formats write where there is no measurement
@@ -274,7 +274,7 @@ def find_units(rows: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 # %% ../../../nbs/data/frames/exposures.ipynb #223960e0
 FEWEST_CRYSTALS = 4  # that are units of a test
-MOST_SEARCHED = 512 << 20  # bytes of pixels that are searched for spots
+MOST_SEARCHED, MOST_COMPARED = 512 << 20, 2500  # bytes of pixels that are searched for spots, and frames
 
 
 def exposure_units(crystals: np.ndarray) -> np.ndarray:
@@ -286,12 +286,16 @@ def join_crystals(frames: xr.Dataset, found: Exposures, most: int = MOST_SEARCHE
     """`found`, with the exposures of one crystal as one, if nothing but their spots tells which these are, and there are
     `FEWEST_CRYSTALS`.
 
-    most: bytes of pixels; the spots of a larger set are not looked for.
+    most: bytes of pixels; the spots of a larger set are not looked for, nor those of more than `MOST_COMPARED` frames.
     """
-    whole = "frame_source" not in frames.variables and frames["intensity"].nbytes <= most
-    if not whole or groups_apart(frames, found.number)[1] != "series":
+    few = frames["intensity"].nbytes <= most and frame_count(frames) <= MOST_COMPARED
+    if not few or "frame_source" in frames.variables or groups_apart(frames, found.number)[1] != "series":
         return found
-    spots = peak_blocks(find_frame_peaks(frames), frame_count(frames), frames["intensity"].shape[1:])
+    try:
+        peaks = find_frame_peaks(frames)
+    except Exception:  # a frame that cannot be read, with any library's exception: the loader reports it
+        return found
+    spots = peak_blocks(peaks, frame_count(frames), frames["intensity"].shape[1:])
     number = join_groups(found.number, exposure_units(find_units(spots, frames["intensity"].shape[1:])))
     members = np.unique(number, return_counts=True)[1]
     alone = len(members) == len(np.unique(found.number)) or members.max() > len(number) / 2
