@@ -201,12 +201,20 @@ def table(results: dict) -> str:
         lines += [f"Distances as multiples of a floor, sets of {n:.0f} frames: that of real frames and, for a latent model, that of its autoencoder.", ""]  # fmt: skip
         floors = {"floor": "real frames", "autoencoder": "autoencoder"}
         rows = [
-            [label, title, *(cell(multiples(r["rows"], k), d, ".2f") for d in names), f"{r['minutes']:.0f}"]
+            [
+                label,
+                title,
+                *(cell(multiples(r["rows"], k), d, ".2f") for d in names),
+                f"{r['told']['samples']['auc']:.2f}" if k == "floor" else "–",
+                f"{r['minutes']:.0f}",
+            ]  # fmt: skip
             for label, r in models.items()
             for k, title in floors.items()
             if k in r["rows"]
         ]
-        lines += markdown(["model", "floor of", *names.values(), "minutes of CPU, all told"], rows, "llr")
+        lines += markdown(
+            ["model", "floor of", *names.values(), "AUC of a classifier", "minutes of CPU, all told"], rows, "llr"
+        )
         rows = [
             [label, row, *(cell(values, d, ".4g") for d in names)]
             for label, r in models.items()
