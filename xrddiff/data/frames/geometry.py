@@ -576,7 +576,8 @@ def with_detector(ds: xr.Dataset, geometry: Geometry | PanelGeometry) -> xr.Data
         return ds.assign_coords({name: (ds[name].dims, v, ds[name].attrs) for name, v in places})
     old, told = Geometry.from_frames(ds), ds.attrs["beam_center"]
     step = old.pixel_size / float(ds.attrs["pixel_size"])  # the attribute is in pixels of the detector
-    centre = [float(a + step * (n - o)) for a, n, o in zip(told, geometry.beam_center, old.beam_center, strict=True)]
+    moved = zip(told, geometry.beam_center, old.beam_center, strict=True)
+    centre = tuple(float(a + step * (n - o)) for a, n, o in moved)
     out = ds.assign_attrs(distance=geometry.distance, beam_center=centre)
     if "distance" in ds.variables:
         out["distance"] = ds["distance"] + (geometry.distance - old.distance)
