@@ -207,7 +207,7 @@ def table(results: dict) -> str:
                 *(cell(multiples(r["rows"], k), d, ".2f") for d in names),
                 f"{r['told']['samples']['auc']:.2f}" if k == "floor" else "–",
                 f"{r['minutes']:.0f}",
-            ]  # fmt: skip
+            ]
             for label, r in models.items()
             for k, title in floors.items()
             if k in r["rows"]

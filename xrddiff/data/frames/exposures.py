@@ -21,10 +21,10 @@ from .peaks import find_frame_peaks
 from .rows import frame_reader, rows_behind
 
 # %% auto #0
-__all__ = ['FLAGS', 'MOST_READ', 'ANGLES', 'IDENTIFIERS', 'NOTHING', 'SIDE', 'WIDE', 'FEWEST_SPOTS', 'LEAST_ALIKE',
-           'FEWEST_CRYSTALS', 'MOST_SEARCHED', 'MOST_COMPARED', 'pixel_digest', 'join_groups', 'several', 'Exposures',
-           'find_exposures', 'rotates', 'turned_to', 'named_groups', 'groups_apart', 'peak_pixels', 'peak_blocks',
-           'block_maps', 'patterns', 'find_units', 'exposure_units', 'join_crystals']
+__all__ = ['FLAGS', 'ANGLES', 'IDENTIFIERS', 'NOTHING', 'SIDE', 'WIDE', 'FEWEST_SPOTS', 'LEAST_ALIKE', 'FEWEST_CRYSTALS',
+           'MOST_SEARCHED', 'MOST_COMPARED', 'MOST_READ', 'pixel_digest', 'join_groups', 'several', 'Exposures',
+           'rotates', 'turned_to', 'named_groups', 'groups_apart', 'peak_pixels', 'peak_blocks', 'block_maps',
+           'patterns', 'find_units', 'exposure_units', 'join_crystals', 'find_exposures']
 
 # %% ../../../nbs/data/frames/exposures.ipynb #2a9068f0
 FLAGS = (-2, -1, 2**16 - 2, 2**16 - 1, 2**32 - 2, 2**32 - 1)  # what formats write where there is no measurement
@@ -72,9 +72,6 @@ def several(labels: np.ndarray) -> bool:
     return len(np.unique(labels)) > 1
 
 # %% ../../../nbs/data/frames/exposures.ipynb #3a6c0235
-MOST_READ = 4 << 30  # bytes of pixels that are read to find copies
-
-
 class Exposures(NamedTuple):
     """`number` (n,): of the exposure of each frame. `copies`: how many frames are copies of an earlier
     one; None: they were not looked for. `apart`: what the numbers stand for, if no label says more.
@@ -83,30 +80,6 @@ class Exposures(NamedTuple):
     number: np.ndarray
     copies: int | None = None
     apart: str = "series"
-
-
-def find_exposures(frames: xr.Dataset, most: int = MOST_READ) -> Exposures:
-    """The exposure of each frame: parts that were cut from one frame share it, and so do copies.
-
-    most: copies are looked for in sets of at most so many bytes of pixels; 0: none are looked for.
-    """
-    n, intensity = frame_count(frames), frames["intensity"]
-    number = frames["frame_source"].values if "frame_source" in frames.variables else np.arange(n)
-    if intensity.nbytes > most:
-        return Exposures(number)
-    read, first = frame_reader(intensity.variable), {}
-
-    def digest(i: int) -> bytes | None:
-        try:
-            return pixel_digest(read(i))
-        except Exception:  # a frame that cannot be read, with any library's exception: the loader reports it
-            return None
-
-    rows = rows_behind(intensity)
-    with ThreadPoolExecutor(4 if rows is not None and rows.reader() is not None else 1) as pool:
-        found = enumerate(pool.map(digest, range(n)))
-        same = np.array([i if d is None else first.setdefault(d, i) for i, d in found], np.int64)
-    return Exposures(join_groups(number, same), int((same != np.arange(n)).sum()))
 
 # %% ../../../nbs/data/frames/exposures.ipynb #3dbd7c2e
 ANGLES = ("omega", "phi", "kappa", "chi", "rotation_angle")
@@ -282,13 +255,11 @@ def exposure_units(crystals: np.ndarray) -> np.ndarray:
     return crystals if len(np.unique(crystals)) >= FEWEST_CRYSTALS else np.arange(len(crystals))
 
 
-def join_crystals(frames: xr.Dataset, found: Exposures, most: int = MOST_SEARCHED) -> Exposures:
+def join_crystals(frames: xr.Dataset, found: Exposures) -> Exposures:
     """`found`, with the exposures of one crystal as one, if nothing but their spots tells which these are, and there are
-    `FEWEST_CRYSTALS`.
-
-    most: bytes of pixels; the spots of a larger set are not looked for, nor those of more than `MOST_COMPARED` frames.
+    `FEWEST_CRYSTALS`. Spots are not looked for in more than `MOST_SEARCHED` bytes, nor in more than `MOST_COMPARED` frames.
     """
-    few = frames["intensity"].nbytes <= most and frame_count(frames) <= MOST_COMPARED
+    few = frames["intensity"].nbytes <= MOST_SEARCHED and frame_count(frames) <= MOST_COMPARED
     if not few or "frame_source" in frames.variables or groups_apart(frames, found.number)[1] != "series":
         return found
     try:
@@ -300,3 +271,31 @@ def join_crystals(frames: xr.Dataset, found: Exposures, most: int = MOST_SEARCHE
     members = np.unique(number, return_counts=True)[1]
     alone = len(members) == len(np.unique(found.number)) or members.max() > len(number) / 2
     return found if alone else found._replace(number=number, apart="crystals")
+
+# %% ../../../nbs/data/frames/exposures.ipynb #a1faab3e
+MOST_READ = 4 << 30  # bytes of pixels that are read to find copies
+
+
+def find_exposures(frames: xr.Dataset, most: int = MOST_READ) -> Exposures:
+    """The exposure of each frame: parts that were cut from one frame share it, and so do copies; where only spots tell
+    crystals apart, the crystal (`join_crystals`).
+
+    most: copies are looked for in sets of at most so many bytes of pixels; 0: none are looked for.
+    """
+    n, intensity = frame_count(frames), frames["intensity"]
+    number = frames["frame_source"].values if "frame_source" in frames.variables else np.arange(n)
+    if intensity.nbytes > most:
+        return Exposures(number)
+    read, first = frame_reader(intensity.variable), {}
+
+    def digest(i: int) -> bytes | None:
+        try:
+            return pixel_digest(read(i))
+        except Exception:  # a frame that cannot be read, with any library's exception: the loader reports it
+            return None
+
+    rows = rows_behind(intensity)
+    with ThreadPoolExecutor(4 if rows is not None and rows.reader() is not None else 1) as pool:
+        found = enumerate(pool.map(digest, range(n)))
+        same = np.array([i if d is None else first.setdefault(d, i) for i, d in found], np.int64)
+    return join_crystals(frames, Exposures(join_groups(number, same), int((same != np.arange(n)).sum())))

@@ -297,9 +297,8 @@ def with_crystals(
     out = frames.copy()
     if bright is not None:
         out = out if asked.cell is None else with_intensities(out, asked_intensities(asked, bright, seed))
-        out.attrs["reflection_seed"] = int(
-            seed
-        )  # reflections that no training frame has are drawn, see `intensity_maps`
+        # reflections that no training frame has are drawn, see `intensity_maps`
+        out.attrs["reflection_seed"] = int(seed)
     out["cell"] = (("frame", "crystal", "cell_parameter"), cells)
     out["orientation"] = (("frame", "crystal", "lab", "reciprocal"), orientations)
     return out

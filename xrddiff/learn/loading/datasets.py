@@ -29,7 +29,6 @@ from xrddiff.data.frames.exposures import (
     Exposures,
     find_exposures,
     groups_apart,
-    join_crystals,
 )
 from ...data.frames.frames import IMAGE_DIMS, frame_count
 from ...data.frames.geometry import closest_geometry
@@ -401,7 +400,7 @@ def prepare_frames(
     regions: options of `region_transforms`.
     """
     chain = region_transforms(frames, **regions)
-    found = exposures or join_crystals(frames, find_exposures(frames))
+    found = exposures or find_exposures(frames)
     frames = frames.assign({_NUMBER: ("frame", found.number)})  # parts take it along
     images = chain.apply(frames)
     if patch_limit is not None and patch_limit < frame_count(images):
@@ -455,15 +454,6 @@ def _dates(path: str | Path) -> list[list[Any]]:
     return [[str(f.absolute()), about.st_size, about.st_mtime_ns] for f in files if (about := f.stat())]
 
 
-@dataclass(frozen=True)
-class _Exposures:
-    """The file of `Exposures`."""
-
-    number: list[int]
-    copies: int | None
-    apart: str
-
-
 def known_exposures(source: SourcePlan, frames: xr.Dataset) -> Exposures:
     """The exposures of the `frames` of a run. Copies are not looked for in named sets, nor on servers;
     those in a large set are kept, since every notebook and rank asks for them.
@@ -473,21 +463,21 @@ def known_exposures(source: SourcePlan, frames: xr.Dataset) -> Exposures:
     if is_address(source.data_path):
         return find_exposures(frames, 0)
     if not IN_MEMORY < frames["intensity"].nbytes <= MOST_READ:
-        return join_crystals(frames, find_exposures(frames))
+        return find_exposures(frames)
     key = json_digest(
         [package_version(), _dates(source.data_path), source.dataset, source.limit, list(frames["intensity"].shape)]
     )
     place = cache_dir() / "exposures" / f"{key}.json"
     try:
-        kept = read_json(place, _Exposures, 64 << 20)
-        if len(kept.number) == frame_count(frames):
-            return Exposures(np.array(kept.number, np.int64), kept.copies, kept.apart)
+        number, *rest = read_json(place, tuple[list[int], int | None, str], 64 << 20)
+        if len(number) == frame_count(frames):
+            return Exposures(np.array(number, np.int64), *rest)
     except (BadInput, OSError):
         pass
-    found = join_crystals(frames, find_exposures(frames))
+    found = find_exposures(frames)
     with suppress(OSError):
         place.parent.mkdir(parents=True, exist_ok=True)
-        write_json(place, found._replace(number=found.number.tolist())._asdict())
+        write_json(place, [found.number.tolist(), *found[1:]])
     return found
 
 # %% ../../../nbs/learn/loading/datasets.ipynb #a1c86298

@@ -355,6 +355,11 @@ class Indexing:
         told = as_panels(geometry_of(ds, frame))
         return told.moved(self.shift) if self.series is None else self.series.detector(told)
 
+    def detector(self, ds: xr.Dataset, frame: int | None = None) -> Geometry | PanelGeometry:
+        """As `geometry`, but a flat detector stays flat, without its tilt."""
+        told = geometry_of(ds, frame)
+        return told.moved(self.shift) if isinstance(told, Geometry) else self.geometry(ds, frame)
+
     @property
     def rate(self) -> float:
         """Share of the frames in which a lattice was found."""

@@ -119,7 +119,7 @@ def with_lattices(ds: xr.Dataset, cell: Any = None, *, distance_range: float = 0
     cell, options: as `index_series` takes them; a cell of None is that of the frames, or looked for. distance_range: by how much the
     distance of the header may be wrong, as a share of it.
     """
-    flat = isinstance(told := geometry_of(ds), Geometry)
+    flat = isinstance(geometry_of(ds), Geometry)
     known = SeriesRestraints(distance=distance_range / 3, **({"tilt": 0.0} if flat else {}))
     found = index_series(ds, cell, restraints=known, distance_range=distance_range, **options)
     sure = [[x for x in found.of(i) if x.p < INDEXED] for i in found.table.index]
@@ -128,7 +128,7 @@ def with_lattices(ds: xr.Dataset, cell: Any = None, *, distance_range: float = 0
     for i, lattices in enumerate(sure):
         for j, lattice in enumerate(lattices):
             cells[i, j], orientations[i, j] = lattice.cell.parameters, lattice.U
-    out = with_detector(ds, told.moved(found.shift) if flat else found.geometry(ds))
+    out = with_detector(ds, found.detector(ds))
     out["cell"] = (("frame", "crystal", "cell_parameter"), cells)
     out["orientation"] = (("frame", "crystal", "lab", "reciprocal"), orientations)
     return out

@@ -17,7 +17,7 @@ import scipy
 import xarray as xr
 
 from ...data.frames.frames import frame_count, frame_image, frame_mask
-from ...data.frames.geometry import Geometry, PanelGeometry, geometry_of
+from ...data.frames.geometry import PanelGeometry, geometry_of
 from ..indexing.cells import Cell
 from ..indexing.indexer import INDEXED, Indexing, Lattice
 from ..indexing.rays import as_panels, miller_sphere, panel_numbers
@@ -169,10 +169,7 @@ class IndexedCrystals(MeasuredPixels):
 
     def geometry(self, f: int | None = None) -> PanelGeometry:
         """The detector as the series has it; a flat one stays flat."""
-        told = geometry_of(self.frames, f)
-        if isinstance(told, Geometry):
-            return as_panels(told).moved(self.indexing.shift)
-        return self.indexing.geometry(self.frames, f)
+        return as_panels(self.indexing.detector(self.frames, f))
 
     @cached_property
     def crystals(self) -> list[TwinCrystal]:

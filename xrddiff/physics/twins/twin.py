@@ -17,7 +17,7 @@ import xarray as xr
 from ...core.errors import BadInput
 from ...core.seeds import numpy_rng
 from ...data.frames.frames import frame_count, frame_image, make_frames
-from ...data.frames.geometry import Geometry, PanelGeometry, geometry_of
+from ...data.frames.geometry import Geometry, PanelGeometry
 from ...data.frames.labels import with_labels
 from ...data.frames.rows import lazy_frames
 from ..indexing.cells import read_cell
@@ -432,12 +432,11 @@ _HEADER = ("detector", "pedestal", "read_noise", "saturation", "underload", "sen
 def _geometry_attrs(twin: Twin) -> dict[str, Any]:
     """The refined detector, in words of `make_frames`."""
     e = twin.exposures
-    told, g = geometry_of(e.frames), e.geometry()
-    words: dict[str, Any] = {"wavelength": told.wavelength, "polarization": told.polarization}
-    if not isinstance(told, Geometry):
-        return words | {"panels": {"origin": g.origin, "fs": g.fs, "ss": g.ss}}
-    found = told.moved(e.indexing.shift)
-    return words | {"distance": found.distance, "pixel_size": found.pixel_size, "beam_center": found.beam_center}
+    found = e.indexing.detector(e.frames)
+    if isinstance(found, Geometry):
+        return found.to_attrs()
+    panels = {"origin": found.origin, "fs": found.fs, "ss": found.ss}
+    return {"wavelength": found.wavelength, "polarization": found.polarization, "panels": panels}
 
 
 def _truth(twin: Twin, made: list[TwinExposure], valid: np.ndarray, gain: float) -> pd.DataFrame:
