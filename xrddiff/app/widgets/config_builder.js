@@ -112,7 +112,7 @@ function changedTable(model) {
 
 function launchRow(model) {
   const list = `xrddiff-profiles-${++fieldNumber}`;
-  const profile = make("input", { list, spellcheck: "false", placeholder: "small, or FILE.yaml", change: () => (model.set("profile", profile.value.trim()), model.save_changes()) });
+  const profile = make("input", { list, spellcheck: "false", placeholder: "small, or FILE.yaml", change: () => model.send({ profile: profile.value.trim() }) }); // buttons that need it wait for the kernel
   following(model, ["profile"], profile, () => (profile.value = model.get("profile")));
   const options = make("datalist", { id: list }, ...model.get("profiles").map(([name, about]) => make("option", { value: name, text: about })));
   const button = (text, message, may) =>

@@ -156,7 +156,6 @@ class ConfigBuilder(Refreshed, Panel):
         self.place.layout.margin = "10px 0 0 0"
         super().__init__([self.view, self.place])
         self.view.on_msg(self.guarded(self._on_message))
-        self.view.observe(lambda change: self.set_trait("profile", change.new), "profile")
         self.observe(self.guarded(self._resolve), "overrides")
         self.observe(self.guarded(self._commands), "profile")
         self.overrides = list(overrides)
@@ -212,7 +211,9 @@ class ConfigBuilder(Refreshed, Panel):
         )
 
     def _on_message(self, _: Any, message: Any, __: Any) -> None:
-        if isinstance(message, dict):
+        if isinstance(message, dict) and "profile" in message:
+            self.profile = message["profile"]
+        elif isinstance(message, dict):
             self.set(message["set"], message["to"])
         else:
             actions = dict(here=self.here, gone=self.rest, launch=self.launch, stop=self.stop)

@@ -46,7 +46,7 @@ function render({ model, el }) {
   rootOf(el, "job monitor");
   const of = () => model.get("rows").find(({ id }) => id === model.get("chosen"));
   const action = (text, message, may) =>
-    following(model, ["rows", "chosen"], make("button", { text, click: () => model.send(message) }), (b) => (b.disabled = !(of() && may(of()))));
+    following(model, ["rows", "chosen"], make("button", { text, click: () => model.send({ [message]: model.get("chosen") }) }), (b) => (b.disabled = !(of() && may(of()))));
   el.append(
     jobTable(model, `xrddiff-${Math.random().toString(36).slice(2)}`),
     make("div", { class: "xrddiff-row" },

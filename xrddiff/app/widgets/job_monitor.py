@@ -165,10 +165,12 @@ class JobMonitor(Refreshed, Panel):
             self.here()
         elif message == "gone":
             self.rest()
-        else:
+        elif isinstance(message, dict):  # names its job: messages may overtake a change of `chosen`
             actions = dict(cancel=self.cancel, resume=self.resume, watch=self.watch)
-            plain = dict(confirm=self.confirm, keep=self.keep, look=self.look_now)
-            plain[message]() if message in plain else actions[message](self.chosen)
+            for action, job in message.items():
+                actions[action](job)
+        else:
+            dict(confirm=self.confirm, keep=self.keep, look=self.look_now)[message]()
 
     def close(self) -> None:
         """Close the widget, and the training that it shows."""
