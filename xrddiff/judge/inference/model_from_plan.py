@@ -27,6 +27,7 @@ from .guides import check_label, train_guide
 from .samplers import measure_values, ready_sampler, training_noise
 from .training_previews import samples_during
 from ...learn.diffusion.denoisers import SPAN, Denoiser
+from ...learn.diffusion.photons import measure_scatter
 from ...learn.models.autoregressive import AutoregressiveDiffusion, make_autoregressive
 from ...learn.models.latent_space import LatentSpace
 from ...learn.recipes.autoencoders import build_autoencoder
@@ -326,7 +327,10 @@ class Building:
         size = sum(p.numel() for p in self.network.parameters()) / 1e6
         (low, high), shape = self.generator.data_range, " x ".join(map(str, self.generator.shape))
         about = f"{type(self.network).__name__}, {size:.2f} M parameters, {self.plan.model.denoiser.parameterisation}"
-        return f"{about}, draws {shape} values from {low:.2f} to {high:.2f}, σ_data {self.sigma_data:.3f}"
+        scale = f"σ_data {self.sigma_data:.3f}"
+        if self.generator.grows:
+            scale = f"counts that scatter {self.generator.model.scatter:.3f} times as much as Poisson's law says"
+        return f"{about}, draws {shape} values from {low:.2f} to {high:.2f}, {scale}"
 
 # %% ../../../nbs/judge/inference/model_from_plan.ipynb #af46d78e
 def build_generative(
@@ -350,6 +354,8 @@ def build_generative(
     loaders = windowed(loaders, plan.data.cut.window, multiple, side)
     values = measure_values(loaders[0], denoiser.sigma_data, space=space, ranks=Ranks(accelerator))
     model = _build_model(denoiser, shape, space, fields, values)
+    if plan.model.grows:
+        model.scatter = measure_scatter(loaders[0])
     template = template_frames(prepared.frames)
     lattices = []
     if plan.data.crystals:

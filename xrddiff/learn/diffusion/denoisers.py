@@ -97,6 +97,7 @@ class Denoiser(nn.Module):
     parameterisation: one of `xrddiff config list parameterisation`.
     sigma_data: standard deviation of the data (edm).
     schedule, timesteps: what the labels of eps, x0 and v mean.
+    scatter: variance of a count over its mean (photons).
     """
 
     def __init__(
@@ -107,6 +108,7 @@ class Denoiser(nn.Module):
         sigma_data: float = 0.5,
         timesteps: int = 1000,
         schedule: str = "squaredcos_cap_v2",
+        scatter: float = 1.0,
     ):
         super().__init__()
         traits = find("parameterisation", parameterisation).traits
@@ -119,7 +121,7 @@ class Denoiser(nn.Module):
         if timesteps < 2:
             raise BadInput(f"timesteps is {timesteps}; expected at least 2")
         self.net, self.parameterisation, self.sigma_data = net, parameterisation, float(sigma_data)
-        self.timesteps, self.schedule = timesteps, schedule
+        self.timesteps, self.schedule, self.scatter = timesteps, schedule, float(scatter)
         self._table = sigmas_of(
             alphas_bar(schedule, timesteps)
         ).log()  # not a buffer: it stays float64 whatever type the weights get
@@ -129,7 +131,7 @@ class Denoiser(nn.Module):
         """The arguments, as JSON values, that rebuild it from its network: `Denoiser(net,
         **config)`.
         """
-        return {k: getattr(self, k) for k in ("parameterisation", "sigma_data", "timesteps", "schedule")}
+        return {k: getattr(self, k) for k in ("parameterisation", "sigma_data", "timesteps", "schedule", "scatter")}
 
     by_token = False  # one sampler run draws a whole frame
 

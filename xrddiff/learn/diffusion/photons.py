@@ -10,8 +10,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import conv2d, max_pool2d
 
 from ...core.errors import BadInput
 from ...core.registry import Range, register
@@ -24,8 +26,8 @@ from ..losses import mse, pixel_mean
 
 # %% auto #0
 __all__ = ['GROWN', 'exposure_of', 'level_of_octaves', 'predict_photons', 'thinned', 'ExposureNoise', 'photon_deviance',
-           'PhotonObjective', 'octave_levels', 'poisson_quantile', 'grow', 'binomial_quantile', 'grow_around',
-           'grow_again', 'retrace']
+           'PhotonObjective', 'octave_levels', 'count_quantile', 'grow', 'scatter_of', 'measure_scatter',
+           'binomial_quantile', 'grow_around', 'grow_again', 'retrace']
 
 # %% ../../../nbs/learn/diffusion/photons.ipynb #40ee42b6
 def exposure_of(sigma: Tensor | Sequence[float] | float) -> Tensor:
@@ -137,22 +139,23 @@ def octave_levels(
 _HIGH = 30.0  # photons: rates from which the expansion is used
 
 
-def poisson_quantile(rate: Tensor, z: Tensor) -> Tensor:
-    """The quantile of Poisson's distribution with this rate at Φ(z), whole numbers, float64; shapes alike."""
-    rate, z = rate.double().clamp_min(0), z.double()
-    out = (rate + rate.sqrt() * z + (z.square() - 1) / 6).round().clamp_min(0)
+def count_quantile(rate: Tensor, z: Tensor, scatter: float = 1.0) -> Tensor:
+    """The quantile of counts with this mean at Φ(z), whole numbers, float64; shapes alike. scatter: F, 1 for Poisson's law."""
+    F, rate, z = scatter, rate.double().clamp_min(0), z.double()
+    out = (rate + (F * rate).sqrt() * z + (2 * F - 1) * (z.square() - 1) / 6).round().clamp_min(0)
+    a, none = 1 - 1 / F, 1.0 if F == 1 else math.log(F) / (F - 1)  # ln P(0) = −none λ
     at = (rate < _HIGH).flatten().nonzero()[:, 0]
     low = rate.flatten()[at]
     left = normal_cdf(-z).flatten()[at]  # 1 − Φ(z), which stays accurate far above the mean
-    term, above, count = (-low).exp(), -torch.expm1(-low), torch.zeros_like(low)
+    term, above, count = (-none * low).exp(), -torch.expm1(-none * low), torch.zeros_like(low)
     flat = out.flatten()
-    for n in range(1, 200):
+    for n in range(1, 400):
         more = above > left
         flat[at[~more]] = count[~more]
         at, low, left, term, above, count = (v[more] for v in (at, low, left, term, above, count))
         if not len(at):
             break
-        term, count = term * low / n, count + 1
+        term, count = term * (a + (low / F - a) / n).clamp_min(0), count + 1
         above = above - term
     flat[at] = count
     return flat.view_as(rate)
@@ -167,17 +170,30 @@ def grow(
     cond: Mapping[str, Any] | None = None,
     noise: Noise | None = None,
     callback: Callback | None = None,
+    scatter: Annotated[
+        float | None, Range(low=0.1, high=10), "variance of a count over its mean; null: as in the training frames"
+    ] = None,
 ) -> Tensor:
     """Photon by photon, from the part of an exposure to the whole of it; for model.parameterisation=photons.
 
-    x: (B, …), X_p/p at `sigmas[0]`. sigmas: n + 1 levels, falling, the last may be 0. Returns X_p/p at `sigmas[-1]`, float64: whole
-    photons where that is 0.
+    x: (B, …), X_p/p at `sigmas[0]`. sigmas: n + 1 levels, falling, the last may be 0. scatter: F; None is 1 where there is no model
+    to know better. Returns X_p/p at `sigmas[-1]`, float64: whole photons where that is 0.
     """
     if noise is None:
         raise BadInput("the sampler grow needs noise; found none")
-    return _grown(
-        denoise, x, sigmas, lambda X, rate, p, after: poisson_quantile((after - p) * rate, noise()), cond, callback
-    )
+    return _grown(denoise, x, sigmas, lambda *so_far: _new_photons(*so_far, noise(), scatter), cond, callback)
+
+
+def _coming(X: Tensor, rate: Tensor, p: float, after: float, scatter: float | None) -> tuple[Tensor, float]:
+    """(E, F) of the photons that come from p to p′."""
+    q = 0.0 if scatter is None else 1 - scatter
+    left = torch.maximum(rate - q * X, rate / 10)  # more photons than chances: λ was guessed too low
+    return (after - p) * left / (1 - q * p), 1 - q * (after - p) / (1 - q * p)
+
+
+def _new_photons(X: Tensor, rate: Tensor, p: float, after: float, z: Tensor, scatter: float | None) -> Tensor:
+    mean, F = _coming(X, rate, p, after, scatter)
+    return count_quantile(mean, z, F)
 
 
 def _grown(
@@ -199,6 +215,57 @@ def _grown(
             callback({"i": i, "sigma": sigma, "x": state, "denoised": rate})
         X = X + more(X, rate, p, after)
     return X / shares[-1]
+
+# %% ../../../nbs/learn/diffusion/photons.ipynb #d943343c
+_BLUR, _SPREAD = 4.0, 1.0  # σ in px: of the mean, and of a spot
+_FEWEST = 2000  # free pixels of a frame that say how much it scatters
+
+
+def _blurred(x: Tensor, sigma: float) -> Tensor:
+    """x (B, 1, H, W), blurred; dark beyond its edge."""
+    side = int(4 * sigma)
+    line = torch.exp(-torch.arange(-side, side + 1, dtype=x.dtype).square() / (2 * sigma**2))
+    line = line / line.sum()
+    return conv2d(conv2d(x, line.view(1, 1, -1, 1), padding=(side, 0)), line.view(1, 1, 1, -1), padding=(0, side))
+
+
+def scatter_of(counts: Tensor, free: Tensor) -> Tensor:
+    """F of each frame, (B,) float64; NaN where too few pixels are free. counts: photons; free: pixels without a reflection; both (B, 1, H, W)."""
+    x, free = counts.double(), free.clone()
+
+    def mean() -> tuple[Tensor, Tensor]:
+        near = _blurred(free.double(), _BLUR)
+        return _blurred(torch.where(free, x, 0.0), _BLUR) / near.clamp_min(0.05), near
+
+    for _ in range(2):
+        light = mean()[0].clamp_min(1e-9)
+        rest = _blurred(torch.where(free, x - light, 0.0), _SPREAD) / light.sqrt()
+        usual = 1.4826 * torch.where(free, rest.abs(), math.nan).flatten(1).nanmedian(1).values
+        free &= max_pool2d((rest > 4 * usual[:, None, None, None]).double(), 7, 1, 3) == 0
+    light, near = mean()
+    ok = free & (near > 0.6)
+    square, total = (torch.where(ok, v, 0.0).sum((1, 2, 3)) for v in ((x - light).square(), light))
+    found = square / total / (1 - 3 / (4 * math.pi * _BLUR**2))
+    return torch.where((ok.sum((1, 2, 3)) >= _FEWEST) & (total >= _FEWEST / 10), found, math.nan)
+
+
+def measure_scatter(loader: Any, number: int = 128) -> float:
+    """F of the training frames: the median of at most `number` of them; 1 if that is within its error, or 1%."""
+    rows = np.asarray(loader.index)
+    rows = rows[np.linspace(0, len(rows) - 1, min(number, len(rows))).astype(int)]
+    found = []
+    for row in rows:
+        batch = loader.batch([row])
+        free = batch["mask"].expand_as(batch["x"])
+        if (lattice := batch["cond"].get("lattice")) is not None:
+            free = free & (max_pool2d(lattice.nan_to_num(0.0), 5, 1, 2) < 0.05)
+        found.append(scatter_of(batch["x"], free))
+    each = torch.cat(found)
+    each = each[each.isfinite()]
+    if len(each) < 2:
+        return 1.0
+    middle, error = each.median().item(), 1.25 * each.std().item() / math.sqrt(len(each))
+    return 1.0 if abs(middle - 1) < max(3 * error, 0.01) else min(max(middle, 0.1), 10.0)
 
 # %% ../../../nbs/learn/diffusion/photons.ipynb #a9d898cf
 def binomial_quantile(n: Tensor, share: float, z: Tensor) -> Tensor:
@@ -225,19 +292,20 @@ def grow_around(
     noise: Noise,
     *,
     cond: Mapping[str, Any] | None = None,
+    scatter: float | None = None,
     rounds: int = 20,
 ) -> Tensor:
     """Frames (B, 1, H, W), float64, whose pixels are `known` photons where `mask` is True, and grow elsewhere.
 
-    known: whole numbers, ignored outside `mask`. sigmas: see `grow`; the last is 0. noise: see `SampleNoise`. rounds: of thinning
-    and growing again, an evaluation each.
+    known: whole numbers, ignored outside `mask`. sigmas, scatter: see `grow`; the last level is 0. noise: see `SampleNoise`.
+    rounds: of thinning and growing again, an evaluation each.
     """
     K = torch.where(mask, known, 0).double().round().clamp_min(0)
 
     def more(X: Tensor, rate: Tensor, p: float, after: float) -> Tensor:
         z = noise()
         own = binomial_quantile(torch.where(mask, K - X, 0), (after - p) / (1 - p), z)
-        return torch.where(mask, own, poisson_quantile((after - p) * rate, z))
+        return torch.where(mask, own, _new_photons(X, rate, p, after, z, scatter))
 
     X, back = _grown(denoise, torch.zeros_like(K), sigmas, more, cond), float(level_of_octaves(_BACK))
     p = float(exposure_of(back))
@@ -249,25 +317,40 @@ def grow_around(
 _FARTHEST = 37.0  # |z| that Φ tells from 0 and 1, in float64
 
 
-def _normal_of(count: Tensor, rate: Tensor, v: Tensor) -> Tensor:
-    """z with `poisson_quantile(rate, z)` = count, drawn by v in (0, 1) among those that have it."""
-    from scipy.stats import norm, poisson
+def _more_than(k: np.ndarray, mean: np.ndarray, F: float) -> np.ndarray:
+    """P(N > k) of counts that scatter by F."""
+    from scipy.special import betainc, gammainc
 
-    so_many, more = (
-        torch.as_tensor(poisson.sf((count - k).cpu().numpy(), rate.cpu().numpy())).to(rate) for k in (1, 0)
-    )
-    low = torch.as_tensor(norm.isf(torch.lerp(more, so_many, v).cpu().numpy())).to(rate)
-    s = rate.sqrt()  # of the expansion: s z + (z² − 1)/6 = t
-    t = count + v - 0.5 - rate
-    high = 3 * ((s.square() + (2 / 3) * (t + 1 / 6)).clamp_min(0).sqrt() - s)
+    at, mean = np.maximum(k + 1, 1e-9), np.maximum(mean, 1e-300)
+    if F == 1:
+        return np.where(k < 0, 1.0, gammainc(at, mean))
+    others = mean / (1 - F) - k if F < 1 else mean / (F - 1)
+    return np.where(k < 0, 1.0, betainc(at, np.maximum(others, 1e-300), abs(1 - F) / max(F, 1.0)))
+
+
+def _normal_of(count: Tensor, rate: Tensor, F: float, v: Tensor) -> Tensor:
+    """z with `count_quantile(rate, z, F)` = count, drawn by v in (0, 1) among those that have it."""
+    from scipy.special import ndtri
+
+    so_many, more = (torch.as_tensor(_more_than((count - k).cpu().numpy(), rate.cpu().numpy(), F)) for k in (1, 0))
+    low = -torch.as_tensor(ndtri(torch.lerp(more.to(v), so_many.to(v), v).cpu().numpy())).to(rate)
+    c, s = (2 * F - 1) / 6, (F * rate).sqrt()  # of the expansion: c z² + s z = t
+    t = count + v - 0.5 - rate + c
+    high = 2 * t / (s + (s.square() + 4 * c * t).clamp_min(0).sqrt())
     return torch.where(rate < _HIGH, low, high).nan_to_num(0.0, _FARTHEST, -_FARTHEST).clamp(-_FARTHEST, _FARTHEST)
 
 
 def grow_again(
-    denoise: Denoise, noise: Tensor, sigmas: Tensor | Sequence[float], *, cond: Mapping[str, Any] | None = None
+    denoise: Denoise,
+    noise: Tensor,
+    sigmas: Tensor | Sequence[float],
+    *,
+    cond: Mapping[str, Any] | None = None,
+    scatter: float | None = None,
 ) -> Tensor:
     """`grow` from an empty frame with the normal numbers `noise` (B, n, 1, H, W) of its n steps."""
-    return grow(denoise, torch.zeros_like(noise[:, 0]), sigmas, cond=cond, noise=iter(noise.unbind(1)).__next__)
+    drawn = iter(noise.unbind(1)).__next__
+    return grow(denoise, torch.zeros_like(noise[:, 0]), sigmas, cond=cond, noise=drawn, scatter=scatter)
 
 
 @torch.no_grad()
@@ -278,6 +361,7 @@ def retrace(
     noise: Noise,
     *,
     cond: Mapping[str, Any] | None = None,
+    scatter: float | None = None,
 ) -> tuple[Tensor, Tensor]:
     """(z, missed): normal numbers (B, n, 1, H, W), float64, with which `grow` draws the photons `x` (B, 1, H, W) in n steps, from
     an empty frame; and the RMS error of the frame that grows with them, (B,), over the RMS of `x`.
@@ -288,10 +372,11 @@ def retrace(
 
     def more(X: Tensor, rate: Tensor, p: float, after: float) -> Tensor:
         new = binomial_quantile(K - X, (after - p) / (1 - p), noise())
-        found.append(_normal_of(new, (after - p) * rate, normal_cdf(noise())))
+        mean, F = _coming(X, rate, p, after, scatter)
+        found.append(_normal_of(new, mean, F, normal_cdf(noise())))
         return new
 
     _grown(denoise, torch.zeros_like(K), sigmas, more, cond)
     z = torch.stack(found, 1)
-    error = (grow_again(denoise, z, sigmas, cond=cond) - K).square().flatten(1).mean(1)
+    error = (grow_again(denoise, z, sigmas, cond=cond, scatter=scatter) - K).square().flatten(1).mean(1)
     return z, (error / K.square().flatten(1).mean(1).clamp_min(1e-300)).sqrt()
