@@ -120,6 +120,22 @@ def few(tmp_path, monkeypatch):
     return frames, ~valid & frames["mask"].values
 
 
+def test_counts_scatter_as_those_of_the_detector(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    frames = simulate("sim128", range(40)).load()
+    counts = np.random.default_rng(0).binomial(2 * frames["intensity"].values.astype(int), 0.5)  # variance 1.5 λ
+    save_frames(frames.assign(intensity=frames["intensity"].copy(data=counts.astype(np.float32))), "frames.zarr")
+    words = ["run", "model=photons", "size=tiny", "data.data_path=frames.zarr", "model.condition_maps=[q]"]
+    words += ["model.diff_epochs=1", "model.diff_batch_size=8", "inference.num_samples=2", "run_name=own"]
+    assert main([*words, "training.max_steps=1", "inference.index_frames=0"]) == 0
+    run = next(tmp_path.glob("output/*/own"))
+    found = open_generator(run).model.scatter
+    assert abs(found - 1.5) < 0.05
+    assert open_sample_job(run, []).sampler.options["scatter"] == found
+    assert open_sample_job(run, ["inference.sampler_options={scatter: 1}"]).sampler.options["scatter"] == 1
+    assert open_generator(RUN).model.scatter == 1  # simulated counts are Poisson's
+
+
 def test_holes_are_filled_with_photons_that_fit_the_others(few):
     frames, hole = few
     words = ["--mask", "valid.npy", "--mask-true", "good", "--draws", "2", "--frames", "few.h5"]
