@@ -261,7 +261,9 @@ class Inpainting:
         denoise = self.sampler.clamped(g.model if self.guide is None else self.guide(g.model))
         sigmas, noise = self.sampler.sigmas(g.model), SampleNoise(g.shape, numbers, self.plan.sampling.seed, g.device)
         if g.grows:
-            return grow_around(denoise, x, valid, sigmas, noise, cond=cond, **self.sampler.options).float()
+            return grow_around(
+                denoise, x, valid, sigmas, noise, cond=cond, scatter=self.sampler.options.get("scatter")
+            ).float()
         if g.space is None:
             known = torch.where(valid, x, torch.nan)  # nothing can use unknown pixels
             return inpaint(
@@ -476,7 +478,7 @@ class Interpolation:
         denoise = self.sampler.clamped(g.model if self.guide is None else self.guide(g.model))
         if g.grows:
             path = SampleNoise(g.shape, range(2), self.plan.sampling.seed, g.device)
-            words = self.sampler.options
+            words = dict(scatter=self.sampler.options.get("scatter"))  # a plug-in's sampler may have none
             method, (noise, missed) = (
                 partial(grow_again, **words),
                 retrace(denoise, z, sigmas, path, cond=cond, **words),
