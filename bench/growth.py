@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 from harness import make_parser, markdown, measured_frames, same_terms, timed, trained_run, write_results
+from twin import CELL, GROUP
 
 from xrddiff.config.plan import compose_plan
 from xrddiff.config.saved_config import run_place
@@ -40,21 +41,16 @@ from xrddiff.physics.indexing.known_lattices import with_lattices
 from xrddiff.physics.simulation.simulate import simulate
 
 PARTS = f"plugins=[{Path(__file__).with_name('growth_parts.py')}]"
-Real = tuple[
-    Ruler, np.ndarray, list[str]
-]  # the ruler; the statistics of frames that no training has seen, and their units
-CELL, GROUP = "57.8,57.8,150.2,90,90,90", "P 41 21 2"
+FRESH = np.arange(500_000, 501_000)
+# the ruler; the statistics of frames that no training has seen, and their units
+Real = tuple[Ruler, np.ndarray, list[str]]
 
 
-def fresh_frames(shots: Sequence[int] = range(500_000, 501_000)) -> Real:
+def fresh_frames() -> Real:
     """Of the demo's experiment."""
-    fresh = simulate("demo", np.array(shots), seed=1).load()
-    ruler = Ruler(fresh.isel(frame=slice(0, 300)))
-    return (
-        ruler,
-        ruler.measure(fresh, numbers=np.array(shots)).statistics,
-        fresh["shot_group"].values.astype(str).tolist(),
-    )
+    fresh = simulate("demo", FRESH, seed=1).load()
+    ruler, units = Ruler(fresh.isel(frame=slice(0, 300))), fresh["shot_group"].values.astype(str).tolist()
+    return ruler, ruler.measure(fresh, numbers=FRESH).statistics, units
 
 
 def measured_windows(number: int = 900) -> Real:
@@ -98,7 +94,7 @@ class Variants:
 DEMO = Variants(
     "growth",
     "Frames that grow photon by photon, with one thing changed",
-    "1000 fresh frames of the demo's experiment",
+    f"{len(FRESH)} fresh frames of the demo's experiment",
     ["experiment_type=demo"],
     {
         "as it is": [],

@@ -175,8 +175,7 @@ class Series extends Measured {
     const undo = this.button("Undo", "undo the last edit of the mask", () => this.undo());
     const file = make("input", { type: "text", class: "xrddiff-file", spellcheck: "false", change: () => this.set("mask_file", file.value.trim()) });
     const save = this.button("Save", "save the mask", () => {
-      this.set("mask_file", file.value.trim());
-      this.model.send({ do: "save" });
+      this.model.send({ do: "save", file: file.value.trim(), edits: this.model.get("edits") });
     });
     const saved = make("span", { role: "status", class: "xrddiff-note" });
     const show = () => {

@@ -344,11 +344,16 @@ class FrameExplorer(FrameSeries):
     def _on_message(self, _: Any, content: Mapping[str, Any], __: Any) -> None:
         """A message from the browser: its button was pressed."""
         if content.get("do") == "save":
-            self.guarded(lambda: self.save_mask())()
+            self.guarded(self._save_shown)(content)
         elif content.get("do") == "beamstop":
             self.guarded(lambda: self.mask_beamstop())()
         elif content.get("do") == "fit":
             self.guarded(lambda: self.fit_center())()
+
+    def _save_shown(self, content: Mapping[str, Any]) -> None:
+        """Save the mask as the browser shows it: a message may overtake a change of `edits`."""
+        self.edits, self.mask_file = list(content["edits"]), content["file"]
+        self.save_mask()
 
     def mask_beamstop(self) -> None:
         """Add the shadow of beamstop and holder in the frame that is shown to the edits, see `frames.shadows`.

@@ -5,12 +5,11 @@
 # %% ../../../nbs/judge/inference/samplers.ipynb #7d017d8e
 from __future__ import annotations
 
-from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ...core.errors import BadInput
 from ...core.ranks.agreement import Ranks
-from ...core.registry import find
 from .detectors import tiles_of
 from .guides import Guide
 from ...learn.diffusion.denoisers import measure_sigma_data
@@ -54,34 +53,23 @@ def measure_values(
     return float(sigma_data), (min(low for low, _ in parts), max(high for _, high in parts))
 
 # %% ../../../nbs/judge/inference/samplers.ipynb #f611dd9f
-def make_sampler(
-    plan: SamplingPlan,
-    *,
-    clamp: tuple[float, float] | None = None,
-    inverted: bool = False,
-    known: Mapping[str, Any] | None = None,
-) -> Sampler:
+def make_sampler(plan: SamplingPlan, *, clamp: tuple[float, float] | None = None, inverted: bool = False) -> Sampler:
     """The sampler of a plan.
 
     clamp: (lowest, highest) training value; samples are clipped to it if the plan says so.
     inverted: True = for an inversion, which takes more steps.
-    known: options that the model knows, for those that the plan leaves open.
     Raises `BadInput` if samples are to be clipped and `clamp` is None.
     """
     if plan.clamp and clamp is None:
         raise BadInput("inference.clamp is true, but the checkpoint does not give the range of the training values")
     named, levels = ("sigma_min", "sigma_max", "rho", "spacing", "shift"), dict(plan.schedule.options)
     chosen = {name: levels.pop(name) for name in named if name in levels}
-    options = dict(plan.sampler.options)
-    for name, value in (known or {}).items():
-        if name in find("sampler", plan.sampler.name).options and options.get(name) is None:
-            options[name] = value
     return Sampler(
         plan.sampler.name,
         plan.inverted_steps if inverted else plan.steps,
         plan.schedule.name,
         clamp=tuple(clamp) if plan.clamp else None,
-        options=options,
+        options=plan.sampler.options,
         schedule_options=levels,
         **chosen,
     )
@@ -109,8 +97,9 @@ def ready_sampler(generator: Generator, plan: SamplingPlan, *, inverted: bool = 
 
     Raises `BadInput` if it cannot draw samples from it.
     """
-    known = dict(scatter=generator.model.scatter) if generator.grows else {}
-    sampler = make_sampler(plan, clamp=generator.data_range, inverted=inverted, known=known)
+    sampler = make_sampler(plan, clamp=generator.data_range, inverted=inverted)
+    if generator.grows and sampler.options.get("scatter", 1) is None:
+        sampler = replace(sampler, options={**sampler.options, "scatter": generator.model.scatter})
     last = sampler.steps - 1
     if beyond := [k for k in plan.keep_steps or () if k > last]:
         raise BadInput(
