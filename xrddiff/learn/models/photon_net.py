@@ -250,6 +250,7 @@ class PhotonNet(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """(r̂ of rings of the pixels without a reflection, â s, 1 at these pixels, s): background and spots, as far as the maps are known."""
         lattice, light = self._map("lattice", cond, x, 0.0), self._map("scattering", cond, x, 1.0)
+        light = torch.where(light > 0, light, 1.0)  # maps are 0 in the padding, where nothing is valid
         bright = self._map("intensity", cond, x, torch.nan)
         s = torch.where(bright.isnan(), lattice, torch.sinh(2 * bright))  # unknown intensities: all reflections alike
         likely = valid * s * (s > _SPOT)

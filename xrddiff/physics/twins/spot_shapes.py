@@ -24,19 +24,33 @@ from ..indexing.rays import as_panels, panel_numbers
 from ..merging.statistics import wilson_table
 
 # %% auto #0
-__all__ = ['REACH', 'SMALLEST', 'LARGEST', 'STRAYS', 'NEIGHBOURS', 'ODD', 'BRIGHT', 'ALONE', 'SHAPE', 'ROCKING', 'SIDES',
-           'SHELLS', 'COARSE', 'outward', 'spot_moments', 'draw_shapes', 'shaped', 'add_spots', 'measured_again',
-           'without_odd', 'without_noise', 'alone', 'measure_shapes', 'share_in_disc', 'hats', 'SpotBrightness',
-           'learn_brightness', 'spread_of', 'virtual_crystal', 'relative_intensities']
+__all__ = ['REACH', 'SMALLEST', 'LARGEST', 'STRAYS', 'NEIGHBOURS', 'PLACE', 'SHAPE', 'ODD', 'BRIGHT', 'ALONE', 'ROCKING', 'SIDES',
+           'SHELLS', 'COARSE', 'outward', 'nearest_places', 'spot_moments', 'draw_shapes', 'shaped', 'add_spots',
+           'measured_again', 'without_odd', 'without_noise', 'alone', 'measure_shapes', 'share_in_disc', 'hats',
+           'SpotBrightness', 'learn_brightness', 'spread_of', 'virtual_crystal', 'relative_intensities']
 
 # %% ../../../nbs/physics/twins/spot_shapes.ipynb #a8d36386
-def outward(geometry: Geometry | PanelGeometry, spots: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-    """(directions away from the beam (n, 2) in fs and ss, radii (n,) in px) of `spots` (`fs`, `ss`, and `panel` for stacks)."""
+def outward(geometry: Geometry | PanelGeometry, spots: pd.DataFrame) -> tuple[np.ndarray, pd.DataFrame]:
+    """(directions away from the beam (n, 2) in fs and ss, places: `radius` in px and `azimuth` in rad) of `spots`
+    (`fs`, `ss`, and `panel` for stacks).
+    """
     g, panel = as_panels(geometry), panel_numbers(spots)
     x, y, _ = g.to_lab(panel, spots["fs"].to_numpy(), spots["ss"].to_numpy())
     axes = np.stack([v[panel, :2] / np.linalg.norm(v[panel], axis=1, keepdims=True) for v in (g.fs, g.ss)], 1)
     e = np.einsum("nij,nj->ni", axes, np.stack([x, y], 1))
-    return e / np.maximum(np.linalg.norm(e, axis=1, keepdims=True), 1e-9), np.hypot(x, y) / g.pixel_size
+    places = pd.DataFrame({"radius": np.hypot(x, y) / g.pixel_size, "azimuth": np.arctan2(y, x)})
+    return e / np.maximum(np.linalg.norm(e, axis=1, keepdims=True), 1e-9), places
+
+
+def nearest_places(of: pd.DataFrame, places: pd.DataFrame, k: int) -> np.ndarray:
+    """The rows of the `k` places in `of` that are nearest to each of `places`, (n, k); all, where there are fewer. Opposite places are one."""
+
+    def position(t: pd.DataFrame) -> np.ndarray:
+        r, double = t["radius"].to_numpy(), 2 * t["azimuth"].to_numpy()
+        return np.stack([r, r * np.cos(double) / 2, r * np.sin(double) / 2], 1)  # metric: 5/4 dr² + r² dφ²
+
+    k = min(k, len(of))
+    return scipy.spatial.cKDTree(position(of)).query(position(places), k=k)[1].reshape(len(places), k)
 
 # %% ../../../nbs/physics/twins/spot_shapes.ipynb #805f55db
 REACH = 9.0  # px around a spot that its moments are taken from
@@ -73,15 +87,15 @@ def spot_moments(
     return m, C, good
 
 # %% ../../../nbs/physics/twins/spot_shapes.ipynb #aeb026ac
-NEIGHBOURS = 16  # measured spots at the nearest radii, of which one is taken
+NEIGHBOURS = 16  # measured spots at the nearest places, of which one is taken
 _THIRDS = (np.arange(3) - 1) / 3
 
 
-def draw_shapes(shapes: pd.DataFrame, radius: np.ndarray, rng: np.random.Generator) -> pd.DataFrame:
-    """A measured shape for each spot at a `radius` (n,) in px."""
-    order = shapes.sort_values("radius", kind="stable", ignore_index=True)
-    at = np.searchsorted(order["radius"], radius) - NEIGHBOURS // 2 + rng.integers(NEIGHBOURS, size=len(radius))
-    return order.iloc[np.clip(at, 0, len(order) - 1)].reset_index(drop=True)
+def draw_shapes(shapes: pd.DataFrame, places: pd.DataFrame, rng: np.random.Generator) -> pd.DataFrame:
+    """A measured shape for each of the `places`, see `outward`."""
+    near = nearest_places(shapes, places, NEIGHBOURS)
+    one = rng.integers(near.shape[1], size=len(near))
+    return shapes.iloc[near[np.arange(len(near)), one]].reset_index(drop=True)
 
 
 def shaped(
@@ -151,29 +165,31 @@ def measured_again(
     return m + corner - reach, C, good
 
 
+PLACE, SHAPE = ("radius", "azimuth"), ("along", "across", "skew", "off_along", "off_across")
 ODD = 5.0  # standard deviations from its neighbours of a shape that is two spots, or none
 
 
 def without_odd(shapes: pd.DataFrame) -> pd.DataFrame:
-    """Shapes without those that are atypical for their radius: two spots in one, or a streak."""
-    own = shapes.sort_values("radius", kind="stable")[["along", "across", "off_along", "off_across"]]
-    off = (own - own.rolling(2 * NEIGHBOURS, min_periods=1, center=True).median()).abs()
-    odd = (off > ODD * 1.4826 * off.median().clip(lower=1e-6)).any(axis=1)
-    return shapes[~odd.sort_index()]
+    """Shapes without those that are atypical for their place: two spots in one, or a streak."""
+    own = shapes[["along", "across", "off_along", "off_across"]].to_numpy()
+    off = np.abs(own - np.median(own[nearest_places(shapes, shapes, 2 * NEIGHBOURS)], 1))
+    return shapes[(off <= ODD * 1.4826 * np.maximum(np.median(off, 0), 1e-6)).all(1)]
 
 
 def without_noise(shapes: pd.DataFrame, again: pd.DataFrame) -> pd.DataFrame:
-    """Shapes without the scatter from the noise of their measurement. again: measured again, of the same index."""
-    own = shapes.sort_values("radius", kind="stable")
-    mean = own.rolling(NEIGHBOURS, min_periods=1, center=True).mean()
-    noise = ((again - shapes.loc[again.index]) ** 2).mean()
-    kept = np.sqrt((1 - noise / ((own - mean) ** 2).mean().clip(lower=1e-12)).clip(lower=0))
-    kept["radius"] = 1.0
-    return (mean + kept.fillna(1.0) * (own - mean)).sort_index().reset_index(drop=True)
+    """Shapes without the scatter from the noise of their measurement. again: measured again, of the same index.
+
+    A covariance, and an offset, has one factor: between two covariances all are one.
+    """
+    own = shapes[[*SHAPE]].to_numpy()
+    mean = own[nearest_places(shapes, shapes, NEIGHBOURS)].mean(1)
+    noise = ((again - shapes.loc[again.index])[[*SHAPE]] ** 2).mean().fillna(0.0).to_numpy()
+    noise, scatter = (np.repeat(np.add.reduceat(v, [0, 3]), [3, 2]) for v in (noise, ((own - mean) ** 2).mean(0)))
+    kept = np.sqrt(np.clip(1 - noise / np.maximum(scatter, 1e-12), 0, None))
+    return shapes[[*PLACE]].join(pd.DataFrame(mean + kept * (own - mean), shapes.index, SHAPE)).reset_index(drop=True)
 
 # %% ../../../nbs/physics/twins/spot_shapes.ipynb #41e399b4
 BRIGHT, ALONE = 120.0, 12.0  # photons of a spot whose shape is measured; px to the next one of a tenth of it
-SHAPE = ("radius", "along", "across", "skew", "off_along", "off_across")
 
 
 def alone(spots: pd.DataFrame, apart: float = ALONE) -> np.ndarray:
@@ -193,24 +209,24 @@ def measure_shapes(
     geometry: Geometry | PanelGeometry,
     apart: float = ALONE,
 ) -> pd.DataFrame:
-    """The shapes of bright spots that stand alone: `radius` (px), `along`, `across`, `skew` (the covariance, px²), and
-    `off_along`, `off_across`, how far they are from where they were predicted, px.
+    """The shapes of bright spots that stand alone: `radius` (px) and `azimuth` (rad), `along`, `across`, `skew` (the covariance,
+    px²), and `off_along`, `off_across`, how far they are from where they were predicted, px.
 
     image: photons (y, x) or (panel, ss, fs). spots: predicted, with `intensity` (photons) and `background` (per pixel).
     apart: see `alone`. The part of their scatter from photon noise is removed (`without_noise`).
     """
     own = spots[alone(spots, apart)].reset_index(drop=True)
     if not len(own):
-        return pd.DataFrame({k: np.zeros(0) for k in SHAPE})
+        return pd.DataFrame({k: np.zeros(0) for k in (*PLACE, *SHAPE)})
     m, C, good = spot_moments(image, own, valid)
     own, m, C = own[good].reset_index(drop=True), m[good], C[good]
-    e, radius = outward(geometry, own)
+    e, places = outward(geometry, own)
     turn = np.stack([e, np.stack([-e[:, 1], e[:, 0]], 1)], 1)
 
     def shape(place: np.ndarray, C: np.ndarray) -> pd.DataFrame:
         C, off = np.einsum("nai,nij,nbj->nab", turn, C, turn), np.einsum("nai,ni->na", turn, place)
-        columns = (radius, C[:, 0, 0], C[:, 1, 1], C[:, 0, 1], off[:, 0], off[:, 1])
-        return pd.DataFrame(dict(zip(SHAPE, columns, strict=True)))
+        columns = (C[:, 0, 0], C[:, 1, 1], C[:, 0, 1], off[:, 0], off[:, 1])
+        return places.assign(**dict(zip(SHAPE, columns, strict=True)))
 
     again, C_again, fine = measured_again(own, m, C)
     predicted = own[["fs", "ss"]].to_numpy()

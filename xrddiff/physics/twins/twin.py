@@ -290,8 +290,8 @@ def crystal_in_twin(
     photons = twin.brightness.draw(k, spots, relative, rng)
     bright = photons > 0.05  # the others change no pixel
     spots = spots[bright].reset_index(drop=True).assign(photons=photons[bright])
-    _, radius = outward(geometry, spots)
-    centre, C = shaped(spots, draw_shapes(twin.shapes[k], radius, rng), geometry)
+    _, places = outward(geometry, spots)
+    centre, C = shaped(spots, draw_shapes(twin.shapes[k], places, rng), geometry)
     shape = {"along": C[:, 0, 0], "skew": C[:, 0, 1], "across": C[:, 1, 1]}
     whole = spots["photons"] / share_in_disc(np.sqrt(np.linalg.det(C)), RADIUS, RING)
     return spots.assign(fs=centre[:, 0], ss=centre[:, 1], photons=whole, **shape)
@@ -300,8 +300,8 @@ def crystal_in_twin(
 def loose_in_twin(twin: Twin, like: int, geometry: PanelGeometry, rng: np.random.Generator) -> pd.DataFrame:
     """The spots of exposure `like` that no lattice explains, at new places, as `TwinExposure` has them."""
     spots = on_their_rings(twin.unexplained[like], geometry, twin.exposures.mask, rng)
-    _, radius = outward(geometry, spots)
-    _, C = shaped(spots, draw_shapes(pd.concat(twin.shapes, ignore_index=True), radius, rng), geometry)
+    _, places = outward(geometry, spots)
+    _, C = shaped(spots, draw_shapes(pd.concat(twin.shapes, ignore_index=True), places, rng), geometry)
     nothing = {"h": 0, "k": 0, "l": 0, "excitation": np.nan, "off": np.nan, "crystal": -1}
     return spots.assign(**nothing, along=C[:, 0, 0], skew=C[:, 0, 1], across=C[:, 1, 1])
 
