@@ -41,11 +41,15 @@ from xrddiff.judge.inference.twins import (
     twin_table,
     twin_words,
 )
+from xrddiff.judge.metrics.frame_statistics import FrameStatistics
+from xrddiff.judge.metrics.set_summaries import Ruler
+from xrddiff.judge.metrics.two_sample import CLASSIFIERS, GROUPS, auc, cross_fit
 from xrddiff.judge.views.plots import SMALL, Picture, png
 from xrddiff.physics.simulation.experiments import EXPERIMENTS
 from xrddiff.physics.simulation.simulate import simulate
 from xrddiff.physics.twins.twin import KINDS, Twin, learn_twin, twin_frames
 
+PLACE = ("beam_center", "distance", "pixel_size", "wavelength", "polarization")
 CELL, GROUP = "57.8,57.8,150.2,90,90,90", "P 41 21 2"
 SHOTS = 48
 
@@ -86,9 +90,37 @@ def measured(files: list, seeds: int) -> dict[str, Any]:
         judging = Spent(*(a + b for a, b in zip(judging, took, strict=True)))
         print(table.round(3).to_string(), *rows[-1]["words"], sep="\n", flush=True)
     key = windows_shown(twin, held)
+    whole = whole_exposures((learnt, held), plan)
     numbers = {"frames": len(files), "learnt": learnt.sizes["frame"], "held": held.sizes["frame"]}
     numbers |= {"learning": spent.cpu, "drawing": drawn.cpu, "judging": judging.cpu / seeds}
-    return numbers | {"key": key, "memory": memory() - before, "machine": machine("one thread"), "seeds": rows}
+    return numbers | {
+        "key": key,
+        "whole": whole,
+        "memory": memory() - before,
+        "machine": machine("one thread"),
+        "seeds": rows,
+    }
+
+
+def whole_exposures(parts: tuple[xr.Dataset, xr.Dataset], plan: TwinPlan, n: int = 24) -> dict[str, Any]:
+    """Classifiers of whole frames: `n` of a twin of each half beside the exposures of the other half, which it has not learnt from."""
+    sets: dict[str, list[np.ndarray]] = {"measured": [], "twin": []}
+    for k, part in enumerate(parts):
+        made = plan.learn(part, None).frames(n, seed=k).load()
+        # each twin refines its detector; the other half is measured on the same one
+        other = parts[1 - k].assign_attrs({name: made.attrs[name] for name in PLACE if name in made.attrs})
+        ruler = Ruler(other)
+        for name, frames in (("measured", other), ("twin", made)):
+            sets[name].append(ruler.measure(frames).statistics)
+    real, made = (np.concatenate(v) for v in sets.values())
+    x, y = np.concatenate([real, made]), np.repeat([0, 1], [len(real), len(made)])
+    groups, found = np.array([group for group, _ in FrameStatistics.names]), {}
+    for name in (*GROUPS, *CLASSIFIERS):
+        own, kinds = (x[:, groups == name], ("linear",)) if name in GROUPS else (x, (name,))
+        found[name] = float(np.nanmean(cross_fit(own, y, np.arange(len(y)), kinds, repeats=8).aucs()))
+    apart = [(float(auc(real[:, i], made[:, i])), ": ".join(FrameStatistics.names[i])) for i in np.flatnonzero(np.isfinite(x).all(0) & (real.std(0) > 0))]  # fmt: skip
+    apart.sort(key=lambda row: -abs(row[0] - 0.5))
+    return {"frames": n, "auc": found, "seen": apart[:8]}
 
 
 def windows_shown(twin: Twin, held: xr.Dataset, seed: int = 0) -> dict[str, str]:
@@ -157,6 +189,11 @@ def page_of(record: dict[str, Any]) -> list[str]:
             f"Learning takes {m['learning']:.0f} s of CPU ({m['learnt']} frames), a new frame {m['drawing']:.1f} s, judging {m['judging']:.0f} s; {m['memory'] / 1e6:.0f} MB at most beyond what was there before, with all {m['frames']} frames in memory.",
             "",
         ]
+        if whole := m.get("whole"):
+            page += [
+                f"Whole exposures: {whole['frames']} frames of a twin of each half beside the exposures of the other half, cross-fitted. AUC by group of statistics: {', '.join(f'{k} {v:.2f}' for k, v in whole['auc'].items())}. The single statistics that tell most: {', '.join(f'{name} {value:.2f}' for value, name in whole['seen'])}. So few exposures, of few crystals, do not say how much others would differ.",
+                "",
+            ]
         if "key" in m:
             page += ["Twenty windows, ten of exposures that it has not learnt from and ten of its frames, on one scale; [the key](twin_windows.md) is on another page:", "", "![Twenty windows](twin_windows.png)", ""]  # fmt: skip
     if rows := record.get("simulated"):

@@ -75,11 +75,11 @@ def test_what_cannot_be_joined(parts):
 
 @pytest.mark.slow
 def test_samples_stand_where_training_frames_stood(runs):
-    generator = replace(open_generator(runs("latent_diff")), distances=DISTANCES)
+    generator = replace(open_generator(runs("latent_diff")), places={"distance": DISTANCES})
     made, _ = generator.sample(range(6), settings := DrawSettings(seed=2))
     assert set(made["distance"].values) == set(DISTANCES)
     maps = generator.scenes.condition_maps([4], settings)
     alone = generator.scenes.label(generator.readout.frames(made["intensity"].values[4:5], [4]), settings)
     assert float(alone["distance"][0]) == float(made["distance"][4])
-    fixed = replace(generator, distances=()).scenes.condition_maps([4], settings)
+    fixed = replace(generator, places={}).scenes.condition_maps([4], settings)
     assert not np.allclose(maps["q"], fixed["q"]) and not np.allclose(maps["lattice"], fixed["lattice"])

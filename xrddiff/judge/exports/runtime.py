@@ -33,7 +33,7 @@ from ...data.transforms.pipelines import transform_from_state
 from .exporters import GraphExporter
 from .graphs import Exportable, Graph
 from .package import read_package
-from ..inference.generators import Generator
+from ..inference.generators import Generator, kept_places
 from ..inference.guides import open_guide
 from ..inference.sample_jobs import SampleJob
 from ..inference.samplers import ready_sampler
@@ -485,5 +485,5 @@ def _generator(
     return Generator(
         model.eval(), tuple(state["shape"]), transform_from_state(about["transform"]), template,
         space, state["conditions"], state["limits"] and tuple(state["limits"]), "cpu", source, state["classes"], state["maps"],
-        state["lattices"], state["window"] and tuple(state["window"]), state["distances"],
+        state["lattices"], state["window"] and tuple(state["window"]), kept_places(state),
     )  # fmt: skip

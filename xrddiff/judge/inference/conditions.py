@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
 # %% auto #0
-__all__ = ['condition_table', 'distance_table', 'condition_classes', 'condition_fields', 'SampleConditions']
+__all__ = ['condition_table', 'place_table', 'condition_classes', 'condition_fields', 'SampleConditions']
 
 # %% ../../../nbs/judge/inference/conditions.ipynb #25b4ad6a
 def condition_table(loader: FrameLoader, limit: int = 10_000) -> dict[str, list[float | None]]:
@@ -41,13 +41,14 @@ def _column(values: Sequence[float | None]) -> np.ndarray:
     return np.array([float("nan") if v is None else v for v in values])
 
 
-def distance_table(frames: xr.Dataset, index: np.ndarray, limit: int = 1000) -> list[float]:
-    """Distances of the detector in frames, m, each as often as it occurs; empty if it does not
-    move.
+def place_table(frames: xr.Dataset, index: np.ndarray, limit: int = 10_000) -> dict[str, list[float]]:
+    """Where the detector of each frame is, in the rows of `condition_table`: its `distance`, m, and the number of its
+    window or panel, `frame_panel`, where frames differ in them.
 
     index: frame numbers. limit: evenly spaced frames are used beyond it.
     """
-    return frames["distance"].values[evenly_spaced(index, limit)].tolist() if "distance" in frames.variables else []
+    moves = [name for name in ("distance", "frame_panel") if name in frames.variables]
+    return {name: frames[name].values[evenly_spaced(index, limit)].tolist() for name in moves}
 
 
 def condition_classes(loader: FrameLoader) -> dict[str, list[str]]:
@@ -109,32 +110,55 @@ class SampleConditions:
             return None
         return self.classes.get(name) or (name in LABELS and LABELS[name].classes) or self.fields[name]
 
+    def rows(
+        self,
+        samples: Sequence[int],
+        seed: int,
+        values: Mapping[str, float | str] | None = None,
+        among: Sequence[int] | None = None,
+        count: int = 0,
+    ) -> np.ndarray:
+        """The training frame that each sample has its conditions from, its place and its crystals: a row of the table, drawn by
+        (seed, number) from those with the classes in `values`; if none has them, from all.
+
+        samples, seed, values: see `draw`. among: the rows to draw from; None = all. count: rows, if there are no conditions.
+        """
+        among = np.arange(max([count, *map(len, self.table.values())])) if among is None else np.asarray(among)
+        fits = np.ones(len(among), bool)
+        for name, column in self.class_columns.items():
+            if name in (values or {}):
+                fits &= column[among] == label_value(name, values[name], self.names(name))
+        among = among[fits] if fits.any() else among
+        if not len(among):
+            return np.zeros(len(samples), int)
+        return among[[numpy_rng(seed, "condition", int(i)).integers(len(among)) for i in samples]]
+
     def draw(
         self,
         samples: Sequence[int],
         seed: int,
         values: Mapping[str, float | str] | None = None,
-        rows: Sequence[int] | None = None,
+        among: Sequence[int] | None = None,
     ) -> dict[str, np.ndarray]:
-        """The conditions of samples: for each a row of the table, drawn by (seed, number).
+        """The conditions of samples: those of the `rows`.
 
         samples: sample numbers.
         seed: the seed.
         values: condition -> number or class name, which replaces that of the rows.
-        rows: the rows to draw from; None = all.
+        among: the rows to draw from; None = all.
         Raises `BadInput` for a condition or a class that the model does not have.
         """
         out, values = {}, dict(values or {})
         for name in values:
             if name not in self.table:
                 raise BadInput(f"the model is not conditioned on {name!r}{nearest(name, self.table or ['nothing'])}")
+        rows = self.rows(samples, seed, values, among)
         for name, known in self.columns.items():
-            known = known if rows is None else known[list(rows)]
             kind = np.int64 if isinstance(self.fields[name], int) else np.float32
             if name in values:
                 chosen = np.full(len(samples), label_value(name, values[name], self.names(name)))
             else:
-                chosen = known[[numpy_rng(seed, "condition", int(i)).integers(len(known)) for i in samples]]
+                chosen = known[rows]
             out[name] = chosen.astype(kind)
         return out
 

@@ -49,8 +49,8 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['RESOLVED', 'lattice_table', 'read_orientations', 'read_wanted', 'Lattices', 'spot_distance', 'resolution_note',
-           'asked_lattices', 'asked_intensities', 'single_crystals', 'alike_rows', 'with_crystals', 'maps_of',
-           'with_own_crystals', 'measured_maps', 'check_lattice']
+           'asked_lattices', 'asked_intensities', 'single_crystals', 'with_crystals', 'maps_of', 'with_own_crystals',
+           'measured_maps', 'check_lattice']
 
 # %% ../../../nbs/judge/inference/crystals.ipynb #477e7b6e
 def lattice_table(frames: xr.Dataset, index: np.ndarray, limit: int = 10_000) -> list[list[list[float]]]:
@@ -258,39 +258,13 @@ def single_crystals(table: Sequence[Sequence[Sequence[float]]], columns: Mapping
     rows = [i for i, cells in enumerate(table) if len(cells) == 1]
     return rows if rows and all(len(column) == len(table) for column in columns.values()) else None
 
-
-def alike_rows(
-    count: int,
-    known: Mapping[str, np.ndarray],
-    drawn: Mapping[str, np.ndarray],
-    samples: Sequence[int],
-    seed: int,
-) -> list[int]:
-    """For each sample, return a row of the training frames with the same classes.
-
-    count: number of rows.
-    known: the classes of the rows, see `SampleConditions.class_columns`; columns without `count`
-        rows are left out.
-    drawn: the conditions of the samples.
-    samples: sample numbers.
-    seed: the seed.
-    """
-    fits = np.ones((len(samples), count), bool)
-    for name, values in drawn.items():
-        if name in known and len(known[name]) == count:
-            fits &= known[name][None] == np.asarray(values)[:, None]
-    return [
-        int(numpy_rng(seed, "lattice row", int(i)).choice(np.flatnonzero(row) if row.any() else len(row)))
-        for i, row in zip(samples, fits, strict=True)
-    ]
-
 # %% ../../../nbs/judge/inference/crystals.ipynb #fb72e591
 def with_crystals(
     frames: xr.Dataset, asked: Lattices, rows: Sequence[int], seed: int, *, bright: xr.Dataset | None = None
 ) -> xr.Dataset:
     """Samples with `cell` and `orientation` of their crystals.
 
-    rows: see `alike_rows`.
+    rows: see `SampleConditions.rows`.
     bright: the template, if the model is conditioned on intensities, see `asked_intensities`.
     """
     cells, orientations = asked.draw(frames["sample"].values, seed, rows)

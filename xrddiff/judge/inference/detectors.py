@@ -5,7 +5,7 @@
 # %% ../../../nbs/judge/inference/detectors.ipynb #4d706adc
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,6 @@ from ...config.active_settings import show_crystals
 from ...core.gate import missing
 from ...core.errors import BadInput
 from ...core.files import is_address, is_path
-from ...core.seeds import numpy_rng
 from ...data.frames.frames import PANEL_GEOMETRY, frame_mask, make_frames
 from ...data.transforms.spatial import uncut
 from ...data.frames.geometry import geometry_of
@@ -52,22 +51,12 @@ def template_frames(frames: xr.Dataset) -> xr.Dataset:
     return out
 
 # %% ../../../nbs/judge/inference/detectors.ipynb #ac7a1ca0
-def with_places(samples: xr.Dataset, seed: int, distances: Sequence[float] = (), panels: int = 0) -> xr.Dataset:
-    """Samples with the position of the detector in each of them.
-
-    samples: with their numbers, `sample`.
-    seed: the seed.
-    distances: of the training frames, m; each sample gets one of them; empty = the detector did not
-        move.
-    panels: number of panels; each sample is drawn for one of them; 0 = the panel is known, or not
-        needed.
-    """
-    numbers, out = [int(i) for i in samples["sample"].values], samples.copy()
-    if distances:
-        places = [numpy_rng(seed, "distance", i).choice(distances) for i in numbers]
-        out["distance"] = ("frame", np.array(places), {"units": "m"})
-    if panels:
-        out["frame_panel"] = ("frame", np.array([numpy_rng(seed, "panel", i).integers(panels) for i in numbers]))
+def with_places(samples: xr.Dataset, rows: np.ndarray, places: Mapping[str, Sequence[float]]) -> xr.Dataset:
+    """Samples with the place of the detector in the training frame `rows` (n,) of each, see `place_table`."""
+    out = samples.copy()
+    for name, column in places.items():
+        about = {"units": "m"} if name == "distance" else {}
+        out[name] = ("frame", np.asarray(column)[rows % len(column)], about)
     return out
 
 # %% ../../../nbs/judge/inference/detectors.ipynb #b8d581df
@@ -157,7 +146,7 @@ def moved(generator: Any, source: str) -> Any:
                 f"inference.detector: the beam of {source} is white; the maps of the model need one wavelength"
             )
     shape = (generator.shape[0], *padded)
-    return replace(generator, template=template, shape=shape, window=generator.trained, distances=())
+    return replace(generator, template=template, shape=shape, window=generator.trained, places={})
 
 
 def detector_note(generator: Any) -> str | None:

@@ -41,8 +41,8 @@ if TYPE_CHECKING:
     import xarray as xr
 
 # %% auto #0
-__all__ = ['TEMPLATE', 'intensity_limits', 'Readout', 'DrawnBatch', 'Scenes', 'Generator', 'generator_state', 'keep_template',
-           'open_generator']
+__all__ = ['TEMPLATE', 'intensity_limits', 'Readout', 'DrawnBatch', 'Scenes', 'Generator', 'generator_state', 'kept_places',
+           'keep_template', 'open_generator']
 
 # %% ../../../nbs/judge/inference/generators.ipynb #4ea414b3
 def intensity_limits(transform: Transform, data_range: tuple[float, float] | None = None) -> tuple[float, float] | None:
@@ -187,7 +187,7 @@ class Scenes:
     given: the conditions that samples are given.
     maps: the condition maps that the model takes, name -> options.
     lattices: the crystals of the training frames, see `lattice_table`.
-    distances: m, of the detector in the training frames, where it moved.
+    places: of the detector in the training frames, where it moved, see `place_table`.
     size: (H, W) of a sample, with padding. factor: pixels of a frame for one of a sample, per side.
     """
 
@@ -195,7 +195,7 @@ class Scenes:
     given: SampleConditions
     maps: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     lattices: Sequence[Sequence[Sequence[float]]] = ()
-    distances: Sequence[float] = ()
+    places: Mapping[str, Sequence[float]] = field(default_factory=dict)
     size: tuple[int, int] = (1, 1)
     factor: int = 1
 
@@ -203,13 +203,21 @@ class Scenes:
         """The conditions of samples, see `SampleConditions.draw`; those of frames with one crystal, where one
         is asked for.
         """
-        rows = None
-        if show_crystals(self.maps):
-            from xrddiff.judge.inference.crystals import asked_lattices, single_crystals  # indexing, for few models
+        return self.given.draw(samples, settings.seed, settings.values, self._among(settings))
 
-            if asked_lattices(self.lattices, settings.lattice, self.readout.template).single:
-                rows = single_crystals(self.lattices, self.given.columns)
-        return self.given.draw(samples, settings.seed, settings.values, rows)
+    def rows(self, samples: Sequence[int], settings: DrawSettings) -> np.ndarray:
+        """The training frame of each sample, (n,), see `SampleConditions.rows`."""
+        count = max(map(len, (self.lattices, *self.places.values())))
+        return self.given.rows(samples, settings.seed, settings.values, self._among(settings), count)
+
+    def _among(self, settings: DrawSettings) -> list[int] | None:
+        """The rows to draw from; None = all."""
+        if not show_crystals(self.maps):
+            return None
+        from xrddiff.judge.inference.crystals import asked_lattices, single_crystals  # indexing, for few models
+
+        single = asked_lattices(self.lattices, settings.lattice, self.readout.template).single
+        return single_crystals(self.lattices, self.given.columns) if single else None
 
     def label(
         self, frames: xr.Dataset, settings: DrawSettings, conditions: Mapping[str, np.ndarray] | None = None
@@ -218,18 +226,23 @@ class Scenes:
 
         conditions: of these samples, if they have been drawn.
         """
-        samples, seed, template = frames["sample"].values, settings.seed, self.readout.template
+        samples, template = frames["sample"].values, self.readout.template
+        rows = self.rows(samples, settings)
         drawn = self.conditions(samples, settings) if conditions is None else conditions
         out = self.given.label(frames, drawn)
-        anywhere = bool(self.maps) and is_cut(out) and "frame_panel" not in out
-        out = with_places(out, seed, self.distances, panels=out.sizes["panel"] if anywhere else 0)
+        places = dict(self.places)
+        if "frame_panel" in out or not (self.maps and is_cut(out)):
+            places.pop("frame_panel", None)
+        elif "frame_panel" not in places:  # of a run that did not keep them
+            places["frame_panel"] = range(out.sizes["panel"])
+        out = with_places(out, rows, places)
         if not show_crystals(self.maps):
             return out
-        from xrddiff.judge.inference.crystals import alike_rows, asked_lattices, with_crystals
+        from xrddiff.judge.inference.crystals import asked_lattices, with_crystals
 
-        asked = asked_lattices(self.lattices, settings.lattice, template)
-        rows = alike_rows(len(self.lattices), self.given.class_columns, drawn, samples, seed)
-        return with_crystals(out, asked, rows, seed, bright=template if "intensity" in self.maps else None)
+        asked, bright = asked_lattices(self.lattices, settings.lattice, template), "intensity" in self.maps
+        rows = rows % max(len(self.lattices), 1)
+        return with_crystals(out, asked, rows, settings.seed, bright=template if bright else None)
 
     def asked(
         self, samples: Sequence[int], settings: DrawSettings, conditions: Mapping[str, np.ndarray] | None = None
@@ -278,7 +291,7 @@ class Generator:
     maps: the condition maps that the model takes, name -> options.
     lattices: the crystals of the training frames, see `lattice_table`.
     window: (H, W) of the network's training frames, None = that of `shape`.
-    distances: m, of the detector in the training frames, where it moved.
+    places: of the detector in the training frames, where it moved, see `place_table`.
     """
 
     model: nn.Module
@@ -294,7 +307,7 @@ class Generator:
     maps: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     lattices: list[list[list[float]]] = field(default_factory=list)
     window: tuple[int, int] | None = None
-    distances: Sequence[float] = ()
+    places: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.transform.invertible:
@@ -351,7 +364,7 @@ class Generator:
         """The targets of samples."""
         given = SampleConditions(self.conditions, self.fields, self.classes)
         factor = 1 if self.space is None else self.space.downsampling
-        return Scenes(self.readout, given, self.maps, self.lattices, self.distances, self.shape[1:], factor)
+        return Scenes(self.readout, given, self.maps, self.lattices, self.places, self.shape[1:], factor)
 
     def draw(
         self,
@@ -428,7 +441,7 @@ def generator_state(
     maps: Mapping[str, Mapping[str, Any]] | None = None,
     lattices: Sequence[Any] = (),
     window: Sequence[int] | None = None,
-    distances: Sequence[float] = (),
+    places: Mapping[str, Sequence[float]] | None = None,
 ) -> dict[str, Any]:
     """Return the record in a checkpoint that lets `open_generator` restore the model: JSON values.
 
@@ -440,7 +453,7 @@ def generator_state(
     maps: the condition maps, name -> options.
     lattices: see `lattice_table`.
     window: (H, W) of the network's training frames, None = that of `shape`.
-    distances: see `distance_table`.
+    places: see `place_table`.
     """
     autoregressive = isinstance(model, AutoregressiveDiffusion)
     return {
@@ -456,9 +469,15 @@ def generator_state(
             "maps": {name: dict(options) for name, options in (maps or {}).items()},
             "lattices": list(lattices),
             "window": None if window is None or tuple(window) == tuple(shape[1:]) else list(window),
-            "distances": list(distances),
+            "places": {name: list(column) for name, column in (places or {}).items()},
         },
     }
+
+
+def kept_places(state: Mapping[str, Any]) -> dict[str, Sequence[float]]:
+    """`place_table` of a `generator_state`; earlier ones keep the distances alone."""
+    distances = state.get("distances")
+    return dict(state.get("places") or ({"distance": distances} if distances else {}))
 
 
 def keep_template(frames: xr.Dataset, run: str | Path) -> Path:
@@ -518,5 +537,5 @@ def open_generator(
         model.to(device).eval(), tuple(state["shape"]), transform_from_state(checkpoint.state["transform"]), read_store(run / TEMPLATE),
         space, state["conditions"], state["limits"] and tuple(state["limits"]), device, about, state.get("classes", {}),
         maps, state.get("lattices", []), state.get("window") and tuple(state["window"]),
-        state.get("distances", ()),
+        kept_places(state),
     )  # fmt: skip

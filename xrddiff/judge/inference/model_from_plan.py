@@ -20,7 +20,7 @@ from ...core.ranks.agreement import Ranks
 from ...core.registry import find, get
 from ...data.transforms.pipelines import transform_from_state
 from ...data.transforms.values import Transform
-from .conditions import condition_classes, condition_fields, condition_table, distance_table
+from .conditions import condition_classes, condition_fields, condition_table, place_table
 from .detectors import template_frames
 from .generators import Generator, generator_state, keep_template
 from .guides import check_label, train_guide
@@ -278,7 +278,7 @@ class Building:
         """Return the contents of every checkpoint besides the weights."""
         g = self.generator
         about = dict(space=g.space, conditions=g.conditions, data_range=g.data_range, classes=g.classes)
-        about |= dict(maps=g.maps, lattices=g.lattices, window=g.trained, distances=g.distances)
+        about |= dict(maps=g.maps, lattices=g.lattices, window=g.trained, places=g.places)
         return self.prepared.state() | generator_state(g.model, g.shape, **about)
 
     def trainer(self, run: str | Path, show: Callable[[Path], Any] | None = None) -> Trainer:
@@ -365,7 +365,7 @@ def build_generative(
     generator = Generator(
         model, shape, prepared.transform, template, space, conditions, values[1], accelerator.device,
         classes=classes, maps=denoiser.maps, lattices=lattices, window=loaders[0].shape,
-        distances=distance_table(prepared.frames, prepared.train),
+        places=place_table(prepared.frames, prepared.train),
     )  # fmt: skip
     steps = plan_training(loaders[0], plan.training.denoiser, Ranks(accelerator)).left(Place())[0]
     objective = build_objective(model, denoiser, steps)
