@@ -136,6 +136,16 @@ def test_counts_scatter_as_those_of_the_detector(tmp_path, monkeypatch):
     assert open_generator(RUN).model.scatter == 1  # simulated counts are Poisson's
 
 
+def test_frames_of_any_size_grow(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save_frames(simulate("sim128", range(40)).load().isel(y=slice(0, 100), x=slice(0, 109)), "frames.zarr")
+    words = ["run", "model=photons", "size=tiny", "data.data_path=frames.zarr", "run_name=own", "training.max_steps=2"]
+    words += ["model.condition_maps=[lattice,q,scattering]", "model.diff_epochs=1", "model.diff_batch_size=8"]
+    assert main([*words, "inference.num_samples=2", "inference.index_frames=0"]) == 0  # padded to 104 × 112
+    made = read_store(next(tmp_path.glob("output/*/own")) / "samples/samples.zarr")["intensity"].values
+    assert made.shape == (2, 100, 109) and np.isfinite(made).all()
+
+
 def test_holes_are_filled_with_photons_that_fit_the_others(few):
     frames, hole = few
     words = ["--mask", "valid.npy", "--mask-true", "good", "--draws", "2", "--frames", "few.h5"]
