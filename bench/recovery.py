@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from harness import machine, make_parser, markdown, measured_frames, same_terms, write_results
+from harness import machine, make_parser, markdown, measured_frames, read_results, same_terms, write_results
 
 from xrddiff.data.frames.frames import frame_mask, peaks_table
 from xrddiff.data.frames.peaks import find_frame_peaks
@@ -150,10 +150,11 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--learnt", type=int, default=60)
     parser.add_argument("--frames", type=int, default=200)
+    parser.add_argument("--part", choices=("measured",), help="only this one; the other stays as it was")
     args = parser.parse_args()
     same_terms()
-    seeds = []
-    for seed in range(args.seeds):
+    seeds = read_results("recovery", {}).get("hidden", []) if args.part else []
+    for seed in range(len(seeds), args.seeds):
         seeds.append(hidden(seed, args.learnt, args.frames))
         print(*(line for p in PROGRAMS for line in section(p, seeds)), sep="\n", flush=True)
     real = measured()

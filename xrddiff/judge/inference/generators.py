@@ -212,7 +212,7 @@ class Scenes:
 
     def _among(self, settings: DrawSettings) -> list[int] | None:
         """The rows to draw from; None = all."""
-        if not show_crystals(self.maps):
+        if not (settings.lattice and show_crystals(self.maps)):
             return None
         from xrddiff.judge.inference.crystals import asked_lattices, single_crystals  # indexing, for few models
 
