@@ -89,14 +89,14 @@ def measured(files: list, seeds: int) -> dict[str, Any]:
         )
         judging = Spent(*(a + b for a, b in zip(judging, took, strict=True)))
         print(table.round(3).to_string(), *rows[-1]["words"], sep="\n", flush=True)
-    key = windows_shown(twin, held)
+    key, used = windows_shown(twin, held), memory() - before
     whole = whole_exposures((learnt, held), plan)
     numbers = {"frames": len(files), "learnt": learnt.sizes["frame"], "held": held.sizes["frame"]}
     numbers |= {"learning": spent.cpu, "drawing": drawn.cpu, "judging": judging.cpu / seeds}
     return numbers | {
         "key": key,
         "whole": whole,
-        "memory": memory() - before,
+        "memory": used,
         "machine": machine("one thread"),
         "seeds": rows,
     }
@@ -106,7 +106,7 @@ def whole_exposures(parts: tuple[xr.Dataset, xr.Dataset], plan: TwinPlan, n: int
     """Classifiers of whole frames: `n` of a twin of each half beside the exposures of the other half, which it has not learnt from."""
     sets: dict[str, list[np.ndarray]] = {"measured": [], "twin": []}
     for k, part in enumerate(parts):
-        made = plan.learn(part, None).frames(n, seed=k).load()
+        made = plan.learn(part, None).frames(n, seed=k)  # drawn one by one
         # each twin refines its detector; the other half is measured on the same one
         other = parts[1 - k].assign_attrs({name: made.attrs[name] for name in PLACE if name in made.attrs})
         ruler = Ruler(other)

@@ -215,11 +215,16 @@ def measure_shapes(
     image: photons (y, x) or (panel, ss, fs). spots: predicted, with `intensity` (photons) and `background` (per pixel).
     apart: see `alone`. The part of their scatter from photon noise is removed (`without_noise`).
     """
-    own = spots[alone(spots, apart)].reset_index(drop=True)
+    own, none = (
+        spots[alone(spots, apart)].reset_index(drop=True),
+        pd.DataFrame({k: np.zeros(0) for k in (*PLACE, *SHAPE)}),
+    )
     if not len(own):
-        return pd.DataFrame({k: np.zeros(0) for k in (*PLACE, *SHAPE)})
+        return none
     m, C, good = spot_moments(image, own, valid)
     own, m, C = own[good].reset_index(drop=True), m[good], C[good]
+    if not len(own):
+        return none
     e, places = outward(geometry, own)
     turn = np.stack([e, np.stack([-e[:, 1], e[:, 0]], 1)], 1)
 
