@@ -1,7 +1,7 @@
 """What makes grown frames hard to tell? A model with one thing changed at a time, over seeds of its training.
 
     OMP_NUM_THREADS=1 python bench/growth.py --folder FOLDER [--seeds 5] [--frames 512] [--only "as it is" ...]
-    OMP_NUM_THREADS=1 XRDDIFF_DATA=DATA python bench/growth.py --measured --folder FOLDER [--seeds 1] [--frames 256] [--only ...]
+    OMP_NUM_THREADS=1 XRDDIFF_DATA=DATA python bench/growth.py --measured --folder FOLDER [--seeds 1] [--only ...]
 
 The model of `make demo`: samples of each variant are judged beside fresh frames of the same experiment, which no training has seen, by shot group. With `--measured`: a model of windows of every other exposure of the thaumatin_grid_* frames of dials-data in DATA, beside windows of the exposures between them, by exposure.
 
@@ -117,7 +117,7 @@ MEASURED = Variants(
         "model.condition=[background_level,spot_level]", "model.diff_epochs=2",
         "model.condition_map_options={lattice: {sigma: 1.5}, intensity: {sigma: 1.5}}",
     ],
-    {"as it is": [], "gradients of up to 20": ["training.clip_grad_norm=20"]},
+    {"as it is": []},
     {
         "counts by Poisson's law": ["inference.sampler_options={scatter: 1}"],
         "24 evaluations": ["inference.steps=24"],
