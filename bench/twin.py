@@ -90,25 +90,20 @@ def measured(files: list, seeds: int) -> dict[str, Any]:
         judging = Spent(*(a + b for a, b in zip(judging, took, strict=True)))
         print(table.round(3).to_string(), *rows[-1]["words"], sep="\n", flush=True)
     key, used = windows_shown(twin, held), memory() - before
-    whole = whole_exposures((learnt, held), plan)
+    whole = whole_exposures((twin, plan.learn(held, None)), (held, learnt))
     numbers = {"frames": len(files), "learnt": learnt.sizes["frame"], "held": held.sizes["frame"]}
     numbers |= {"learning": spent.cpu, "drawing": drawn.cpu, "judging": judging.cpu / seeds}
-    return numbers | {
-        "key": key,
-        "whole": whole,
-        "memory": used,
-        "machine": machine("one thread"),
-        "seeds": rows,
-    }
+    numbers |= {"key": key, "whole": whole, "memory": used, "machine": machine("one thread")}
+    return numbers | {"seeds": rows}
 
 
-def whole_exposures(parts: tuple[xr.Dataset, xr.Dataset], plan: TwinPlan, n: int = 24) -> dict[str, Any]:
+def whole_exposures(twins: tuple[Twin, Twin], others: tuple[xr.Dataset, xr.Dataset], n: int = 24) -> dict[str, Any]:
     """Classifiers of whole frames: `n` of a twin of each half beside the exposures of the other half, which it has not learnt from."""
     sets: dict[str, list[np.ndarray]] = {"measured": [], "twin": []}
-    for k, part in enumerate(parts):
-        made = plan.learn(part, None).frames(n, seed=k)  # drawn one by one
+    for k, (twin, other) in enumerate(zip(twins, others, strict=True)):
+        made = twin.frames(n, seed=k)  # drawn one by one
         # each twin refines its detector; the other half is measured on the same one
-        other = parts[1 - k].assign_attrs({name: made.attrs[name] for name in PLACE if name in made.attrs})
+        other = other.assign_attrs({name: made.attrs[name] for name in PLACE if name in made.attrs})
         ruler = Ruler(other)
         for name, frames in (("measured", other), ("twin", made)):
             sets[name].append(ruler.measure(frames).statistics)

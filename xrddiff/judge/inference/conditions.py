@@ -123,7 +123,8 @@ class SampleConditions:
 
         samples, seed, values: see `draw`. among: the rows to draw from; None = all. count: rows, if there are no conditions.
         """
-        among = np.arange(max([count, *map(len, self.table.values())])) if among is None else np.asarray(among)
+        every = np.arange(max(map(len, self.table.values()), default=count))
+        among = every if among is None else np.asarray(among)
         fits = np.ones(len(among), bool)
         for name, column in self.class_columns.items():
             if name in (values or {}):

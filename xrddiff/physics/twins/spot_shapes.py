@@ -31,15 +31,16 @@ __all__ = ['REACH', 'SMALLEST', 'LARGEST', 'STRAYS', 'NEIGHBOURS', 'PLACE', 'SHA
 
 # %% ../../../nbs/physics/twins/spot_shapes.ipynb #a8d36386
 def outward(geometry: Geometry | PanelGeometry, spots: pd.DataFrame) -> tuple[np.ndarray, pd.DataFrame]:
-    """(directions away from the beam (n, 2) in fs and ss, places: `radius` in px and `azimuth` in rad) of `spots`
-    (`fs`, `ss`, and `panel` for stacks).
+    """(directions away from the beam and across that (n, 2, 2) in fs and ss, places: `radius` in px and `azimuth` in rad) of
+    `spots` (`fs`, `ss`, and `panel` for stacks).
     """
     g, panel = as_panels(geometry), panel_numbers(spots)
     x, y, _ = g.to_lab(panel, spots["fs"].to_numpy(), spots["ss"].to_numpy())
     axes = np.stack([v[panel, :2] / np.linalg.norm(v[panel], axis=1, keepdims=True) for v in (g.fs, g.ss)], 1)
     e = np.einsum("nij,nj->ni", axes, np.stack([x, y], 1))
+    e = e / np.maximum(np.linalg.norm(e, axis=1, keepdims=True), 1e-9)
     places = pd.DataFrame({"radius": np.hypot(x, y) / g.pixel_size, "azimuth": np.arctan2(y, x)})
-    return e / np.maximum(np.linalg.norm(e, axis=1, keepdims=True), 1e-9), places
+    return np.stack([e, np.stack([-e[:, 1], e[:, 0]], 1)], 1), places
 
 
 def nearest_places(of: pd.DataFrame, places: pd.DataFrame, k: int) -> np.ndarray:
@@ -102,8 +103,7 @@ def shaped(
     spots: pd.DataFrame, shapes: pd.DataFrame, geometry: Geometry | PanelGeometry
 ) -> tuple[np.ndarray, np.ndarray]:
     """(centres (n, 2), covariances (n, 2, 2)) of `spots` with these `shapes`, px."""
-    e, _ = outward(geometry, spots)
-    turn = np.stack([e, np.stack([-e[:, 1], e[:, 0]], 1)], 1)
+    turn, _ = outward(geometry, spots)
     C = shapes[["along", "skew", "skew", "across"]].to_numpy().reshape(-1, 2, 2)
     off = np.einsum("nai,na->ni", turn, shapes[["off_along", "off_across"]].to_numpy())
     return spots[["fs", "ss"]].to_numpy() + off, np.einsum("nai,nab,nbj->nij", turn, C, turn)
@@ -215,18 +215,12 @@ def measure_shapes(
     image: photons (y, x) or (panel, ss, fs). spots: predicted, with `intensity` (photons) and `background` (per pixel).
     apart: see `alone`. The part of their scatter from photon noise is removed (`without_noise`).
     """
-    own, none = (
-        spots[alone(spots, apart)].reset_index(drop=True),
-        pd.DataFrame({k: np.zeros(0) for k in (*PLACE, *SHAPE)}),
-    )
-    if not len(own):
-        return none
+    own = spots[alone(spots, apart)].reset_index(drop=True)
     m, C, good = spot_moments(image, own, valid)
     own, m, C = own[good].reset_index(drop=True), m[good], C[good]
     if not len(own):
-        return none
-    e, places = outward(geometry, own)
-    turn = np.stack([e, np.stack([-e[:, 1], e[:, 0]], 1)], 1)
+        return pd.DataFrame({k: np.zeros(0) for k in (*PLACE, *SHAPE)})
+    turn, places = outward(geometry, own)
 
     def shape(place: np.ndarray, C: np.ndarray) -> pd.DataFrame:
         C, off = np.einsum("nai,nij,nbj->nab", turn, C, turn), np.einsum("nai,ni->na", turn, place)
