@@ -38,8 +38,17 @@ CPP = Path(__file__).parent.parent / "examples" / "cpp"
 
 @pytest.fixture(scope="module")
 def latent_run(runs, tmp_path_factory):
-    """A diffusion model of the latent, told maps, with a small U-Net."""
-    return with_model(runs("latent_diff"), tmp_path_factory.mktemp("unet"), small_unet)
+    """A diffusion model of the latent, told maps, hits and light, with a small U-Net, of a detector that moved."""
+
+    def make(drawn: dict, told: dict) -> UNet:
+        return small_unet(drawn, told | {"conditions": {"hit_class": 3, "photons": [50.0, 20.0]}})
+
+    about = {
+        "places": {"distance": [0.1, 0.2, 0.3, 0.4]},
+        "conditions": {"hit_class": [0, 1, 2, 1], "photons": [30.0, 40.0, None, 60.0]},
+        "classes": {"hit_class": ["blank", "single", "multiple"]},
+    }
+    return with_model(runs("latent_diff"), tmp_path_factory.mktemp("unet"), make, **about)
 
 
 @pytest.fixture(scope="module")
@@ -411,8 +420,36 @@ def test_cpp_draws_as_python(infer, package, latent_run, tmp_path):
     maps = export_maps(latent_run, tmp_path / "maps.h5", 4, words)
     infer("sample", package, tmp_path / "out.h5", "-n", 3, "--seed", 5, "--batch", 2, "--maps", maps)
     found = xd.open_frames(tmp_path / "out.h5")
-    same(found, xd.load_exported(package).sample(3, *words))
+    wanted = xd.load_exported(package).sample(3, *words)
+    same(found, wanted)
     assert found["sample"].values.tolist() == [0, 1, 2] and found["intensity"].attrs["units"] == "ADU"
+    for name in ("distance", "hit_class", "photons"):
+        assert np.array_equal(found[name], wanted[name], equal_nan=True), name
+    with h5py.File(maps, "a") as file:  # of other training frames than those of the seed
+        file["training_row"][:] = [2, 0, 1, 3]
+    infer("sample", package, tmp_path / "other.h5", "-n", 3, "--seed", 5, "--batch", 2, "--maps", maps)
+    assert xd.open_frames(tmp_path / "other.h5")["distance"].values.tolist() == [0.3, 0.1, 0.2]
+    with h5py.File(maps, "a") as file:
+        del file["training_row"]
+    infer(
+        "sample",
+        package,
+        tmp_path / "drawn.h5",
+        "-n",
+        3,
+        "--seed",
+        5,
+        "--maps",
+        maps,
+        "--condition",
+        "hit_class=single",
+    )
+    found, given = xd.open_frames(tmp_path / "drawn.h5"), xd.load_exported(package).generator.scenes.given
+    rows = given.rows(range(3), 5, {"hit_class": "single"})
+    assert set(rows) <= {1, 3} and found["distance"].values.tolist() == [[0.1, 0.2, 0.3, 0.4][row] for row in rows]
+    assert found["hit_class"].values.tolist() == [1, 1, 1] and np.array_equal(
+        found["photons"], given.columns["photons"][rows]
+    )
     for wrong, sentence in ((maps, "exists"), (tmp_path / "none.h5", "expected at least 1")):
         with pytest.raises(BadInput, match=sentence):
             export_maps(latent_run, wrong, 0 if "least" in sentence else 4, words)

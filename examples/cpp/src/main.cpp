@@ -223,7 +223,7 @@ static void sample(const Model& m, const Options& o, const std::string& out) {
     int64_t n = o.n.value_or(16), seed = o.seed.value_or(how.at("seed").get<int64_t>()), first = o.first.value_or(0);
     int64_t batch = o.batch.value_or(how.at("batch_size").get<int64_t>()), panels = sampling.panels();
     if (n < 1) refuse("-n is 0; expected 1 or more");
-    Asked asked{o.conditions, {}, first};
+    Asked asked{o.conditions, {}, {}, first};
     for (const auto& [name, value] : how.at("condition").items())  // those of the export, where nothing else is asked for
         asked.conditions.try_emplace(name, value.is_string() ? value.get<std::string>() : value.dump());
     if (!o.maps.empty()) {
@@ -239,6 +239,13 @@ static void sample(const Model& m, const Options& o, const std::string& out) {
             at::Tensor map = at::empty({int64_t(shape[0]), int64_t(shape[1]), int64_t(shape[2]), int64_t(shape[3])});
             if (H5Dread(data, H5T_NATIVE_FLOAT, H5S_ALL, H5S_ALL, H5P_DEFAULT, map.data_ptr<float>()) < 0) refuse(o.maps, ": the map ", name, " cannot be read");
             asked.maps[name] = map;
+        }
+        if (h5::has(file, "/training_row")) {
+            h5::Id data(H5Dopen2(file, "training_row", H5P_DEFAULT), H5Dclose);
+            auto shape = h5::shape(data);
+            if (shape.size() != 1 || int64_t(shape[0]) < n) refuse(o.maps, ": training_row has not the length of the maps");
+            asked.rows.resize(shape[0]);
+            if (H5Dread(data, H5T_NATIVE_INT64, H5S_ALL, H5S_ALL, H5P_DEFAULT, asked.rows.data()) < 0) refuse(o.maps, ": training_row cannot be read");
         }
     }
 
@@ -306,19 +313,23 @@ static void sample(const Model& m, const Options& o, const std::string& out) {
         for (int64_t i = a; i < b; ++i) numbers.push_back(i);
     }
     writer.column("sample", numbers);
+    std::vector<int64_t> own = sampling.rows(numbers, seed, asked);
     for (const auto& [name, field] : sampling.about().at("fields").items()) {
         if (name.rfind("augment_", 0) == 0) continue;
-        std::vector<double> column = sampling.column(name, numbers, seed, asked);
+        std::vector<double> column = sampling.column(name, own, asked);
         const Json& names = sampling.about().at("names").at(name);
         std::map<std::string, std::string> attrs;
         if (names.is_array()) attrs["classes"] = "json:" + names.dump();
         if (field.is_number()) writer.column(name, std::vector<int64_t>(column.begin(), column.end()), attrs);
         else writer.column(name, std::vector<float>(column.begin(), column.end()), attrs);
     }
-    if (const Json& places = sampling.about().at("distances"); !places.empty()) {
+    bool told = sampling.about().at("fields").contains("frame_panel"), cut = frame.size() == 2 && h5::has(like, "/panel_origin");
+    for (const auto& [name, place] : sampling.places().items()) {
+        if (place.empty()) continue;
         std::vector<double> column;
-        for (int64_t i : numbers) column.push_back(places[size_t(Philox({seed, std::string("distance"), i}).integer(int64_t(places.size())))]);
-        writer.column("distance", column, {{"units", "m"}});
+        for (int64_t row : own) column.push_back(place.at(size_t(row) % place.size()));
+        if (name == "distance") writer.column(name, column, {{"units", "m"}});
+        else if (!told && cut) writer.column(name, std::vector<int64_t>(column.begin(), column.end()));
     }
     writer.finish();
 }

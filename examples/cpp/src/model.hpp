@@ -9,6 +9,7 @@
 #include <functional>
 #include <limits>
 #include <memory>
+#include <numeric>
 #include <optional>
 
 #include "package.hpp"
@@ -202,8 +203,12 @@ inline at::Tensor run(const Json& sampler, const Denoise& denoise, const at::Ten
 
 struct Asked {
     std::map<std::string, std::string> conditions;  // name -> number, class number or class name
-    std::map<std::string, at::Tensor> maps;         // name -> (N, C, h, w), row i of sample `first` + i
+    std::map<std::string, at::Tensor> maps;         // name -> (N, C, h, w), number i of sample `first` + i
+    std::vector<int64_t> rows;                      // their training frames, if the maps came with them
     int64_t first = 0;
+
+    // the place of a sample among `n`; a chunk can go beyond what was asked for
+    size_t at(int64_t sample, size_t n) const { return size_t(std::clamp<int64_t>(sample - first, 0, int64_t(n) - 1)); }
 };
 
 class Sampling {
@@ -214,6 +219,7 @@ public:
         if (about_.at("drawn").get<std::vector<int64_t>>() != shape_)
             refuse("the model draws its frames in tiles, which this program cannot; expected one that draws whole frames");
         if (how_.at("guidance") != "classifier_free") refuse("the package is guided by another model; expected inference.guidance=classifier_free");
+        places_ = about_.contains("places") ? about_.at("places") : Json{{"distance", about_.at("distances")}};  // as `kept_places`
         scale_ = how_.at("guidance_scale");
         if (const Json& interval = how_.at("guidance_interval"); !interval.is_null()) low_ = interval[0], high_ = interval[1];
     }
@@ -223,18 +229,45 @@ public:
     const std::vector<int64_t>& shape() const { return shape_; }
     int64_t panels() const { return about_.at("panels"); }
 
-    // rows of a condition table for samples, as float64; a class is a whole number
-    std::vector<double> column(const std::string& name, const std::vector<int64_t>& samples, int64_t seed, const Asked& asked) const {
-        const Json& table = about_.at("conditions").at(name);
-        std::vector<double> out;
-        if (auto found = asked.conditions.find(name); found != asked.conditions.end()) return std::vector<double>(samples.size(), value(name, found->second));
-        for (int64_t i : samples) {
-            Philox rng({seed, std::string("condition"), i});
-            const Json& v = table.at(size_t(rng.integer(int64_t(table.size()))));
-            out.push_back(v.is_null() ? (is_class(name) ? -1 : std::numeric_limits<double>::quiet_NaN()) : v.get<double>());
+    // the training frame of each sample, from which it has all that it is told: a row of every table
+    std::vector<int64_t> rows(const std::vector<int64_t>& samples, int64_t seed, const Asked& asked) const {
+        const Json& tables = about_.at("conditions");
+        size_t count = 0;
+        for (const auto& [name, table] : tables.items()) count = std::max(count, table.size());
+        if (tables.empty()) {
+            count = about_.at("lattices").size();
+            for (const auto& [name, table] : places_.items()) count = std::max(count, table.size());
         }
+        std::vector<int64_t> out;
+        if (!asked.rows.empty()) {
+            for (int64_t i : samples) {
+                int64_t row = asked.rows[asked.at(i, asked.rows.size())];
+                if (row < 0 || row >= int64_t(std::max<size_t>(count, 1))) refuse("the maps are of training frame ", std::to_string(row), "; the model has ", std::to_string(count));
+                out.push_back(row);
+            }
+            return out;
+        }
+        std::vector<int64_t> all(count), among;
+        std::iota(all.begin(), all.end(), 0);
+        std::copy_if(all.begin(), all.end(), std::back_inserter(among), [&](int64_t row) {
+            for (const auto& [name, text] : asked.conditions)
+                if (tables.contains(name) && is_class(name) && known(name, row) != value(name, text)) return false;
+            return true;
+        });
+        if (among.empty()) among = all;
+        for (int64_t i : samples) out.push_back(among.empty() ? 0 : among[size_t(Philox({seed, std::string("condition"), i}).integer(int64_t(among.size())))]);
         return out;
     }
+
+    // a condition of these samples, as float64; a class is a whole number
+    std::vector<double> column(const std::string& name, const std::vector<int64_t>& rows, const Asked& asked) const {
+        if (auto found = asked.conditions.find(name); found != asked.conditions.end()) return std::vector<double>(rows.size(), value(name, found->second));
+        std::vector<double> out;
+        for (int64_t row : rows) out.push_back(known(name, row));
+        return out;
+    }
+
+    const Json& places() const { return places_; }  // of the detector in the training frames
 
     bool is_class(const std::string& name) const { return about_.at("fields").at(name).is_number(); }
 
@@ -255,6 +288,12 @@ public:
     }
 
 private:
+    double known(const std::string& name, int64_t row) const {
+        const Json& table = about_.at("conditions").at(name);
+        const Json& v = table.at(size_t(row));
+        return v.is_null() ? (is_class(name) ? -1 : std::numeric_limits<double>::quiet_NaN()) : v.get<double>();
+    }
+
     double value(const std::string& name, const std::string& text) const {
         const Json& names = about_.at("names").at(name);
         if (names.is_array())
@@ -276,6 +315,7 @@ private:
         for (const auto& [name, text] : asked.conditions)
             if (!about_.at("conditions").contains(name)) refuse("the model is not conditioned on ", name, "; it is on ", about_.at("fields").dump());
         Tensors told;
+        std::vector<int64_t> own = rows(samples, seed, asked);
         for (const auto& word : order()) {
             std::string name = word.get<std::string>();
             if (name == "x" || name == "sigma") continue;
@@ -285,15 +325,11 @@ private:
                 auto found = asked.maps.find(name);
                 if (found == asked.maps.end())
                     refuse("the model is told the maps ", about_.at("map_channels").dump(), "; expected --maps FILE.h5 with one of each for every sample");
-                Tensors rows;
-                for (int64_t i : samples) {
-                    int64_t row = i - asked.first;  // a chunk can go beyond what was asked for
-                    at::Tensor own = found->second[std::clamp<int64_t>(row, 0, found->second.size(0) - 1)];
-                    rows.push_back(own.unsqueeze(0).expand({panels(), -1, -1, -1}));
-                }
-                told.push_back(at::cat(rows));
+                Tensors maps;
+                for (int64_t i : samples) maps.push_back(found->second[int64_t(asked.at(i, size_t(found->second.size(0))))].unsqueeze(0).expand({panels(), -1, -1, -1}));
+                told.push_back(at::cat(maps));
             } else {
-                std::vector<double> one = column(name, samples, seed, asked);
+                std::vector<double> one = column(name, own, asked);
                 at::Tensor t = at::tensor(at::ArrayRef<double>(one), at::kDouble).repeat_interleave(panels());
                 told.push_back(t.to(is_class(name) ? at::kLong : at::kFloat));
             }
@@ -333,7 +369,7 @@ private:
     }
 
     Graph denoiser_;
-    Json about_, how_;
+    Json about_, how_, places_;
     std::vector<double> sigmas_;
     std::vector<int64_t> shape_;
     double scale_ = 1, low_ = 0, high_ = std::numeric_limits<double>::infinity();

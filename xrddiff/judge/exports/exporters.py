@@ -124,21 +124,24 @@ MAPS_AT_ONCE = 16  # samples
 def export_maps(run: str | Path, path: str | Path, samples: int = 64, words: Sequence[str] = ()) -> Path:
     """Write the maps of samples 0 … `samples` − 1 of a run, as a program that draws with its package takes them.
 
-    path: the HDF5 file, with a data set (sample, channel, y, x) float32 of the name of each map.
+    path: the HDF5 file, with a data set (sample, channel, y, x) float32 of the name of each map, and `training_row`, the
+        training frame that each sample has its crystals, its conditions and its place from.
     words: options of `inference`, such as the seed, on which the maps depend.
     Raises `BadInput` for a run with a model without maps, or a file that exists.
     """
     job, path = open_sample_job(run, words), Path(path)
-    if not job.generator.maps:
+    scenes = job.generator.scenes
+    if not scenes.maps:
         raise BadInput(f"{plain_text(run)} is told no maps; expected a run with model.condition_maps")
     if samples < 1:
         raise BadInput(f"maps of {samples} samples were asked for; expected at least 1")
     with new_output(path, reads=run) as part, h5py.File(part, "w") as file:
         for first in range(0, samples, MAPS_AT_ONCE):
             numbers = range(first, min(first + MAPS_AT_ONCE, samples))
-            for name, values in job.generator.scenes.condition_maps(numbers, job.settings).items():
+            for name, values in scenes.condition_maps(numbers, job.settings).items():
                 whole = file.require_dataset(name, (samples, *values.shape[1:]), np.float32)
                 whole[first : first + len(numbers)] = values.cpu().numpy()
+        file["training_row"] = scenes.rows(range(samples), job.settings)
     return path
 
 # %% ../../../nbs/judge/exports/exporters.ipynb #708d25fa
