@@ -17,9 +17,10 @@ from ...data.frames.peaks import pixels_around
 from typing import NamedTuple
 
 # %% auto #0
-__all__ = ['ENOUGH', 'MANY', 'NARROWEST', 'WIDEST', 'BLOCK', 'SMOOTH', 'SURE', 'FEWEST_EXPOSURES', 'NEARLY', 'around_spots',
-           'touched', 'blurred', 'last_two', 'mean_blur', 'in_blocks', 'refined_mean', 'Backgrounds',
-           'learn_backgrounds', 'CountNoise', 'taken', 'learn_noise', 'draw_noisy']
+__all__ = ['ENOUGH', 'MANY', 'NARROWEST', 'WIDEST', 'BLOCK', 'SMOOTH', 'SURE', 'FEWEST_EXPOSURES', 'OCTAVES', 'PER_OCTAVE',
+           'FINE', 'COUNTS', 'FEW', 'AS_EXPECTED', 'NOT_HOT', 'LEVELS', 'BINS', 'around_spots', 'touched', 'blurred',
+           'last_two', 'mean_blur', 'in_blocks', 'refined_mean', 'Backgrounds', 'learn_backgrounds', 'stands_out',
+           'panjer', 'Counted', 'counted', 'law_of', 'by_law', 'CountNoise', 'taken', 'learn_noise', 'draw_noisy']
 
 # %% ../../../nbs/physics/twins/measured_backgrounds.ipynb #0e17ac9f
 def around_spots(shape: tuple[int, ...], spots: pd.DataFrame, radius: float) -> np.ndarray:
@@ -210,14 +211,79 @@ def learn_backgrounds(
         levels = np.stack(rows)
     return Backgrounds(mean, levels, zero, sigma)
 
+# %% ../../../nbs/physics/twins/measured_backgrounds.ipynb #cdedbbd3
+OCTAVES, PER_OCTAVE, FINE = (-6, 6), 4, 32  # λ of the law, powers of 2; its bins and its levels in an octave
+COUNTS, FEW = 256, 32  # of the law: 0 … 255; λ below which it is drawn by
+AS_EXPECTED, NOT_HOT = 5.0, 10_000  # s; pixels that are added to those of a bin
+LEVELS = np.r_[0, 2.0 ** np.arange(OCTAVES[0], OCTAVES[1] + 0.5 / FINE, 1 / FINE)]  # λ, photons
+_BIN = np.arange(len(LEVELS) - 1) * PER_OCTAVE / FINE  # of each level but 0; a whole number in the middle of a bin
+_NEAREST = np.rint(_BIN).astype(np.intp)
+BINS = _NEAREST[-1] + 1
+
+
+def stands_out(n: np.ndarray, mean: np.ndarray, more: float | np.ndarray = 0.0) -> np.ndarray:
+    """Are counts far from their `mean`, bool? more: variance beyond that of photons."""
+    return np.abs(n - mean) > 5 * np.sqrt(np.maximum(mean, 0) + more) + 1
+
+
+def panjer(variance: float) -> np.ndarray:
+    """P(n | λ) with the variance φλ, of `LEVELS` (level, count)."""
+    a = 1 - 1 / variance
+    ratios = a + (LEVELS[:, None] / variance - a) / np.arange(1, COUNTS)
+    over_first = np.cumprod(np.maximum(ratios, 0), 1)
+    p = np.concatenate([np.ones((len(LEVELS), 1)), over_first], 1)
+    return p / p.sum(1, keepdims=True)
+
+
+class Counted(NamedTuple):
+    """Pixels of exposures: with a count in a bin (bin, count), `usual` and `hot`, and of each level but 0 (level,)."""
+
+    usual: np.ndarray
+    hot: np.ndarray
+    pixels: np.ndarray
+
+
+def counted(n: np.ndarray, mean: np.ndarray, free: np.ndarray) -> Counted:
+    """What an exposure has. n, mean: counts and λ (…, y, x). free: which of the pixels count, bool."""
+    tall = free & stands_out(n, mean)
+    near = scipy.ndimage.uniform_filter(tall.astype(np.float32), (*(1,) * (n.ndim - 2), 3, 3), mode="constant")
+    inside = free & (mean >= LEVELS[1]) & (mean <= LEVELS[-1]) & ~(tall & (9 * near > 1.5))
+    level = np.rint((np.log2(mean[inside]) - OCTAVES[0]) * FINE).astype(np.intp)
+    at = _NEAREST[level] * COUNTS + np.clip(np.rint(n[inside]), 0, COUNTS - 1).astype(np.intp)
+    hot = tall[inside]
+    usual, hot = (np.bincount(v, minlength=BINS * COUNTS).reshape(BINS, COUNTS) for v in (at[~hot], at[hot]))
+    return Counted(usual, hot, np.bincount(level, minlength=len(_BIN)))
+
+
+def law_of(seen: Counted, variance: float) -> np.ndarray:
+    """r and t, (2, bin, count). variance: φ of the same counts."""
+    expected = np.zeros((BINS, COUNTS))
+    np.add.at(expected, _NEAREST, seen.pixels[:, None] * panjer(variance)[1:])
+    pixels = np.bincount(_NEAREST, seen.pixels)[:, None]
+    return np.stack([(seen.usual + AS_EXPECTED) / (expected + AS_EXPECTED), seen.hot / (pixels + NOT_HOT)])
+
+
+def by_law(law: np.ndarray, variance: float) -> np.ndarray:
+    """P r + t of `LEVELS` (level, count)."""
+    low = np.minimum(np.floor(_BIN).astype(np.intp), BINS - 2)
+    part = (_BIN - low)[:, None]
+    r, t = (1 - part) * law[:, low] + part * law[:, low + 1]
+    p = panjer(variance)
+    usual = ~stands_out(np.arange(COUNTS), LEVELS[1:, None])
+    p[1:] *= np.where(usual, r, 0)
+    p[1:] *= (1 - t.sum(1, keepdims=True)) / p[1:].sum(1, keepdims=True)
+    p[1:] += t
+    return p
+
 # %% ../../../nbs/physics/twins/measured_backgrounds.ipynb #94681708
 class CountNoise(NamedTuple):
-    """φ, ρ to the right, ρ below, and r in photons."""
+    """φ, ρ to the right, ρ below, r in photons, and the `law` of a counter, see `law_of`; None where φ says all."""
 
     variance: float = 1.0
     right: float = 0.0
     below: float = 0.0
     readout: float = 0.0
+    law: np.ndarray | None = None
 
 
 def taken(distance: float, blur: float) -> float:
@@ -232,7 +298,7 @@ def _sums(n: np.ndarray, mean: np.ndarray, free: np.ndarray, readout: float) -> 
     """Of one exposure: Σ(n − λ)², the number of its pixels, Σλ, ρ to the right and below as they are measured, and the mean light."""
     rest = n - mean
     light = np.maximum(mean, 0)
-    quiet = free & (np.abs(rest) <= 5 * np.sqrt(light + readout**2) + 1)
+    quiet = free & ~stands_out(n, mean, readout**2)
     rest = np.where(quiet, rest, 0)
     found = [float((rest[quiet] ** 2).sum()), int(quiet.sum()), max(float(light[quiet].sum()), 1e-9)]
     for one, other in ((np.s_[..., :-1], np.s_[..., 1:]), (np.s_[..., :-1, :], np.s_[..., 1:, :])):
@@ -264,7 +330,13 @@ def learn_noise(
             quiet = np.abs(rest) <= 5 * spread + 1
             dim.append(max(float((rest[quiet] ** 2).mean()) - max(float(mean[weak].mean()), 0), 0))
         readout = float(np.sqrt(np.median(dim) / (1 - taken(0, blur) / n)))
-    square, count, total, *shared, light = np.array([_sums(*exposure(f), readout) for f in range(n)]).T
+    rows, seen = [], Counted(0, 0, 0)
+    for x, mean, free in map(exposure, range(n)):
+        rows.append(_sums(x, mean, free, readout))
+        if not integrating:
+            seen = Counted(*(a + b for a, b in zip(seen, counted(x, mean, free), strict=True)))
+    square, count, total, *shared, light = np.array(rows).T
+    law = None if integrating else law_of(seen, float(np.median(square / total)))
     share = light / light.sum() if blur else np.zeros(n)
     square = square / (1 - share * taken(0, blur))
     found = [(square - count * readout**2) / total]
@@ -272,36 +344,48 @@ def learn_noise(
     found = np.median(found, 1)
     variance, right, below = (float(v) for v in found)
     shared = max(min(right, 0.2), 0.0), max(min(below, 0.2), 0.0)
-    return CountNoise(float(np.clip(variance, 0.5, 50)), *shared, readout)
+    return CountNoise(float(np.clip(variance, 0.5, 50)), *shared, readout, law)
 
 # %% ../../../nbs/physics/twins/measured_backgrounds.ipynb #35712f73
-NEARLY = 2e-3  # a variance this near to the mean is that of Poisson
+def _neighbourly(shape: tuple[int, ...], right: float, below: float, rng: np.random.Generator) -> np.ndarray:
+    """z (…, y, x): Gaussian, its neighbours correlate by `right` and `below`."""
+    *stack, height, width = shape
+    w = rng.standard_normal((*stack, height + (below > 0), width + (right > 0)))
+    whole, alpha, beta = 1.0, right, below
+    for _ in range(20):
+        alpha, beta = right * whole, below * whole
+        whole = 1 + alpha**2 + beta**2
+    z = w[..., :height, :width].copy()
+    if right:
+        z += alpha * w[..., :height, 1:]
+    if below:
+        z += beta * w[..., 1:, :width]
+    return z / np.sqrt(whole)
 
 
-def _scattered(mean: np.ndarray, factor: float, rng: np.random.Generator) -> np.ndarray:
-    """Counts of this mean with `factor` times its variance."""
-    if abs(factor - 1) < NEARLY:
-        return rng.poisson(mean)
-    if factor > 1:
-        return rng.poisson(rng.gamma(np.maximum(mean, 1e-9) / (factor - 1), factor - 1))
-    tries = mean / (1 - factor)
-    return rng.binomial(np.floor(tries + rng.random(mean.shape)).astype(np.int64), 1 - factor)
+def _quantiles(light: np.ndarray, u: np.ndarray, p: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """The quantile at u (pixel,) of the law p (level, count) at the mean `light` (pixel,)."""
+    means = np.maximum.accumulate(p @ np.arange(COUNTS))
+    level = np.interp(light, means, np.arange(len(means)))
+    level = np.floor(level + rng.random(len(light))).astype(np.intp)
+    cumulative, out, left = p.cumsum(1), np.zeros(len(light)), np.arange(len(light))
+    for n in range(COUNTS - 1):
+        more = u > cumulative[level, n]
+        if not more.any():
+            break
+        left, level, u = left[more], level[more], u[more]
+        out[left] += 1
+    return out
 
 
 def draw_noisy(mean: np.ndarray, noise: CountNoise, rng: np.random.Generator) -> np.ndarray:
     """Photons (…, y, x) with this `mean`, float32; whole numbers unless there is noise of a readout."""
-    light = np.maximum(mean, 0).astype(np.float64)
-    total, left = np.zeros(mean.shape, np.float64), light.copy()
-    axes = ((noise.right, np.s_[..., :-1], np.s_[..., 1:]), (noise.below, np.s_[..., :-1, :], np.s_[..., 1:, :]))
-    for rho, one, other in axes:
-        if rho > 0:
-            shared = rho * np.minimum(light[one], light[other])
-            c = rng.poisson(shared)
-            for side in (one, other):
-                total[side] += c
-                left[side] -= shared
-    own = max((noise.variance - 2 * (noise.right + noise.below)) / max(1 - 2 * (noise.right + noise.below), 0.1), 0.05)
-    total += _scattered(np.maximum(left, 0), own, rng)
+    light, phi = np.maximum(mean, 0).astype(np.float64), noise.variance
+    p = panjer(phi) if noise.law is None else by_law(noise.law, phi)
+    z = _neighbourly(mean.shape, noise.right / phi, noise.below / phi, rng)
+    total = np.rint(np.maximum(light + np.sqrt(phi * light) * z + (2 * phi - 1) * (z**2 - 1) / 6, 0))
+    weak = light < FEW
+    total[weak] = _quantiles(light[weak], scipy.special.ndtr(z[weak]), p, rng)
     if noise.readout:
         total += np.minimum(mean, 0) + noise.readout * rng.standard_normal(mean.shape)
     return total.astype(np.float32)

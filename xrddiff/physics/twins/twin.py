@@ -241,7 +241,7 @@ class Twin:
         n = frame_count(e.frames)
         like = int(numpy_rng("likeness", seed, number // n).permutation(n)[number % n])
         rng = numpy_rng("twin", seed, number)
-        other, share = int(rng.integers(n)), rng.uniform(0, MIX)
+        other, share = int(rng.choice(np.flatnonzero(self.kinds == self.kinds[like]))), rng.uniform(0, MIX)
         weights = np.zeros(n)
         weights[like] += 1 - share
         weights[other] += share
