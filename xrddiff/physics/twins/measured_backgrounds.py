@@ -20,7 +20,7 @@ from typing import NamedTuple
 __all__ = ['ENOUGH', 'MANY', 'NARROWEST', 'WIDEST', 'BLOCK', 'SMOOTH', 'SURE', 'FEWEST_EXPOSURES', 'OCTAVES', 'PER_OCTAVE',
            'FINE', 'COUNTS', 'FEW', 'AS_EXPECTED', 'NOT_HOT', 'LEVELS', 'BINS', 'around_spots', 'touched', 'blurred',
            'last_two', 'mean_blur', 'in_blocks', 'refined_mean', 'Backgrounds', 'learn_backgrounds', 'stands_out',
-           'panjer', 'Counted', 'counted', 'law_of', 'by_law', 'CountNoise', 'taken', 'learn_noise', 'draw_noisy']
+           'panjer', 'Tally', 'tallied', 'law_of', 'by_law', 'CountNoise', 'taken', 'learn_noise', 'draw_noisy']
 
 # %% ../../../nbs/physics/twins/measured_backgrounds.ipynb #0e17ac9f
 def around_spots(shape: tuple[int, ...], spots: pd.DataFrame, radius: float) -> np.ndarray:
@@ -235,7 +235,7 @@ def panjer(variance: float) -> np.ndarray:
     return p / p.sum(1, keepdims=True)
 
 
-class Counted(NamedTuple):
+class Tally(NamedTuple):
     """Pixels of exposures: with a count in a bin (bin, count), `usual` and `hot`, and of each level but 0 (level,)."""
 
     usual: np.ndarray
@@ -243,8 +243,8 @@ class Counted(NamedTuple):
     pixels: np.ndarray
 
 
-def counted(n: np.ndarray, mean: np.ndarray, free: np.ndarray) -> Counted:
-    """What an exposure has. n, mean: counts and λ (…, y, x). free: which of the pixels count, bool."""
+def tallied(n: np.ndarray, mean: np.ndarray, free: np.ndarray) -> Tally:
+    """The pixels of an exposure. n, mean: counts and λ (…, y, x). free: which of the pixels count, bool."""
     tall = free & stands_out(n, mean)
     near = scipy.ndimage.uniform_filter(tall.astype(np.float32), (*(1,) * (n.ndim - 2), 3, 3), mode="constant")
     inside = free & (mean >= LEVELS[1]) & (mean <= LEVELS[-1]) & ~(tall & (9 * near > 1.5))
@@ -252,10 +252,10 @@ def counted(n: np.ndarray, mean: np.ndarray, free: np.ndarray) -> Counted:
     at = _NEAREST[level] * COUNTS + np.clip(np.rint(n[inside]), 0, COUNTS - 1).astype(np.intp)
     hot = tall[inside]
     usual, hot = (np.bincount(v, minlength=BINS * COUNTS).reshape(BINS, COUNTS) for v in (at[~hot], at[hot]))
-    return Counted(usual, hot, np.bincount(level, minlength=len(_BIN)))
+    return Tally(usual, hot, np.bincount(level, minlength=len(_BIN)))
 
 
-def law_of(seen: Counted, variance: float) -> np.ndarray:
+def law_of(seen: Tally, variance: float) -> np.ndarray:
     """r and t, (2, bin, count). variance: φ of the same counts."""
     expected = np.zeros((BINS, COUNTS))
     np.add.at(expected, _NEAREST, seen.pixels[:, None] * panjer(variance)[1:])
@@ -330,11 +330,11 @@ def learn_noise(
             quiet = np.abs(rest) <= 5 * spread + 1
             dim.append(max(float((rest[quiet] ** 2).mean()) - max(float(mean[weak].mean()), 0), 0))
         readout = float(np.sqrt(np.median(dim) / (1 - taken(0, blur) / n)))
-    rows, seen = [], Counted(0, 0, 0)
+    rows, seen = [], Tally(0, 0, 0)
     for x, mean, free in map(exposure, range(n)):
         rows.append(_sums(x, mean, free, readout))
         if not integrating:
-            seen = Counted(*(a + b for a, b in zip(seen, counted(x, mean, free), strict=True)))
+            seen = Tally(*(a + b for a, b in zip(seen, tallied(x, mean, free), strict=True)))
     square, count, total, *shared, light = np.array(rows).T
     law = None if integrating else law_of(seen, float(np.median(square / total)))
     share = light / light.sum() if blur else np.zeros(n)

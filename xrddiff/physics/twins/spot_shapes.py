@@ -27,7 +27,7 @@ from ..merging.statistics import wilson_table
 __all__ = ['REACH', 'SMALLEST', 'LARGEST', 'STRAYS', 'NEIGHBOURS', 'PLACE', 'SHAPE', 'ODD', 'BRIGHT', 'ALONE', 'ROCKING', 'SIDES',
            'SHELLS', 'COARSE', 'outward', 'nearest_places', 'spot_moments', 'draw_shapes', 'shaped', 'add_spots',
            'measured_again', 'without_odd', 'without_noise', 'alone', 'measure_shapes', 'share_in_disc', 'hats',
-           'SpotBrightness', 'learn_brightness', 'spread_of', 'virtual_crystal', 'relative_intensities']
+           'polarized', 'SpotBrightness', 'learn_brightness', 'spread_of', 'virtual_crystal', 'relative_intensities']
 
 # %% ../../../nbs/physics/twins/spot_shapes.ipynb #a8d36386
 def outward(geometry: Geometry | PanelGeometry, spots: pd.DataFrame) -> tuple[np.ndarray, pd.DataFrame]:
@@ -252,6 +252,11 @@ def hats(x: np.ndarray, knots: np.ndarray) -> np.ndarray:
     return np.stack([np.interp(x, knots, row) for row in np.eye(len(knots))], 1)
 
 # %% ../../../nbs/physics/twins/spot_shapes.ipynb #c326d645
+def polarized(spots: pd.DataFrame) -> np.ndarray:
+    """p of spots (n,); 1 where it is not known."""
+    return spots["polarization"].to_numpy(float) if "polarization" in spots else np.ones(len(spots))
+
+
 @dataclass(frozen=True, eq=False)
 class SpotBrightness:
     """The mean photons of reflections, and how they scatter about it.
@@ -272,7 +277,7 @@ class SpotBrightness:
     spread: float = 0.0
 
     def mean(self, exposure: int, d: np.ndarray, u: np.ndarray) -> np.ndarray:
-        """m (n,) in photons, at `d` in Å, `u` standard deviations off the sphere."""
+        """m / p (n,) in photons, at `d` in Å, `u` standard deviations off the sphere."""
         x = np.asarray(d, float) ** -2
         log = (
             self.scale[exposure]
@@ -283,8 +288,8 @@ class SpotBrightness:
         return np.exp(log)
 
     def draw(self, exposure: int, spots: pd.DataFrame, relative: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Photons (n,) of `spots` (`d`, `off`) whose |F|² are `relative` (n,) to the mean of their resolution."""
-        m = self.mean(exposure, spots["d"].to_numpy(), spots["off"].to_numpy())
+        """Photons (n,) of `spots` (`d`, `off`, perhaps `polarization`) whose |F|² are `relative` (n,) to the mean of their resolution."""
+        m = polarized(spots) * self.mean(exposure, spots["d"].to_numpy(), spots["off"].to_numpy())
         factor = rng.gamma(1 / self.spread, self.spread, len(m)) if self.spread else 1.0
         return m * relative * factor
 
@@ -302,6 +307,7 @@ class _Fit:
         f, x, u = spots["exposure"].to_numpy(int), spots["d"].to_numpy(float) ** -2, spots["off"].to_numpy(float)
         self.full = spots["full"].to_numpy(bool) if "full" in spots else np.zeros(len(x), bool)
         self.n, self.v = spots["intensity"].to_numpy(float), np.maximum(spots["sigma"].to_numpy(float), 0.5) ** 2
+        self.p = polarized(spots)
         self.shells, self.coarse = _knots(x, SHELLS), _knots(x, COARSE)
         own = np.eye(exposures)[f]
         self.parts = {"falloff": hats(x, self.shells), "rocking": hats(u, ROCKING), "scale": own}
@@ -313,7 +319,7 @@ class _Fit:
     @property
     def mean(self) -> np.ndarray:
         """m of each reflection."""
-        return np.exp(np.clip(sum(h @ self.logs[name] for name, h in self.parts.items()), -12, 16))
+        return self.p * np.exp(np.clip(sum(h @ self.logs[name] for name, h in self.parts.items()), -12, 16))
 
     def turn(self) -> None:
         """Multiply the knots of each part once."""
@@ -341,7 +347,7 @@ def learn_brightness(spots: pd.DataFrame, exposures: int) -> SpotBrightness:
     """The brightness of so many `exposures`, in which all predicted reflections were integrated.
 
     spots: `exposure` (0, 1, …), `d` (Å), `off` (u), `intensity` (photons), `sigma` (of the background alone);
-    perhaps `full`: has it at least that intensity?
+    perhaps `polarization` (p), and `full`: has it at least that intensity?
     """
     fit = _Fit(spots, exposures).run()
     logs, each = fit.logs, (exposures, -1)

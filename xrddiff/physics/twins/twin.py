@@ -26,6 +26,7 @@ from ..indexing.indexer import FEWEST_PEAKS, cell_of_frames
 from ..indexing.integration import integrate_spots
 from ..indexing.series import index_series
 from ..simulation.crystal import random_rotation
+from ..simulation.scattering import ray_polarization
 from .changing_pixels import learn_rings, missed_spots, unsteady_pixels
 from .measured_backgrounds import CountNoise, draw_noisy, learn_noise
 from .indexed_exposures import IndexedExposures
@@ -117,8 +118,8 @@ _TRIES = 60  # turns around the beam, until a place is on the detector
 def on_their_rings(
     spots: pd.DataFrame, geometry: Geometry | PanelGeometry, mask: np.ndarray, rng: np.random.Generator
 ) -> pd.DataFrame:
-    """`spots` (`panel`, `fs`, `ss`), each turned around the beam by an angle of its own to a pixel of `mask`, with their
-    resolution `d` in Å. Those for which none is found are left out.
+    """`spots` (`panel`, `fs`, `ss`, `photons`), each turned around the beam by an angle of its own to a pixel of `mask`, where
+    the beam's polarisation has another factor, with their resolution `d` in Å. Those for which none is found are left out.
     """
     g = as_panels(geometry)
     lab = g.to_lab(spots["panel"].to_numpy(np.intp), spots["fs"].to_numpy(), spots["ss"].to_numpy())
@@ -127,16 +128,19 @@ def on_their_rings(
     stack, placed = mask.reshape(-1, height, width), np.zeros(len(spots), bool)
     out = spots.reset_index(drop=True).copy()
     out["d"] = g.wavelength / (2 * np.maximum(np.sqrt(np.maximum(1 - z, 0) / 2), 1e-9))
+    before = spots["photons"].to_numpy() / ray_polarization(np.stack([x, y, z], 1), g.polarization)
     for _ in range(_TRIES):
         left = np.flatnonzero(~placed)
         if not len(left):
             break
         a = rng.uniform(0, 2 * np.pi, len(left))
         c, s = np.cos(a), np.sin(a)
-        panel, fs, ss = g.lab_to_panel(np.stack([c * x[left] - s * y[left], s * x[left] + c * y[left], z[left]], 1))
+        ray = np.stack([c * x[left] - s * y[left], s * x[left] + c * y[left], z[left]], 1)
+        panel, fs, ss = g.lab_to_panel(ray)
+        photons = before[left] * ray_polarization(ray, g.polarization)
         inside = (panel >= 0) & (fs >= 0) & (fs < width) & (ss >= 0) & (ss < height)
         inside[inside] = stack[panel[inside], ss[inside].astype(int), fs[inside].astype(int)]
-        for name, values in (("panel", panel), ("fs", fs), ("ss", ss)):
+        for name, values in (("panel", panel), ("fs", fs), ("ss", ss), ("photons", photons)):
             out.loc[left[inside], name] = values[inside]
         placed[left[inside]] = True
     return out[placed].reset_index(drop=True)
