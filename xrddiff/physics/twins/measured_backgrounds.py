@@ -149,6 +149,10 @@ class Backgrounds:
         """λ = zero + b exp Σ_f w_f ℓ_f, photons of each pixel, float32."""
         return self.mean * np.exp(self.level(weights)) + np.float32(self.zero)
 
+    def of(self, f: int) -> np.ndarray:
+        """`expected` of exposure `f`."""
+        return self.expected(np.eye(len(self.levels))[f])
+
     def at(self, weights: np.ndarray, index: tuple[np.ndarray, ...]) -> np.ndarray:
         """`expected` at some pixels: `index` holds an array (n,) for each axis."""
         coarse = np.tensordot(np.asarray(weights, np.float32), self.levels, 1)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import gemmi
 import numpy as np
@@ -24,9 +25,10 @@ from ..indexing.rays import as_panels, panel_numbers
 from ..merging.statistics import wilson_table
 
 # %% auto #0
-__all__ = ['REACH', 'SMALLEST', 'LARGEST', 'STRAYS', 'NEIGHBOURS', 'PLACE', 'SHAPE', 'ODD', 'BRIGHT', 'ALONE', 'ROCKING', 'SIDES',
-           'SHELLS', 'COARSE', 'outward', 'nearest_places', 'spot_moments', 'draw_shapes', 'shaped', 'add_spots',
-           'measured_again', 'without_odd', 'without_noise', 'alone', 'measure_shapes', 'share_in_disc', 'hats',
+__all__ = ['REACH', 'SMALLEST', 'LARGEST', 'STRAYS', 'NEIGHBOURS', 'PLACE', 'SHAPE', 'ODD', 'BRIGHT', 'ALONE', 'TAIL', 'ROCKING',
+           'SIDES', 'SHELLS', 'COARSE', 'outward', 'nearest_places', 'spot_moments', 'draw_shapes', 'shaped',
+           'profiles', 'squares', 'add_spots', 'measured_again', 'without_odd', 'without_noise', 'alone',
+           'measure_shapes', 'share_in_disc', 'TailSums', 'share_of_tail', 'beside_gaussians', 'tail_of', 'hats',
            'polarized', 'SpotBrightness', 'learn_brightness', 'spread_of', 'virtual_crystal', 'relative_intensities']
 
 # %% ../../../nbs/physics/twins/spot_shapes.ipynb #a8d36386
@@ -109,38 +111,57 @@ def shaped(
     return spots[["fs", "ss"]].to_numpy() + off, np.einsum("nai,nab,nbj->nij", turn, C, turn)
 
 
+def profiles(offset: np.ndarray, covariance: np.ndarray, reach: int) -> np.ndarray:
+    """Gaussians on the pixels up to `reach` px around theirs, (n, 2 reach + 1, 2 reach + 1), each with the sum 1.
+
+    offset: of the centre in its pixel, in fs and ss, (n, 2), from 0 to 1. covariance: (n, 2, 2), with the width of a pixel.
+    """
+    lines = np.arange(-reach, reach + 1)
+    inverse = np.linalg.inv(covariance - np.eye(2) / 12 * (np.linalg.eigvalsh(covariance)[:, :1, None] > 0.2))
+    (a, b), (_, c) = inverse.transpose(1, 2, 0)
+    out = np.zeros((len(offset), len(lines), len(lines)))
+    for down in _THIRDS:
+        y = lines + 0.5 + down - offset[:, 1, None]
+        for right in _THIRDS:
+            x = lines + 0.5 + right - offset[:, 0, None]
+            cross = 2 * b[:, None, None] * y[:, :, None] * x[:, None, :]
+            out += np.exp(-0.5 * ((c[:, None] * y**2)[:, :, None] + (a[:, None] * x**2)[:, None, :] + cross))
+    return out / out.sum((1, 2), keepdims=True)
+
+
+def squares(
+    centre: np.ndarray, panel: np.ndarray, shape: tuple[int, ...], reach: int
+) -> tuple[tuple[np.ndarray, ...], np.ndarray]:
+    """(index of the pixels (n, k, k) up to `reach` px around spots in a stack, which of them are on the panel)."""
+    (height, width), lines = shape[-2:], np.arange(-reach, reach + 1)
+    x, y = np.floor(centre).astype(int).T
+    rows, columns = np.broadcast_arrays((y[:, None] + lines)[:, :, None], (x[:, None] + lines)[:, None, :])
+    on = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
+    panels = np.broadcast_to(np.asarray(panel)[:, None, None], rows.shape)
+    return (panels, np.clip(rows, 0, height - 1), np.clip(columns, 0, width - 1)), on
+
+
 def add_spots(
     image: np.ndarray,
     photons: np.ndarray,
     panel: np.ndarray,
     centre: np.ndarray,
     covariance: np.ndarray,
+    tail: np.ndarray | None = None,
     reach: int = 10,
 ) -> None:
     """Add the expected photons of spots to an `image` (y, x) or (panel, ss, fs), in place.
 
     photons, panel: (n,). centre: (n, 2). covariance: (n, 2, 2), with the width of a pixel. reach: px.
+    tail: of each, beside its Gaussian, (k, k), see `tail_of`.
     """
     stack = image.reshape(-1, *image.shape[-2:])
-    lines, (height, width) = np.arange(-reach, reach + 1), image.shape[-2:]
-    inverse = np.linalg.inv(covariance - np.eye(2) / 12 * (np.linalg.eigvalsh(covariance)[:, :1, None] > 0.2))
+    more = 0 if tail is None else np.pad(tail, reach - len(tail) // 2)
     for some in np.array_split(np.arange(len(photons)), max(1, len(photons) // 1000)):
-        corner = np.floor(centre[some]).astype(int)
-        profile = np.zeros((len(some), len(lines), len(lines)))
-        (a, b), (_, c) = inverse[some].transpose(1, 2, 0)
-        for down in _THIRDS:
-            y = (corner[:, 1, None] + lines + 0.5 + down) - centre[some, 1, None]
-            for right in _THIRDS:
-                x = (corner[:, 0, None] + lines + 0.5 + right) - centre[some, 0, None]
-                cross = 2 * b[:, None, None] * y[:, :, None] * x[:, None, :]
-                square = (c[:, None] * y**2)[:, :, None] + (a[:, None] * x**2)[:, None, :] + cross
-                profile += np.exp(-0.5 * square)
-        profile *= (photons[some] / profile.sum((1, 2)))[:, None, None]
-        rows, columns = corner[:, 1, None] + lines, corner[:, 0, None] + lines
-        rows, columns = np.broadcast_arrays(rows[:, :, None], columns[:, None, :])
-        on = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
-        at = np.broadcast_to(panel[some, None, None], rows.shape)[on], rows[on], columns[on]
-        np.add.at(stack, at, profile[on].astype(image.dtype))
+        profile = profiles(centre[some] % 1, covariance[some], reach) + more
+        profile *= photons[some, None, None] / (1 + np.sum(more))
+        at, on = squares(centre[some], panel[some], image.shape, reach)
+        np.add.at(stack, tuple(v[on] for v in at), profile[on].astype(image.dtype))
 
 # %% ../../../nbs/physics/twins/spot_shapes.ipynb #d333d6b7
 def measured_again(
@@ -238,6 +259,59 @@ def share_in_disc(variance: np.ndarray, radius: float, ring: tuple[float, float]
     """c (n,) of spots; `variance` (n,) is the square root of the determinant of their covariance, px². radius, ring: px."""
     disc, low, high = (1 - np.exp(-(r**2) / (2 * np.asarray(variance, float))) for r in (radius, *ring))
     return disc - radius**2 / (ring[1] ** 2 - ring[0] ** 2) * (high - low)
+
+# %% ../../../nbs/physics/twins/spot_shapes.ipynb #b09835f2
+TAIL = 8  # px
+
+
+class TailSums(NamedTuple):
+    """Sums over spots: of the light beside their Gaussians, of their photons, of the variance of the first, (k, k)."""
+
+    light: np.ndarray | float = 0.0
+    photons: np.ndarray | float = 0.0
+    variance: np.ndarray | float = 0.0
+
+    def __add__(self, other: TailSums) -> TailSums:
+        return TailSums(*(a + b for a, b in zip(self, other, strict=True)))
+
+
+def share_of_tail(tail: np.ndarray, radius: float, ring: tuple[float, float]) -> float:
+    """c_T of a `tail` (k, k). radius, ring: px."""
+    middle = len(tail) // 2
+    r = np.hypot(*np.mgrid[-middle : middle + 1, -middle : middle + 1])
+    beside = tail[(r >= ring[0]) & (r <= ring[1])].sum()
+    return float(tail[r <= radius].sum() - radius**2 / (ring[1] ** 2 - ring[0] ** 2) * beside)
+
+
+def beside_gaussians(
+    image: np.ndarray,
+    background: np.ndarray,
+    spots: pd.DataFrame,
+    valid: np.ndarray,
+    share: Callable[[np.ndarray], Any],
+) -> TailSums:
+    """The sums of an exposure.
+
+    image, background: photons and their expected number between spots, (y, x) or (panel, ss, fs). spots: as in `measure_shapes`.
+    share: √det C of spots (px²) -> the share of their light that is in their `intensity`.
+    """
+    own = spots[alone(spots, TAIL + 4.0)].reset_index(drop=True)
+    m, C, good = spot_moments(image, own, valid)
+    own, m, C = own[good], m[good], C[good]
+    if not len(own):
+        return TailSums()
+    at, on = squares(m, panel_numbers(own), image.shape, TAIL)
+    n, b, seen = (v.reshape(-1, *v.shape[-2:])[at] for v in (image, background, valid))
+    photons = (own["intensity"].to_numpy() / share(np.sqrt(np.linalg.det(C))))[:, None, None]
+    rest = n - b - photons * profiles(m % 1, C, TAIL)
+    return TailSums(*(np.where(on & seen, v, 0).sum(0) for v in (rest, photons, np.maximum(n, b))))
+
+
+def tail_of(sums: TailSums) -> np.ndarray:
+    """T without its noise (k, k)."""
+    photons = np.maximum(sums.photons, 1e-9) * np.ones((2 * TAIL + 1, 2 * TAIL + 1))
+    T, noise = sums.light / photons, np.sqrt(sums.variance) / photons
+    return np.maximum(T, 0) * np.maximum(1 - (2 * noise / np.maximum(T, 1e-12)) ** 2, 0)
 
 # %% ../../../nbs/physics/twins/spot_shapes.ipynb #3e0906eb
 ROCKING = np.array([0, 0.25, 0.5, 0.75, 1, 1.5, 2, 3, 4, 6])  # knots in u

@@ -39,7 +39,9 @@ from xrddiff.physics.twins.measured_backgrounds import (
 from xrddiff.physics.twins.spot_shapes import (
     ALONE,
     SpotBrightness,
+    TailSums,
     add_spots,
+    beside_gaussians,
     draw_shapes,
     learn_brightness,
     measure_shapes,
@@ -47,6 +49,8 @@ from xrddiff.physics.twins.spot_shapes import (
     relative_intensities,
     shaped,
     share_in_disc,
+    share_of_tail,
+    tail_of,
     virtual_crystal,
 )
 import scipy
@@ -56,8 +60,8 @@ from ..indexing.rays import as_panels, panel_numbers
 # %% auto #0
 __all__ = ['DRAWN', 'CHANCE', 'FEWEST_UNEXPLAINED', 'RADIUS', 'RING', 'FEWEST_SHAPES', 'NEARER', 'SAME_PLACE', 'MIX', 'LISTED',
            'KINDS', 'standing_out', 'most_by_chance', 'unexplained_peaks', 'unexplained_spots', 'on_their_rings',
-           'integrated', 'learn_shapes', 'TwinExposure', 'Twin', 'crystal_in_twin', 'loose_in_twin', 'between_spots',
-           'learn_twin', 'twin_frames']
+           'integrated', 'learn_shapes', 'learn_tail', 'in_disc', 'TwinExposure', 'Twin', 'crystal_in_twin',
+           'loose_in_twin', 'between_spots', 'learn_twin', 'twin_frames']
 
 # %% ../../../nbs/physics/twins/twin.ipynb #344b5140
 DRAWN, CHANCE = 4, 1e-3  # frames without a spot; how rarely chance has as many peaks as a hit
@@ -78,7 +82,7 @@ def most_by_chance(e: IndexedExposures, backgrounds: Backgrounds, noise: CountNo
     gain, pedestal = float(about.get("gain", 1.0)), float(e.frames.attrs.get("pedestal", 0.0))
     kind, found = (np.float32 if e.integrating else np.int32), [0.0]
     for f in np.linspace(0, n - 1, DRAWN).round().astype(int):
-        x = draw_noisy(backgrounds.expected(np.eye(n)[f]), noise, numpy_rng("peaks by chance", int(f)))
+        x = draw_noisy(backgrounds.of(f), noise, numpy_rng("peaks by chance", int(f)))
         values = np.where(e.usable(f), gain * x + pedestal, 0).astype(kind)[None]
         empty = e.frames.isel(frame=[f]).drop_dims("peak", errors="ignore")
         peaks = find_frame_peaks(empty.assign(intensity=(empty["intensity"].dims, values, about)))
@@ -184,6 +188,28 @@ def learn_shapes(exposures: IndexedExposures, tables: list[pd.DataFrame]) -> lis
             break
     return [own if len(own) >= FEWEST_SHAPES else every for own in out]
 
+# %% ../../../nbs/physics/twins/twin.ipynb #fe1669e1
+def learn_tail(exposures: IndexedExposures, backgrounds: Backgrounds, tables: list[pd.DataFrame]) -> np.ndarray | None:
+    """The tail of all bright spots (`tail_of`); None on panels that lie in several directions."""
+    g, out = exposures.geometry(), None
+    if len(g.fs) > 1 and not all(np.allclose(v, v[0], atol=0.05 * np.linalg.norm(v[0])) for v in (g.fs, g.ss)):
+        return None
+    for _ in range(2):  # the share of the light in a disc depends on it
+        share, sums = in_disc(out), TailSums()
+        for number, (crystal, spots) in enumerate(zip(exposures.crystals, tables, strict=True)):
+            f = crystal.exposure
+            if number == 0 or f != exposures.crystals[number - 1].exposure:
+                image, between, usable = exposures.photons(f), backgrounds.of(f), exposures.usable(f)
+            sums += beside_gaussians(image, between, spots[~spots["full"]], usable, share)
+        out = tail_of(sums)
+    return out
+
+
+def in_disc(tail: np.ndarray | None) -> Callable[[np.ndarray], np.ndarray]:
+    """√det C of spots (px²) -> the share of their light that is in their intensity."""
+    beside, whole = (0.0, 1.0) if tail is None else (share_of_tail(tail, RADIUS, RING), 1 + tail.sum())
+    return lambda variance: (share_in_disc(variance, RADIUS, RING) + beside) / whole
+
 # %% ../../../nbs/physics/twins/twin.ipynb #234b6686
 SAME_PLACE = 2e-3  # relative: distances that differ by less are those of one detector position
 MIX = 0.4  # the largest share of another exposure in the level of a background
@@ -213,7 +239,7 @@ class Twin:
 
     - `exposures`: its training exposures.
     - `backgrounds`, `noise`: between the spots.
-    - `brightness`: of the crystals; `shapes`: of the spots of each.
+    - `brightness`: of the crystals; `shapes`: of the spots of each; `tail`: of all of them (`tail_of`), if it is known.
     - `known`, `relative`: the intensities of the crystal's reflections, and those relative to their resolution.
     - `unexplained`: the spots of each exposure that no lattice explains, if they are more than chance; `by_chance`: how far
       peaks stand out at most in frames without a spot.
@@ -230,6 +256,7 @@ class Twin:
     unexplained: Sequence[pd.DataFrame] = ()
     by_chance: float = 0.0
     seen: tuple[str, ...] = ()
+    tail: np.ndarray | None = None
 
     @cached_property
     def kinds(self) -> np.ndarray:
@@ -264,7 +291,7 @@ class Twin:
             s = made.spots
             C = s[["along", "skew", "skew", "across"]].to_numpy().reshape(-1, 2, 2)
             photons, panel, centre = s["photons"].to_numpy(), s["panel"].to_numpy(), s[["fs", "ss"]].to_numpy()
-            add_spots(image, photons, panel, centre, C)
+            add_spots(image, photons, panel, centre, C, self.tail)
         return image
 
     def frames(self, n: int, *, seed: int = 0, blank: bool = False) -> xr.Dataset:
@@ -279,8 +306,8 @@ class Twin:
         rng = numpy_rng("twin counts", made.seed, made.number, int(blank))
         if not blank:
             return draw_noisy(self.expected(made), self.noise, rng)
-        e, own = self.exposures, np.eye(frame_count(self.exposures.frames))[made.like]
-        hidden = draw_noisy(self.backgrounds.expected(own), self.noise, rng)
+        e = self.exposures
+        hidden = draw_noisy(self.backgrounds.of(made.like), self.noise, rng)
         measured = np.where(e.free(made.like), e.photons(made.like), hidden)
         return measured + rng.poisson(self.expected(made, background=False)).astype(np.float32)
 
@@ -297,7 +324,7 @@ def crystal_in_twin(
     _, places = outward(geometry, spots)
     centre, C = shaped(spots, draw_shapes(twin.shapes[k], places, rng), geometry)
     shape = {"along": C[:, 0, 0], "skew": C[:, 0, 1], "across": C[:, 1, 1]}
-    whole = spots["photons"] / share_in_disc(np.sqrt(np.linalg.det(C)), RADIUS, RING)
+    whole = spots["photons"] / in_disc(twin.tail)(np.sqrt(np.linalg.det(C)))
     return spots.assign(fs=centre[:, 0], ss=centre[:, 1], photons=whole, **shape)
 
 
@@ -326,13 +353,13 @@ def _radius(e: IndexedExposures) -> np.ndarray:
 
 def between_spots(e: IndexedExposures) -> tuple[IndexedExposures, Backgrounds, CountNoise, tuple[str, ...]]:
     """(the exposures without unusable pixels, backgrounds, noise, observations in sentences)."""
-    n, seen, eye = frame_count(e.frames), [], np.eye(frame_count(e.frames))
+    n, seen = frame_count(e.frames), []
 
     def exposure(f: int) -> tuple[np.ndarray, np.ndarray]:
         return e.photons(f), e.free(f)
 
     def noise_beside(known: Backgrounds) -> CountNoise:
-        return learn_noise(lambda f: (e.photons(f), known.expected(eye[f]), e.free(f)), n, e.integrating, known.sigma)
+        return learn_noise(lambda f: (e.photons(f), known.of(f), e.free(f)), n, e.integrating, known.sigma)
 
     full = _full(e) & e.mask
     if full.any():
@@ -416,8 +443,8 @@ def learn_twin(
             f"no spot of the {n} frames is bright and stands alone; expected some whose shape can be measured"
         )
     loose, most = unexplained_spots(e, backgrounds, noise)
-    relative = relative_intensities(known, 0.95 * e.d_min)
-    return Twin(e, backgrounds, noise, brightness, shapes, known, relative, loose, most, seen)
+    relative, tail = relative_intensities(known, 0.95 * e.d_min), learn_tail(e, backgrounds, tables)
+    return Twin(e, backgrounds, noise, brightness, shapes, known, relative, loose, most, seen, tail)
 
 # %% ../../../nbs/physics/twins/twin.ipynb #f27f8be4
 def _values_of_masked(e: IndexedExposures) -> np.ndarray:
