@@ -55,7 +55,7 @@ def crystal_spots(
     crystal: TwinCrystal, hkl: np.ndarray, U: np.ndarray, geometry: PanelGeometry, d_min: float
 ) -> pd.DataFrame:
     """The reflections `hkl` (N, 3) of a crystal in orientation U (3, 3): `h`, `k`, `l`, `excitation` (1/Å), `off` (u), `d` (Å),
-    `panel`, `fs`, `ss` (px), and `polarization`, the factor of the beam's.
+    `panel`, `fs`, `ss` (px), `polarization`, the factor of the beam's, and `widening`, √D.
     """
     spread, k = crystal.spread, 1 / geometry.wavelength
     g = hkl @ (U @ crystal.cell.B).T
@@ -68,7 +68,7 @@ def crystal_spots(
     kept = (panel >= 0) & (off <= FARTHEST)
     columns = dict(zip("hkl", hkl[near].T, strict=True))
     columns |= dict(excitation=ray.excitation, off=off, d=g2[near] ** -0.5, panel=panel, fs=fs, ss=ss)
-    columns["polarization"] = ray_polarization(ray.u, geometry.polarization)
+    columns |= dict(polarization=ray_polarization(ray.u, geometry.polarization), widening=np.sqrt(ray.D))
     return pd.DataFrame({name: v[kept] for name, v in columns.items()})
 
 # %% ../../../nbs/physics/twins/indexed_exposures.ipynb #77d9920e

@@ -29,7 +29,8 @@ __all__ = ['REACH', 'SMALLEST', 'LARGEST', 'STRAYS', 'NEIGHBOURS', 'PLACE', 'SHA
            'SIDES', 'SHELLS', 'COARSE', 'outward', 'nearest_places', 'spot_moments', 'draw_shapes', 'shaped',
            'profiles', 'squares', 'add_spots', 'measured_again', 'without_odd', 'without_noise', 'alone',
            'measure_shapes', 'share_in_disc', 'TailSums', 'share_of_tail', 'beside_gaussians', 'tail_of', 'hats',
-           'polarized', 'SpotBrightness', 'learn_brightness', 'spread_of', 'virtual_crystal', 'relative_intensities']
+           'geometric_factor', 'SpotBrightness', 'learn_brightness', 'spread_of', 'virtual_crystal',
+           'relative_intensities']
 
 # %% ../../../nbs/physics/twins/spot_shapes.ipynb #a8d36386
 def outward(geometry: Geometry | PanelGeometry, spots: pd.DataFrame) -> tuple[np.ndarray, pd.DataFrame]:
@@ -326,9 +327,12 @@ def hats(x: np.ndarray, knots: np.ndarray) -> np.ndarray:
     return np.stack([np.interp(x, knots, row) for row in np.eye(len(knots))], 1)
 
 # %% ../../../nbs/physics/twins/spot_shapes.ipynb #c326d645
-def polarized(spots: pd.DataFrame) -> np.ndarray:
-    """p of spots (n,); 1 where it is not known."""
-    return spots["polarization"].to_numpy(float) if "polarization" in spots else np.ones(len(spots))
+def geometric_factor(spots: pd.DataFrame) -> np.ndarray:
+    """p / √D of spots (n,), their `polarization` over their `widening`; each is 1 where it is not known."""
+    p, width = (
+        spots[name].to_numpy(float) if name in spots else np.ones(len(spots)) for name in ("polarization", "widening")
+    )
+    return p / width
 
 
 @dataclass(frozen=True, eq=False)
@@ -351,7 +355,7 @@ class SpotBrightness:
     spread: float = 0.0
 
     def mean(self, exposure: int, d: np.ndarray, u: np.ndarray) -> np.ndarray:
-        """m / p (n,) in photons, at `d` in Å, `u` standard deviations off the sphere."""
+        """m √D / p (n,) in photons, at `d` in Å, `u` standard deviations off the sphere."""
         x = np.asarray(d, float) ** -2
         log = (
             self.scale[exposure]
@@ -362,8 +366,8 @@ class SpotBrightness:
         return np.exp(log)
 
     def draw(self, exposure: int, spots: pd.DataFrame, relative: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Photons (n,) of `spots` (`d`, `off`, perhaps `polarization`) whose |F|² are `relative` (n,) to the mean of their resolution."""
-        m = polarized(spots) * self.mean(exposure, spots["d"].to_numpy(), spots["off"].to_numpy())
+        """Photons (n,) of `spots` (`d`, `off`, and as for `geometric_factor`) whose |F|² are `relative` (n,) to the mean of their resolution."""
+        m = geometric_factor(spots) * self.mean(exposure, spots["d"].to_numpy(), spots["off"].to_numpy())
         factor = rng.gamma(1 / self.spread, self.spread, len(m)) if self.spread else 1.0
         return m * relative * factor
 
@@ -381,7 +385,7 @@ class _Fit:
         f, x, u = spots["exposure"].to_numpy(int), spots["d"].to_numpy(float) ** -2, spots["off"].to_numpy(float)
         self.full = spots["full"].to_numpy(bool) if "full" in spots else np.zeros(len(x), bool)
         self.n, self.v = spots["intensity"].to_numpy(float), np.maximum(spots["sigma"].to_numpy(float), 0.5) ** 2
-        self.p = polarized(spots)
+        self.factor = geometric_factor(spots)
         self.shells, self.coarse = _knots(x, SHELLS), _knots(x, COARSE)
         own = np.eye(exposures)[f]
         self.parts = {"falloff": hats(x, self.shells), "rocking": hats(u, ROCKING), "scale": own}
@@ -393,7 +397,7 @@ class _Fit:
     @property
     def mean(self) -> np.ndarray:
         """m of each reflection."""
-        return self.p * np.exp(np.clip(sum(h @ self.logs[name] for name, h in self.parts.items()), -12, 16))
+        return self.factor * np.exp(np.clip(sum(h @ self.logs[name] for name, h in self.parts.items()), -12, 16))
 
     def turn(self) -> None:
         """Multiply the knots of each part once."""
@@ -421,7 +425,7 @@ def learn_brightness(spots: pd.DataFrame, exposures: int) -> SpotBrightness:
     """The brightness of so many `exposures`, in which all predicted reflections were integrated.
 
     spots: `exposure` (0, 1, …), `d` (Å), `off` (u), `intensity` (photons), `sigma` (of the background alone);
-    perhaps `polarization` (p), and `full`: has it at least that intensity?
+    perhaps `polarization`, `widening` (`geometric_factor`), and `full`: has it at least that intensity?
     """
     fit = _Fit(spots, exposures).run()
     logs, each = fit.logs, (exposures, -1)
