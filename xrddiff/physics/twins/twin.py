@@ -60,7 +60,7 @@ from ..indexing.rays import as_panels, panel_numbers
 # %% auto #0
 __all__ = ['DRAWN', 'CHANCE', 'FEWEST_UNEXPLAINED', 'RADIUS', 'RING', 'FEWEST_SHAPES', 'NEARER', 'SAME_PLACE', 'MIX', 'LISTED',
            'KINDS', 'standing_out', 'most_by_chance', 'unexplained_peaks', 'unexplained_spots', 'on_their_rings',
-           'integrated', 'learn_shapes', 'learn_tail', 'in_disc', 'TwinExposure', 'Twin', 'crystal_in_twin',
+           'integrated', 'learn_shapes', 'learn_tail', 'share_counted', 'TwinExposure', 'Twin', 'crystal_in_twin',
            'loose_in_twin', 'between_spots', 'learn_twin', 'twin_frames']
 
 # %% ../../../nbs/physics/twins/twin.ipynb #344b5140
@@ -195,7 +195,7 @@ def learn_tail(exposures: IndexedExposures, backgrounds: Backgrounds, tables: li
     if len(g.fs) > 1 and not all(np.allclose(v, v[0], atol=0.05 * np.linalg.norm(v[0])) for v in (g.fs, g.ss)):
         return None
     for _ in range(2):  # the share of the light in a disc depends on it
-        share, sums = in_disc(out), TailSums()
+        share, sums = share_counted(out), TailSums()
         for number, (crystal, spots) in enumerate(zip(exposures.crystals, tables, strict=True)):
             f = crystal.exposure
             if number == 0 or f != exposures.crystals[number - 1].exposure:
@@ -205,7 +205,7 @@ def learn_tail(exposures: IndexedExposures, backgrounds: Backgrounds, tables: li
     return out
 
 
-def in_disc(tail: np.ndarray | None) -> Callable[[np.ndarray], np.ndarray]:
+def share_counted(tail: np.ndarray | None) -> Callable[[np.ndarray], np.ndarray]:
     """√det C of spots (px²) -> the share of their light that is in their intensity."""
     beside, whole = (0.0, 1.0) if tail is None else (share_of_tail(tail, RADIUS, RING), 1 + tail.sum())
     return lambda variance: (share_in_disc(variance, RADIUS, RING) + beside) / whole
@@ -324,7 +324,7 @@ def crystal_in_twin(
     _, places = outward(geometry, spots)
     centre, C = shaped(spots, draw_shapes(twin.shapes[k], places, rng), geometry)
     shape = {"along": C[:, 0, 0], "skew": C[:, 0, 1], "across": C[:, 1, 1]}
-    whole = spots["photons"] / in_disc(twin.tail)(np.sqrt(np.linalg.det(C)))
+    whole = spots["photons"] / share_counted(twin.tail)(np.sqrt(np.linalg.det(C)))
     return spots.assign(fs=centre[:, 0], ss=centre[:, 1], photons=whole, **shape)
 
 
