@@ -387,9 +387,10 @@ def draw_noisy(mean: np.ndarray, noise: CountNoise, rng: np.random.Generator) ->
     light, phi = np.maximum(mean, 0).astype(np.float64), noise.variance
     p = panjer(phi) if noise.law is None else by_law(noise.law, phi)
     z = _neighbourly(mean.shape, noise.right / phi, noise.below / phi, rng)
-    total = np.rint(np.maximum(light + np.sqrt(phi * light) * z + (2 * phi - 1) * (z**2 - 1) / 6, 0))
-    weak = light < FEW
+    weak, total = light < FEW, np.empty(mean.shape)
     total[weak] = _quantiles(light[weak], scipy.special.ndtr(z[weak]), p, rng)
+    bright, z = light[~weak], z[~weak]
+    total[~weak] = np.rint(np.maximum(bright + np.sqrt(phi * bright) * z + (2 * phi - 1) * (z**2 - 1) / 6, 0))
     if noise.readout:
         total += np.minimum(mean, 0) + noise.readout * rng.standard_normal(mean.shape)
     return total.astype(np.float32)
