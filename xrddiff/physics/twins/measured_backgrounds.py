@@ -355,15 +355,12 @@ def _neighbourly(shape: tuple[int, ...], right: float, below: float, rng: np.ran
     """z (…, y, x): Gaussian, its neighbours correlate by `right` and `below`."""
     *stack, height, width = shape
     w = rng.standard_normal((*stack, height + (below > 0), width + (right > 0)))
-    whole, alpha, beta = 1.0, right, below
-    for _ in range(20):
-        alpha, beta = right * whole, below * whole
-        whole = 1 + alpha**2 + beta**2
+    whole = 2 / (1 + np.sqrt(max(1 - 4 * (right**2 + below**2), 0)))  # 1 + α² + β², with α = right · whole
     z = w[..., :height, :width].copy()
     if right:
-        z += alpha * w[..., :height, 1:]
+        z += right * whole * w[..., :height, 1:]
     if below:
-        z += beta * w[..., 1:, :width]
+        z += below * whole * w[..., 1:, :width]
     return z / np.sqrt(whole)
 
 
