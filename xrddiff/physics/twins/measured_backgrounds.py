@@ -355,15 +355,12 @@ def _neighbourly(shape: tuple[int, ...], right: float, below: float, rng: np.ran
     """z (…, y, x): Gaussian, its neighbours correlate by `right` and `below`."""
     *stack, height, width = shape
     w = rng.standard_normal((*stack, height + (below > 0), width + (right > 0)))
-    whole, alpha, beta = 1.0, right, below
-    for _ in range(20):
-        alpha, beta = right * whole, below * whole
-        whole = 1 + alpha**2 + beta**2
+    whole = 2 / (1 + np.sqrt(max(1 - 4 * (right**2 + below**2), 0)))  # 1 + α² + β², with α = right · whole
     z = w[..., :height, :width].copy()
     if right:
-        z += alpha * w[..., :height, 1:]
+        z += right * whole * w[..., :height, 1:]
     if below:
-        z += beta * w[..., 1:, :width]
+        z += below * whole * w[..., 1:, :width]
     return z / np.sqrt(whole)
 
 
@@ -387,9 +384,10 @@ def draw_noisy(mean: np.ndarray, noise: CountNoise, rng: np.random.Generator) ->
     light, phi = np.maximum(mean, 0).astype(np.float64), noise.variance
     p = panjer(phi) if noise.law is None else by_law(noise.law, phi)
     z = _neighbourly(mean.shape, noise.right / phi, noise.below / phi, rng)
-    total = np.rint(np.maximum(light + np.sqrt(phi * light) * z + (2 * phi - 1) * (z**2 - 1) / 6, 0))
-    weak = light < FEW
+    weak, total = light < FEW, np.empty(mean.shape)
     total[weak] = _quantiles(light[weak], scipy.special.ndtr(z[weak]), p, rng)
+    bright, z = light[~weak], z[~weak]
+    total[~weak] = np.rint(np.maximum(bright + np.sqrt(phi * bright) * z + (2 * phi - 1) * (z**2 - 1) / 6, 0))
     if noise.readout:
         total += np.minimum(mean, 0) + noise.readout * rng.standard_normal(mean.shape)
     return total.astype(np.float32)
