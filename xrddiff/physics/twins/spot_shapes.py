@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import gemmi
 import numpy as np
@@ -27,9 +27,9 @@ from ..merging.statistics import wilson_table
 # %% auto #0
 __all__ = ['REACH', 'SMALLEST', 'LARGEST', 'STRAYS', 'NEIGHBOURS', 'PLACE', 'SHAPE', 'ODD', 'BRIGHT', 'ALONE', 'TAIL', 'ROCKING',
            'SIDES', 'SHELLS', 'COARSE', 'outward', 'nearest_places', 'spot_moments', 'draw_shapes', 'shaped',
-           'profiles', 'squares', 'add_spots', 'measured_again', 'without_odd', 'without_noise', 'alone',
-           'measure_shapes', 'share_in_disc', 'TailSums', 'share_of_tail', 'beside_gaussians', 'tail_of', 'hats',
-           'geometric_factor', 'SpotBrightness', 'learn_brightness', 'spread_of', 'virtual_crystal',
+           'root_of_light', 'profiles', 'squares', 'add_spots', 'measured_again', 'without_odd', 'without_noise',
+           'alone', 'measure_shapes', 'share_in_disc', 'TailSums', 'share_of_tail', 'beside_gaussians', 'tail_of',
+           'hats', 'geometric_factor', 'SpotBrightness', 'learn_brightness', 'spread_of', 'virtual_crystal',
            'relative_intensities']
 
 # %% ../../../nbs/physics/twins/spot_shapes.ipynb #a8d36386
@@ -112,6 +112,11 @@ def shaped(
     return spots[["fs", "ss"]].to_numpy() + off, np.einsum("nai,nab,nbj->nij", turn, C, turn)
 
 
+def root_of_light(light: np.ndarray, share: np.ndarray | float = 1.0, beside: float = 0.0) -> np.ndarray:
+    """√I of spots (n,) with c I + c_T √I photons, their `light`. share, beside: c, c_T."""
+    return (np.sqrt(beside**2 + 4 * share * np.maximum(light, 0)) - beside) / (2 * share)
+
+
 def profiles(offset: np.ndarray, covariance: np.ndarray, reach: int) -> np.ndarray:
     """Gaussians on the pixels up to `reach` px around theirs, (n, 2 reach + 1, 2 reach + 1), each with the sum 1.
 
@@ -154,13 +159,14 @@ def add_spots(
     """Add the expected photons of spots to an `image` (y, x) or (panel, ss, fs), in place.
 
     photons, panel: (n,). centre: (n, 2). covariance: (n, 2, 2), with the width of a pixel. reach: px.
-    tail: of each, beside its Gaussian, (k, k), see `tail_of`.
+    tail: T, (k, k), see `tail_of`; `photons` are those of a spot with its tail.
     """
     stack = image.reshape(-1, *image.shape[-2:])
-    more = 0 if tail is None else np.pad(tail, reach - len(tail) // 2)
+    more = np.zeros(1) if tail is None else np.pad(tail, reach - len(tail) // 2)
+    root = root_of_light(photons, 1.0, more.sum())
     for some in np.array_split(np.arange(len(photons)), max(1, len(photons) // 1000)):
-        profile = profiles(centre[some] % 1, covariance[some], reach) + more
-        profile *= photons[some, None, None] / (1 + np.sum(more))
+        x = root[some, None, None]
+        profile = x**2 * profiles(centre[some] % 1, covariance[some], reach) + x * more
         at, on = squares(centre[some], panel[some], image.shape, reach)
         np.add.at(stack, tuple(v[on] for v in at), profile[on].astype(image.dtype))
 
@@ -266,10 +272,10 @@ TAIL = 8  # px
 
 
 class TailSums(NamedTuple):
-    """Sums over spots: of the light beside their Gaussians, of their photons, of the variance of the first, (k, k)."""
+    """Sums over spots: of the light beside their Gaussians, of √I, of the variance of the first, (k, k)."""
 
     light: np.ndarray | float = 0.0
-    photons: np.ndarray | float = 0.0
+    roots: np.ndarray | float = 0.0
     variance: np.ndarray | float = 0.0
 
     def __add__(self, other: TailSums) -> TailSums:
@@ -289,12 +295,12 @@ def beside_gaussians(
     background: np.ndarray,
     spots: pd.DataFrame,
     valid: np.ndarray,
-    share: Callable[[np.ndarray], Any],
+    root: Callable[[np.ndarray, np.ndarray], np.ndarray],
 ) -> TailSums:
     """The sums of an exposure.
 
     image, background: photons and their expected number between spots, (y, x) or (panel, ss, fs). spots: as in `measure_shapes`.
-    share: √det C of spots (px²) -> the share of their light that is in their `intensity`.
+    root: intensities and √det C of spots (px²) -> √I.
     """
     own = spots[alone(spots, TAIL + 4.0)].reset_index(drop=True)
     m, C, good = spot_moments(image, own, valid)
@@ -303,15 +309,15 @@ def beside_gaussians(
         return TailSums()
     at, on = squares(m, panel_numbers(own), image.shape, TAIL)
     n, b, seen = (v.reshape(-1, *v.shape[-2:])[at] for v in (image, background, valid))
-    photons = (own["intensity"].to_numpy() / share(np.sqrt(np.linalg.det(C))))[:, None, None]
-    rest = n - b - photons * profiles(m % 1, C, TAIL)
-    return TailSums(*(np.where(on & seen, v, 0).sum(0) for v in (rest, photons, np.maximum(n, b))))
+    x = root(own["intensity"].to_numpy(), np.sqrt(np.linalg.det(C)))[:, None, None]
+    rest = n - b - x**2 * profiles(m % 1, C, TAIL)
+    return TailSums(*(np.where(on & seen, v, 0).sum(0) for v in (rest, x, np.maximum(n, b))))
 
 
 def tail_of(sums: TailSums) -> np.ndarray:
     """T without its noise (k, k)."""
-    photons = np.maximum(sums.photons, 1e-9) * np.ones((2 * TAIL + 1, 2 * TAIL + 1))
-    T, noise = sums.light / photons, np.sqrt(sums.variance) / photons
+    roots = np.maximum(sums.roots, 1e-9) * np.ones((2 * TAIL + 1, 2 * TAIL + 1))
+    T, noise = sums.light / roots, np.sqrt(sums.variance) / roots
     return np.maximum(T, 0) * np.maximum(1 - (2 * noise / np.maximum(T, 1e-12)) ** 2, 0)
 
 # %% ../../../nbs/physics/twins/spot_shapes.ipynb #3e0906eb

@@ -49,6 +49,7 @@ from xrddiff.physics.twins.spot_shapes import (
     relative_intensities,
     shaped,
     share_in_disc,
+    root_of_light,
     share_of_tail,
     tail_of,
     virtual_crystal,
@@ -60,7 +61,7 @@ from ..indexing.rays import as_panels, panel_numbers
 # %% auto #0
 __all__ = ['DRAWN', 'CHANCE', 'FEWEST_UNEXPLAINED', 'RADIUS', 'RING', 'FEWEST_SHAPES', 'NEARER', 'SAME_PLACE', 'MIX', 'LISTED',
            'KINDS', 'standing_out', 'most_by_chance', 'unexplained_peaks', 'unexplained_spots', 'on_their_rings',
-           'integrated', 'learn_shapes', 'learn_tail', 'share_counted', 'TwinExposure', 'Twin', 'crystal_in_twin',
+           'integrated', 'learn_shapes', 'learn_tail', 'photons_of', 'TwinExposure', 'Twin', 'crystal_in_twin',
            'loose_in_twin', 'between_spots', 'learn_twin', 'twin_frames']
 
 # %% ../../../nbs/physics/twins/twin.ipynb #344b5140
@@ -195,20 +196,20 @@ def learn_tail(exposures: IndexedExposures, backgrounds: Backgrounds, tables: li
     if len(g.fs) > 1 and not all(np.allclose(v, v[0], atol=0.05 * np.linalg.norm(v[0])) for v in (g.fs, g.ss)):
         return None
     for _ in range(2):  # the share of the light in a disc depends on it
-        share, sums = share_counted(out), TailSums()
+        root, sums = photons_of(out), TailSums()
         for number, (crystal, spots) in enumerate(zip(exposures.crystals, tables, strict=True)):
             f = crystal.exposure
             if number == 0 or f != exposures.crystals[number - 1].exposure:
                 image, between, usable = exposures.photons(f), backgrounds.of(f), exposures.usable(f)
-            sums += beside_gaussians(image, between, spots[~spots["full"]], usable, share)
+            sums += beside_gaussians(image, between, spots[~spots["full"]], usable, root)
         out = tail_of(sums)
     return out
 
 
-def share_counted(tail: np.ndarray | None) -> Callable[[np.ndarray], np.ndarray]:
-    """√det C of spots (px²) -> the share of their light that is in their intensity."""
-    beside, whole = (0.0, 1.0) if tail is None else (share_of_tail(tail, RADIUS, RING), 1 + tail.sum())
-    return lambda variance: (share_in_disc(variance, RADIUS, RING) + beside) / whole
+def photons_of(tail: np.ndarray | None) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+    """Intensities and √det C of spots (px²) -> √I, the root of the photons of their Gaussians."""
+    beside = 0.0 if tail is None else share_of_tail(tail, RADIUS, RING)
+    return lambda intensity, variance: root_of_light(intensity, share_in_disc(variance, RADIUS, RING), beside)
 
 # %% ../../../nbs/physics/twins/twin.ipynb #234b6686
 SAME_PLACE = 2e-3  # relative: distances that differ by less are those of one detector position
@@ -324,7 +325,8 @@ def crystal_in_twin(
     _, places = outward(geometry, spots)
     centre, C = shaped(spots, draw_shapes(twin.shapes[k], places, rng), geometry)
     shape = {"along": C[:, 0, 0], "skew": C[:, 0, 1], "across": C[:, 1, 1]}
-    whole = spots["photons"] / share_counted(twin.tail)(np.sqrt(np.linalg.det(C)))
+    root = photons_of(twin.tail)(spots["photons"].to_numpy(), np.sqrt(np.linalg.det(C)))
+    whole = root**2 + (0 if twin.tail is None else root * twin.tail.sum())
     return spots.assign(fs=centre[:, 0], ss=centre[:, 1], photons=whole, **shape)
 
 
