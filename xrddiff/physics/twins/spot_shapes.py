@@ -25,8 +25,8 @@ from ..indexing.rays import as_panels, panel_numbers
 from ..merging.statistics import wilson_table
 
 # %% auto #0
-__all__ = ['REACH', 'SMALLEST', 'LARGEST', 'STRAYS', 'NEIGHBOURS', 'PLACE', 'SHAPE', 'ODD', 'BRIGHT', 'ALONE', 'TAIL', 'ROCKING',
-           'SIDES', 'SHELLS', 'COARSE', 'outward', 'nearest_places', 'spot_moments', 'draw_shapes', 'shaped',
+__all__ = ['REACH', 'SMALLEST', 'LARGEST', 'STRAYS', 'NEIGHBOURS', 'PLACE', 'SHAPE', 'ODD', 'BRIGHT', 'ALONE', 'TAIL', 'CORE',
+           'ROCKING', 'SIDES', 'SHELLS', 'COARSE', 'outward', 'nearest_places', 'spot_moments', 'draw_shapes', 'shaped',
            'root_of_light', 'profiles', 'squares', 'add_spots', 'measured_again', 'without_odd', 'without_noise',
            'alone', 'measure_shapes', 'share_in_disc', 'TailSums', 'share_of_tail', 'beside_gaussians', 'tail_of',
            'hats', 'geometric_factor', 'SpotBrightness', 'learn_brightness', 'spread_of', 'virtual_crystal',
@@ -268,7 +268,8 @@ def share_in_disc(variance: np.ndarray, radius: float, ring: tuple[float, float]
     return disc - radius**2 / (ring[1] ** 2 - ring[0] ** 2) * (high - low)
 
 # %% ../../../nbs/physics/twins/spot_shapes.ipynb #b09835f2
-TAIL = 8  # px
+TAIL, CORE = 8, 3.5  # px: how far a tail reaches, and where it begins
+_R = np.hypot(*np.mgrid[-TAIL : TAIL + 1, -TAIL : TAIL + 1])  # px from the middle
 
 
 class TailSums(NamedTuple):
@@ -284,10 +285,8 @@ class TailSums(NamedTuple):
 
 def share_of_tail(tail: np.ndarray, radius: float, ring: tuple[float, float]) -> float:
     """c_T of a `tail` (k, k). radius, ring: px."""
-    middle = len(tail) // 2
-    r = np.hypot(*np.mgrid[-middle : middle + 1, -middle : middle + 1])
-    beside = tail[(r >= ring[0]) & (r <= ring[1])].sum()
-    return float(tail[r <= radius].sum() - radius**2 / (ring[1] ** 2 - ring[0] ** 2) * beside)
+    beside = tail[(_R >= ring[0]) & (_R <= ring[1])].sum()
+    return float(tail[_R <= radius].sum() - radius**2 / (ring[1] ** 2 - ring[0] ** 2) * beside)
 
 
 def beside_gaussians(
@@ -316,9 +315,9 @@ def beside_gaussians(
 
 def tail_of(sums: TailSums) -> np.ndarray:
     """T without its noise (k, k)."""
-    roots = np.maximum(sums.roots, 1e-9) * np.ones((2 * TAIL + 1, 2 * TAIL + 1))
+    roots = np.maximum(sums.roots, 1e-9) * np.ones(_R.shape)
     T, noise = sums.light / roots, np.sqrt(sums.variance) / roots
-    return np.maximum(T, 0) * np.maximum(1 - (2 * noise / np.maximum(T, 1e-12)) ** 2, 0)
+    return np.where(_R > CORE, np.maximum(T, 0) * np.maximum(1 - (2 * noise / np.maximum(T, 1e-12)) ** 2, 0), 0)
 
 # %% ../../../nbs/physics/twins/spot_shapes.ipynb #3e0906eb
 ROCKING = np.array([0, 0.25, 0.5, 0.75, 1, 1.5, 2, 3, 4, 6])  # knots in u
