@@ -51,7 +51,7 @@ def unsteady_pixels(
 
     def sums(f: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         x, free = exposure(f)
-        expected = backgrounds.expected(np.eye(n)[f]) - backgrounds.zero
+        expected = backgrounds.of(f) - backgrounds.zero
         return _narrow(np.where(free, x - backgrounds.zero, 0)), _narrow(np.where(free, expected, 0)), free
 
     shape = backgrounds.mean.shape

@@ -5,7 +5,7 @@
 # %% ../../../nbs/physics/twins/spot_shapes.ipynb #aa1f6991
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -28,7 +28,7 @@ from ..merging.statistics import wilson_table
 __all__ = ['REACH', 'SMALLEST', 'LARGEST', 'STRAYS', 'NEIGHBOURS', 'PLACE', 'SHAPE', 'ODD', 'BRIGHT', 'ALONE', 'TAIL', 'CORE',
            'ROCKING', 'SIDES', 'SHELLS', 'COARSE', 'outward', 'nearest_places', 'spot_moments', 'draw_shapes', 'shaped',
            'root_of_light', 'profiles', 'squares', 'add_spots', 'measured_again', 'without_odd', 'without_noise',
-           'alone', 'measure_shapes', 'share_in_disc', 'TailSums', 'share_of_tail', 'beside_gaussians', 'tail_of',
+           'alone', 'measure_shapes', 'share_in_disc', 'AroundSpots', 'share_of_tail', 'around_bright', 'tail_of',
            'hats', 'geometric_factor', 'SpotBrightness', 'learn_brightness', 'spread_of', 'virtual_crystal',
            'relative_intensities']
 
@@ -272,15 +272,17 @@ TAIL, CORE = 8, 3.5  # px: how far a tail reaches, and where it begins
 _R = np.hypot(*np.mgrid[-TAIL : TAIL + 1, -TAIL : TAIL + 1])  # px from the middle
 
 
-class TailSums(NamedTuple):
-    """Sums over spots: of the light beside their Gaussians, of √I, of the variance of the first, (k, k)."""
+class AroundSpots(NamedTuple):
+    """The pixels up to `TAIL` px around bright spots that stand alone: which are seen, bool, their light beside the background, its
+    variance, and g, (n, k, k); `intensity` (photons) and `area`, √det C in px², of the spots, (n,).
+    """
 
-    light: np.ndarray | float = 0.0
-    roots: np.ndarray | float = 0.0
-    variance: np.ndarray | float = 0.0
-
-    def __add__(self, other: TailSums) -> TailSums:
-        return TailSums(*(a + b for a, b in zip(self, other, strict=True)))
+    seen: np.ndarray
+    light: np.ndarray
+    variance: np.ndarray
+    gaussian: np.ndarray
+    intensity: np.ndarray
+    area: np.ndarray
 
 
 def share_of_tail(tail: np.ndarray, radius: float, ring: tuple[float, float]) -> float:
@@ -289,35 +291,34 @@ def share_of_tail(tail: np.ndarray, radius: float, ring: tuple[float, float]) ->
     return float(tail[_R <= radius].sum() - radius**2 / (ring[1] ** 2 - ring[0] ** 2) * beside)
 
 
-def beside_gaussians(
-    image: np.ndarray,
-    background: np.ndarray,
-    spots: pd.DataFrame,
-    valid: np.ndarray,
-    root: Callable[[np.ndarray, np.ndarray], np.ndarray],
-) -> TailSums:
-    """The sums of an exposure.
+def around_bright(image: np.ndarray, background: np.ndarray, spots: pd.DataFrame, valid: np.ndarray) -> AroundSpots:
+    """Of an exposure.
 
     image, background: photons and their expected number between spots, (y, x) or (panel, ss, fs). spots: as in `measure_shapes`.
-    root: intensities and √det C of spots (px²) -> √I.
     """
     own = spots[alone(spots, TAIL + 4.0)].reset_index(drop=True)
     m, C, good = spot_moments(image, own, valid)
     own, m, C = own[good], m[good], C[good]
-    if not len(own):
-        return TailSums()
     at, on = squares(m, panel_numbers(own), image.shape, TAIL)
-    n, b, seen = (v.reshape(-1, *v.shape[-2:])[at] for v in (image, background, valid))
-    x = root(own["intensity"].to_numpy(), np.sqrt(np.linalg.det(C)))[:, None, None]
-    rest = n - b - x**2 * profiles(m % 1, C, TAIL)
-    return TailSums(*(np.where(on & seen, v, 0).sum(0) for v in (rest, x, np.maximum(n, b))))
+    n, b, usable = (v.reshape(-1, *v.shape[-2:])[at] for v in (image, background, valid))
+    area = np.sqrt(np.linalg.det(C))
+    return AroundSpots(
+        on & usable, n - b, np.maximum(n, b), profiles(m % 1, C, TAIL), own["intensity"].to_numpy(), area
+    )
 
 
-def tail_of(sums: TailSums) -> np.ndarray:
-    """T without its noise (k, k)."""
-    roots = np.maximum(sums.roots, 1e-9) * np.ones(_R.shape)
-    T, noise = sums.light / roots, np.sqrt(sums.variance) / roots
-    return np.where(_R > CORE, np.maximum(T, 0) * np.maximum(1 - (2 * noise / np.maximum(T, 1e-12)) ** 2, 0), 0)
+def tail_of(parts: Sequence[AroundSpots], radius: float, ring: tuple[float, float]) -> np.ndarray:
+    """T without its noise (k, k), of the spots of all `parts`. radius, ring: px, where their intensities were taken from."""
+    spots, T = AroundSpots(*map(np.concatenate, zip(*parts, strict=True))), np.zeros(_R.shape)
+    share = share_in_disc(spots.area, radius, ring)
+    for _ in range(2):  # I depends on T
+        x = root_of_light(spots.intensity, share, share_of_tail(T, radius, ring))[:, None, None]
+        columns = spots.light - x**2 * spots.gaussian, x, spots.variance
+        light, roots, variance = (np.where(spots.seen, v, 0).sum(0) for v in columns)
+        roots = np.maximum(roots, 1e-9)
+        T, noise = light / roots, np.sqrt(variance) / roots
+        T = np.where(_R > CORE, np.maximum(T, 0) * np.maximum(1 - (2 * noise / np.maximum(T, 1e-12)) ** 2, 0), 0)
+    return T
 
 # %% ../../../nbs/physics/twins/spot_shapes.ipynb #3e0906eb
 ROCKING = np.array([0, 0.25, 0.5, 0.75, 1, 1.5, 2, 3, 4, 6])  # knots in u

@@ -39,9 +39,9 @@ from xrddiff.physics.twins.measured_backgrounds import (
 from xrddiff.physics.twins.spot_shapes import (
     ALONE,
     SpotBrightness,
-    TailSums,
+    TAIL,
     add_spots,
-    beside_gaussians,
+    around_bright,
     draw_shapes,
     learn_brightness,
     measure_shapes,
@@ -61,8 +61,8 @@ from ..indexing.rays import as_panels, panel_numbers
 # %% auto #0
 __all__ = ['DRAWN', 'CHANCE', 'FEWEST_UNEXPLAINED', 'RADIUS', 'RING', 'FEWEST_SHAPES', 'NEARER', 'SAME_PLACE', 'MIX', 'LISTED',
            'KINDS', 'standing_out', 'most_by_chance', 'unexplained_peaks', 'unexplained_spots', 'on_their_rings',
-           'integrated', 'learn_shapes', 'learn_tail', 'photons_of', 'TwinExposure', 'Twin', 'crystal_in_twin',
-           'loose_in_twin', 'between_spots', 'learn_twin', 'twin_frames']
+           'integrated', 'learn_shapes', 'learn_tail', 'TwinExposure', 'Twin', 'crystal_in_twin', 'loose_in_twin',
+           'between_spots', 'learn_twin', 'twin_frames']
 
 # %% ../../../nbs/physics/twins/twin.ipynb #344b5140
 DRAWN, CHANCE = 4, 1e-3  # frames without a spot; how rarely chance has as many peaks as a hit
@@ -190,26 +190,16 @@ def learn_shapes(exposures: IndexedExposures, tables: list[pd.DataFrame]) -> lis
     return [own if len(own) >= FEWEST_SHAPES else every for own in out]
 
 # %% ../../../nbs/physics/twins/twin.ipynb #fe1669e1
-def learn_tail(exposures: IndexedExposures, backgrounds: Backgrounds, tables: list[pd.DataFrame]) -> np.ndarray | None:
-    """The tail of all bright spots (`tail_of`); None on panels that lie in several directions."""
-    g, out = exposures.geometry(), None
-    if len(g.fs) > 1 and not all(np.allclose(v, v[0], atol=0.05 * np.linalg.norm(v[0])) for v in (g.fs, g.ss)):
-        return None
-    for _ in range(2):  # the share of the light in a disc depends on it
-        root, sums = photons_of(out), TailSums()
-        for number, (crystal, spots) in enumerate(zip(exposures.crystals, tables, strict=True)):
-            f = crystal.exposure
-            if number == 0 or f != exposures.crystals[number - 1].exposure:
-                image, between, usable = exposures.photons(f), backgrounds.of(f), exposures.usable(f)
-            sums += beside_gaussians(image, between, spots[~spots["full"]], usable, root)
-        out = tail_of(sums)
-    return out
-
-
-def photons_of(tail: np.ndarray | None) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
-    """Intensities and √det C of spots (px²) -> √I, the root of the photons of their Gaussians."""
-    beside = 0.0 if tail is None else share_of_tail(tail, RADIUS, RING)
-    return lambda intensity, variance: root_of_light(intensity, share_in_disc(variance, RADIUS, RING), beside)
+def learn_tail(exposures: IndexedExposures, backgrounds: Backgrounds, tables: list[pd.DataFrame]) -> np.ndarray:
+    """The tail of all bright spots (`tail_of`); nothing on panels that lie in several directions."""
+    g, parts = exposures.geometry(), []
+    if not all(np.allclose(v, v[0], atol=0.05 * np.linalg.norm(v[0])) for v in (g.fs, g.ss)):
+        return np.zeros((2 * TAIL + 1, 2 * TAIL + 1))
+    for crystal, spots in zip(exposures.crystals, tables, strict=True):
+        f = crystal.exposure
+        whole = spots[~spots["full"]]
+        parts.append(around_bright(exposures.photons(f), backgrounds.of(f), whole, exposures.usable(f)))
+    return tail_of(parts, RADIUS, RING)
 
 # %% ../../../nbs/physics/twins/twin.ipynb #234b6686
 SAME_PLACE = 2e-3  # relative: distances that differ by less are those of one detector position
@@ -240,7 +230,7 @@ class Twin:
 
     - `exposures`: its training exposures.
     - `backgrounds`, `noise`: between the spots.
-    - `brightness`: of the crystals; `shapes`: of the spots of each; `tail`: of all of them (`tail_of`), if it is known.
+    - `brightness`: of the crystals; `shapes`: of the spots of each; `tail`: of all of them (`tail_of`).
     - `known`, `relative`: the intensities of the crystal's reflections, and those relative to their resolution.
     - `unexplained`: the spots of each exposure that no lattice explains, if they are more than chance; `by_chance`: how far
       peaks stand out at most in frames without a spot.
@@ -252,12 +242,12 @@ class Twin:
     noise: CountNoise
     brightness: SpotBrightness
     shapes: list[pd.DataFrame]
+    tail: np.ndarray
     known: CrystalIntensities
     relative: Callable[[np.ndarray], np.ndarray]
     unexplained: Sequence[pd.DataFrame] = ()
     by_chance: float = 0.0
     seen: tuple[str, ...] = ()
-    tail: np.ndarray | None = None
 
     @cached_property
     def kinds(self) -> np.ndarray:
@@ -325,8 +315,9 @@ def crystal_in_twin(
     _, places = outward(geometry, spots)
     centre, C = shaped(spots, draw_shapes(twin.shapes[k], places, rng), geometry)
     shape = {"along": C[:, 0, 0], "skew": C[:, 0, 1], "across": C[:, 1, 1]}
-    root = photons_of(twin.tail)(spots["photons"].to_numpy(), np.sqrt(np.linalg.det(C)))
-    whole = root**2 + (0 if twin.tail is None else root * twin.tail.sum())
+    share = share_in_disc(np.sqrt(np.linalg.det(C)), RADIUS, RING)
+    root = root_of_light(spots["photons"].to_numpy(), share, share_of_tail(twin.tail, RADIUS, RING))
+    whole = root**2 + root * twin.tail.sum()
     return spots.assign(fs=centre[:, 0], ss=centre[:, 1], photons=whole, **shape)
 
 
@@ -446,7 +437,7 @@ def learn_twin(
         )
     loose, most = unexplained_spots(e, backgrounds, noise)
     relative, tail = relative_intensities(known, 0.95 * e.d_min), learn_tail(e, backgrounds, tables)
-    return Twin(e, backgrounds, noise, brightness, shapes, known, relative, loose, most, seen, tail)
+    return Twin(e, backgrounds, noise, brightness, shapes, tail, known, relative, loose, most, seen)
 
 # %% ../../../nbs/physics/twins/twin.ipynb #f27f8be4
 def _values_of_masked(e: IndexedExposures) -> np.ndarray:
